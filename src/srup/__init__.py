@@ -1,0 +1,148 @@
+"""Secure Remote Update Protocol: signed commands and firmware updates for devices over MQTT.
+
+The codec, the keys and the sessions need nothing but ``cryptography``. :class:`Device` and :class:`Server`, which talk
+MQTT, are imported at first use; they need the extra ``srup[mqtt]``.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from srup_native import BACKEND
+
+from .codec import Frame, Header, decode, encode, peek, verify_many
+from .errors import (
+    DecodeError,
+    EncodeError,
+    InvalidKeyError,
+    PolicyError,
+    ReplayError,
+    SealError,
+    SignatureError,
+    SrupError,
+    TransportError,
+    UnansweredError,
+    UnknownSenderError,
+    UpdateError,
+)
+from .keyring import KeyRing
+from .keys import PrivateKey, PublicKey
+from .messages import (
+    Action,
+    Activate,
+    Data,
+    DeregisterCommand,
+    DeregisterRequest,
+    HumanJoinRequest,
+    HumanJoinResponse,
+    IdRequest,
+    Initiate,
+    JoinCommand,
+    JoinRequest,
+    Message,
+    ObservationRequest,
+    ObservedJoinRequest,
+    ObservedJoinResponse,
+    ResignRequest,
+    Response,
+    SyndicatedAction,
+    SyndicatedC2Request,
+    SyndicatedData,
+    SyndicatedDeviceCount,
+    SyndicatedDeviceList,
+    SyndicatedEndRequest,
+    SyndicatedIdRequest,
+    SyndicatedTerminate,
+    SyndicationInit,
+    SyndicationRequest,
+    TerminateCommand,
+)
+from .replay import ReplayWindow
+from .seal import seal, unseal
+from .session import Policy
+from .wire import Status
+
+if TYPE_CHECKING:
+    from .agent import Device, Server, UpdateOrder
+    from .fetch import FetchPolicy, file_digest
+
+__version__ = "0.1.0"
+
+_AT_FIRST_USE = {
+    "Device": "agent",
+    "Server": "agent",
+    "UpdateOrder": "agent",
+    "FetchPolicy": "fetch",
+    "file_digest": "fetch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _AT_FIRST_USE.get(name)
+    if module is None:
+        raise AttributeError(f"module 'srup' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"srup.{module}"), name)
+
+
+__all__ = [
+    "BACKEND",
+    "Action",
+    "Activate",
+    "Data",
+    "DecodeError",
+    "DeregisterCommand",
+    "DeregisterRequest",
+    "Device",
+    "EncodeError",
+    "FetchPolicy",
+    "Frame",
+    "Header",
+    "HumanJoinRequest",
+    "HumanJoinResponse",
+    "IdRequest",
+    "Initiate",
+    "InvalidKeyError",
+    "JoinCommand",
+    "JoinRequest",
+    "KeyRing",
+    "Message",
+    "ObservationRequest",
+    "ObservedJoinRequest",
+    "ObservedJoinResponse",
+    "Policy",
+    "PolicyError",
+    "PrivateKey",
+    "PublicKey",
+    "ReplayError",
+    "ReplayWindow",
+    "ResignRequest",
+    "Response",
+    "SealError",
+    "Server",
+    "SignatureError",
+    "SrupError",
+    "Status",
+    "SyndicatedAction",
+    "SyndicatedC2Request",
+    "SyndicatedData",
+    "SyndicatedDeviceCount",
+    "SyndicatedDeviceList",
+    "SyndicatedEndRequest",
+    "SyndicatedIdRequest",
+    "SyndicatedTerminate",
+    "SyndicationInit",
+    "SyndicationRequest",
+    "TerminateCommand",
+    "TransportError",
+    "UnansweredError",
+    "UnknownSenderError",
+    "UpdateError",
+    "UpdateOrder",
+    "decode",
+    "encode",
+    "file_digest",
+    "peek",
+    "seal",
+    "unseal",
+    "verify_many",
+]

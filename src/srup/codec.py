@@ -1,0 +1,81 @@
+"""Messages to signed bytes and back (WIRE.md)."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import srup_native
+from srup_native import Header
+
+from .errors import SrupError, UnknownSenderError
+from .keys import PrivateKey, PublicKey
+from .messages import SCHEMA, Message
+
+if TYPE_CHECKING:
+
+    class Frame(srup_native.Frame):
+        """One well-formed message whose signature has not been verified."""
+
+        def verify(self, key: PublicKey) -> Message:  # type: ignore[override]
+            """Return the typed message if ``key`` signed it; raise SignatureError if it did not."""
+
+else:
+    from srup_native import Frame
+
+__all__ = ["Frame", "Header", "decode", "encode", "peek", "verify_many"]
+
+
+def encode(message: Message, key: PrivateKey) -> bytes:
+    """Return the signed bytes of ``message``, at most 65,535.
+
+    Raises EncodeError when message and signature together are longer, TypeError when one of the two is something else.
+    """
+    if not isinstance(message, Message):
+        raise TypeError(f"encode() takes a message, not {type(message).__name__}")
+    if not isinstance(key, PrivateKey):
+        raise TypeError(f"encode() takes a PrivateKey, not {type(key).__name__}")
+    signed = srup_native.pack(message)
+    return srup_native.splice(signed, key.sign(signed))
+
+
+def decode(wire: bytes) -> Frame:
+    """Return the unverified frame of a message: its header fields, never its body; ``frame.verify(key)`` opens it.
+
+    Raises DecodeError for anything that a strict reader refuses (WIRE.md), and nothing else.
+    """
+    return SCHEMA.decode(wire)  # type: ignore[return-value]
+
+
+def peek(wire: bytes) -> Header:
+    """Return version, type, sequence_id, sender_id and token, without a look at signature and body.
+
+    A Generic message (type 0x00, header and token only) can be peeked at though never decoded. Raises DecodeError.
+    """
+    return SCHEMA.peek(wire)
+
+
+def _verify_one(wire: bytes, keyring: Mapping[int, PublicKey]) -> Message | SrupError:
+    try:
+        frame = decode(wire)
+        key = keyring.get(frame.sender_id)
+        if key is None:
+            return UnknownSenderError(frame.sender_id)
+        return frame.verify(key)
+    except SrupError as error:
+        return error
+
+
+def verify_many(
+    wires: Sequence[bytes], keyring: Mapping[int, PublicKey], threads: int = 1
+) -> list[Message | SrupError]:
+    """Decode and verify each message with its sender's key; return messages and errors in order.
+
+    A bad message gives an error object in its place (DecodeError, UnknownSenderError, SignatureError), never an
+    exception for the batch. ``threads`` is at least 1.
+    """
+    if type(threads) is not int or threads < 1:
+        raise ValueError(f"threads must be an int of at least 1, not {threads!r}")
+    if threads == 1 or len(wires) < 2:
+        return [_verify_one(wire, keyring) for wire in wires]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda wire: _verify_one(wire, keyring), wires))

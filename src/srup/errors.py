@@ -1,0 +1,90 @@
+"""Every error of the package, one tree; whoever catches :class:`SrupError` fails closed.
+
+::
+
+    SrupError
+    ├── EncodeError          a value of yours does not fit its message field (``field``)
+    ├── InvalidKeyError      a key, its file or its password is no good (names the path)
+    ├── DecodeError          bytes that are no SRUP message (``field``, ``offset``)
+    ├── SignatureError       a message that its sender's key did not sign
+    ├── UnknownSenderError   a sender whose key is not registered (``sender_id``)
+    ├── ReplayError          a sequence id that was seen before or is too old (``sequence_id``)
+    ├── PolicyError          a genuine message that must not take effect here: bound to another
+    │                        recipient, expired, from an untrusted server, out of order
+    ├── SealError            a sealed value that does not open; one error for every cause
+    ├── UnansweredError      a partner did not answer before the time was over
+    ├── UpdateError          firmware could not be fetched, checked or activated (``status``)
+    └── TransportError       the broker or the link to it
+"""
+
+from srup_native.errors import DecodeError, EncodeError, SignatureError, SrupError
+
+__all__ = [
+    "DecodeError",
+    "EncodeError",
+    "InvalidKeyError",
+    "PolicyError",
+    "ReplayError",
+    "SealError",
+    "SignatureError",
+    "SrupError",
+    "TransportError",
+    "UnansweredError",
+    "UnknownSenderError",
+    "UpdateError",
+]
+
+
+class InvalidKeyError(SrupError):
+    """A key cannot be used: junk, wrong password, an unknown scheme or one that is too weak."""
+
+
+class UnknownSenderError(SrupError):
+    """No key is registered for the identity that a message names as its sender."""
+
+    def __init__(self, sender_id: int) -> None:
+        super().__init__(sender_id)
+        self.sender_id = sender_id
+
+    def __str__(self) -> str:
+        return f"no key is registered for sender {self.sender_id:x}"
+
+
+class ReplayError(SrupError):
+    """A sequence id was accepted before, lies behind the window, or is zero (FLOWS.md, "Sequence ids")."""
+
+    def __init__(self, sequence_id: int, reason: str) -> None:
+        super().__init__(sequence_id, reason)
+        self.sequence_id = sequence_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"sequence id {self.sequence_id} {self.reason}"
+
+
+class PolicyError(SrupError):
+    """A message is genuine and fresh, and still must not take effect here."""
+
+
+class SealError(SrupError):
+    """A sealed value does not open. The cause is not told: an oracle needs just that (T13)."""
+
+
+class UnansweredError(SrupError):
+    """A request expired before its answer came; whether it took effect is not known."""
+
+
+class UpdateError(SrupError):
+    """An update failed; ``status`` is the code that the device reports (WIRE.md, "Status codes")."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class TransportError(SrupError):
+    """The broker cannot be reached or refuses us."""

@@ -1,0 +1,334 @@
+"""Private and public keys. The scheme belongs to the key and never travels in a message (WIRE.md, "Other schemes").
+
+RSA keys also open and make sealed values. An identity with another scheme has an X25519 key for that purpose beside its
+signing key; ``generate`` makes both, and PEM text then holds two blocks, the signing key first.
+"""
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, Final, NamedTuple, Self
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
+
+import srup_native
+
+from .errors import InvalidKeyError
+
+try:
+    from cryptography.hazmat.primitives.asymmetric import mldsa
+except ImportError:  # before cryptography 47
+    mldsa = None  # type: ignore[assignment]
+
+__all__ = ["SCHEMES", "PrivateKey", "PublicKey"]
+
+MINIMUM_RSA_BITS: Final = 2048
+MINIMUM_RSA_EXPONENT: Final = 65537
+MAXIMUM_RSA_BITS: Final = 16384  # OpenSSL verifies nothing larger
+
+
+class _Scheme(NamedTuple):
+    algorithm: str  # its name in srup_native
+    generate: Callable[[], Any]
+
+
+def _generate_rsa(bits: int) -> Callable[[], rsa.RSAPrivateKey]:
+    return lambda: rsa.generate_private_key(MINIMUM_RSA_EXPONENT, bits)
+
+
+SCHEMES: Final = {
+    "rsa2048": _Scheme("rsa", _generate_rsa(2048)),
+    "rsa3072": _Scheme("rsa", _generate_rsa(3072)),
+    "rsa4096": _Scheme("rsa", _generate_rsa(4096)),
+    "p256": _Scheme("ecdsa", lambda: ec.generate_private_key(ec.SECP256R1())),
+    "ed25519": _Scheme("ed25519", ed25519.Ed25519PrivateKey.generate),
+}
+"""The schemes that this installation can sign with; ML-DSA is there when ``cryptography`` has it."""
+
+if mldsa is not None:
+    SCHEMES["mldsa44"] = _Scheme("mldsa", mldsa.MLDSA44PrivateKey.generate)
+    SCHEMES["mldsa65"] = _Scheme("mldsa", mldsa.MLDSA65PrivateKey.generate)
+
+_PEM_END: Final = b"-----END "
+
+
+def _scheme_of(public: object, minimum_rsa_bits: int, minimum_rsa_exponent: int) -> tuple[str, str]:
+    """Return scheme and algorithm of a public key object, or raise InvalidKeyError when it is weak or of no use."""
+    match public:
+        case rsa.RSAPublicKey():
+            bits, exponent = public.key_size, public.public_numbers().e
+            if not minimum_rsa_bits <= bits <= MAXIMUM_RSA_BITS:
+                raise InvalidKeyError(
+                    f"RSA key of {bits} bits: {minimum_rsa_bits} to {MAXIMUM_RSA_BITS} are accepted "
+                    "(minimum_rsa_bits lowers the bar)"
+                )
+            if exponent < minimum_rsa_exponent or exponent % 2 == 0:
+                raise InvalidKeyError(
+                    f"RSA key with exponent {exponent}: odd ones from {minimum_rsa_exponent} are accepted "
+                    "(minimum_rsa_exponent lowers the bar)"
+                )
+            return f"rsa{bits}", "rsa"
+        case ec.EllipticCurvePublicKey(curve=ec.SECP256R1()):
+            return "p256", "ecdsa"
+        case ed25519.Ed25519PublicKey():
+            return "ed25519", "ed25519"
+        case _ if mldsa is not None and isinstance(public, mldsa.MLDSA44PublicKey):
+            return "mldsa44", "mldsa"
+        case _ if mldsa is not None and isinstance(public, mldsa.MLDSA65PublicKey):
+            return "mldsa65", "mldsa"
+        case _:
+            kind = type(public).__name__
+            raise InvalidKeyError(f"{kind} is no signing key of a known scheme ({', '.join(SCHEMES)})")
+
+
+def _blocks(pem: bytes | str, what: str) -> list[bytes]:
+    """Split PEM text into its one or two blocks."""
+    if not isinstance(pem, bytes | str):
+        raise TypeError(f"a PEM is bytes or str, not {type(pem).__name__}")
+    text = pem.encode() if isinstance(pem, str) else pem
+    if not text.strip():
+        raise InvalidKeyError(f"{what}: the PEM is empty")
+    head, *rest = text.split(_PEM_END)
+    blocks = []
+    for part in rest:
+        end, _, following = part.partition(b"\n")
+        blocks.append(head + _PEM_END + end + b"\n")
+        head = following
+    if not blocks:
+        raise InvalidKeyError(f"{what}: not a PEM (no BEGIN and END lines)")
+    if len(blocks) > 2:
+        raise InvalidKeyError(f"{what}: {len(blocks)} PEM blocks, expected a signing key and at most an X25519 key")
+    return blocks
+
+
+def _load(what: str, load: Callable[..., Any], *arguments: Any) -> Any:
+    """Call one of ``cryptography``'s loaders; whatever it raises for bad input becomes InvalidKeyError."""
+    try:
+        return load(*arguments)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InvalidKeyError(f"{what}: {error}") from None
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidKeyError(f"{os.fspath(path)}: {error.strerror}") from None
+
+
+def _named(path: str | os.PathLike[str], error: InvalidKeyError) -> InvalidKeyError:
+    return InvalidKeyError(f"{os.fspath(path)}: {error}")
+
+
+class PublicKey:
+    """A registered public key: the scheme, the verifier and, without RSA, the X25519 key that values are sealed to.
+
+    Equal when the keys are equal. Loading takes longer than verifying: load once and keep it.
+    """
+
+    def __init__(self, public: Any, sealing: x25519.X25519PublicKey | None, scheme: str, algorithm: str) -> None:
+        self._der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        self._sealing = sealing.public_bytes_raw() if sealing else None
+        self._algorithm = algorithm
+        self.scheme = scheme
+
+    @classmethod
+    def from_pem(
+        cls,
+        pem: bytes | str,
+        minimum_rsa_bits: int = MINIMUM_RSA_BITS,
+        minimum_rsa_exponent: int = MINIMUM_RSA_EXPONENT,
+    ) -> Self:
+        """Load SubjectPublicKeyInfo (or PKCS #1) text, with an X25519 key behind it where there is one.
+
+        Raises InvalidKeyError for junk, another kind of key and RSA keys that are weaker than the minima (T7).
+        """
+        signing, *sealing = _blocks(pem, "public key")
+        public = _load("public key", serialization.load_pem_public_key, signing)
+        scheme, algorithm = _scheme_of(public, minimum_rsa_bits, minimum_rsa_exponent)
+        exchange = _load("sealing key", serialization.load_pem_public_key, sealing[0]) if sealing else None
+        if exchange is not None and not isinstance(exchange, x25519.X25519PublicKey):
+            raise InvalidKeyError("sealing key: the second block must be an X25519 key")
+        return cls(public, exchange, scheme, algorithm)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], minimum_rsa_bits: int = MINIMUM_RSA_BITS) -> Self:
+        """Read a PEM file; errors are InvalidKeyError and name the path."""
+        try:
+            return cls.from_pem(_read(path), minimum_rsa_bits)
+        except InvalidKeyError as error:
+            raise _named(path, error) if os.fspath(path) not in str(error) else error from None
+
+    def to_pem(self) -> bytes:
+        """Return SubjectPublicKeyInfo text; a second block holds the X25519 key where there is one."""
+        keys: list[Any] = [serialization.load_der_public_key(self._der)]
+        if self._sealing is not None:
+            keys.append(x25519.X25519PublicKey.from_public_bytes(self._sealing))
+        return b"".join(
+            key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+            for key in keys
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the PEM file, replacing an old one in one step."""
+        _write(path, self.to_pem())
+
+    @cached_property
+    def verifier(self) -> srup_native.Verifier:
+        """What checks signatures, prepared at the first use."""
+        return srup_native.verifier(self._algorithm, self._der)
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the DER form in hex, for people to compare."""
+        digest = Hash(SHA256())
+        digest.update(self._der + (self._sealing or b""))
+        return digest.finalize().hex()
+
+    def sealing_key(self) -> rsa.RSAPublicKey | x25519.X25519PublicKey | None:
+        """Return the key that values for this identity are sealed to; None when it has none (see srup.seal)."""
+        if self._algorithm == "rsa":
+            key = serialization.load_der_public_key(self._der)
+            assert isinstance(key, rsa.RSAPublicKey)  # noqa: S101 - the algorithm says so
+            return key
+        return x25519.X25519PublicKey.from_public_bytes(self._sealing) if self._sealing else None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PublicKey):
+            return NotImplemented
+        return (self._der, self._sealing) == (other._der, other._sealing)
+
+    def __hash__(self) -> int:
+        return hash((self._der, self._sealing))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (self.to_pem(),)
+
+    def __repr__(self) -> str:
+        return f"<PublicKey {self.scheme} {self.fingerprint[:16]}>"
+
+
+def _unpickle(pem: bytes) -> PublicKey:
+    return PublicKey.from_pem(pem, minimum_rsa_bits=0, minimum_rsa_exponent=0)
+
+
+class PrivateKey:
+    """The key that signs for one identity and opens what was sealed to it. Never shown, never pickled."""
+
+    def __init__(
+        self, private: Any, sealing: x25519.X25519PrivateKey | None, minimum_rsa_bits: int, minimum_rsa_exponent: int
+    ) -> None:
+        public = private.public_key()
+        scheme, algorithm = _scheme_of(public, minimum_rsa_bits, minimum_rsa_exponent)
+        self._private = private
+        self._sealing = sealing
+        self._algorithm = algorithm
+        self.public_key = PublicKey(public, sealing.public_key() if sealing else None, scheme, algorithm)
+        self.scheme = scheme
+
+    @classmethod
+    def generate(cls, scheme: str = "rsa2048") -> Self:
+        """Make a new key (see SCHEMES); RSA takes 0.1 s and more. Raises InvalidKeyError for an unknown scheme."""
+        entry = SCHEMES.get(scheme)
+        if entry is None:
+            hint = " (it needs cryptography 47 or newer)" if str(scheme).startswith("mldsa") else ""
+            raise InvalidKeyError(f"unknown scheme {scheme!r}{hint}; here there are {', '.join(SCHEMES)}")
+        try:
+            private = entry.generate()
+        except UnsupportedAlgorithm as error:
+            raise InvalidKeyError(f"{scheme} is not to be had with this OpenSSL: {error}") from None
+        sealing = None if entry.algorithm == "rsa" else x25519.X25519PrivateKey.generate()
+        return cls(private, sealing, MINIMUM_RSA_BITS, MINIMUM_RSA_EXPONENT)
+
+    @classmethod
+    def from_pem(
+        cls,
+        pem: bytes | str,
+        password: bytes | str | None = None,
+        minimum_rsa_bits: int = MINIMUM_RSA_BITS,
+        minimum_rsa_exponent: int = MINIMUM_RSA_EXPONENT,
+    ) -> Self:
+        """Load PKCS #8 or traditional text, with an X25519 key behind it where there is one.
+
+        Raises InvalidKeyError for junk, a wrong, missing or superfluous password, another kind of key, and RSA keys
+        that are weaker than the minima (T7).
+        """
+        secret = password.encode() if isinstance(password, str) else password
+        signing, *sealing = _blocks(pem, "private key")
+        private = _load("private key", serialization.load_pem_private_key, signing, secret)
+        exchange = _load("sealing key", serialization.load_pem_private_key, sealing[0], secret) if sealing else None
+        if exchange is not None and not isinstance(exchange, x25519.X25519PrivateKey):
+            raise InvalidKeyError("sealing key: the second block must be an X25519 key")
+        return cls(private, exchange, minimum_rsa_bits, minimum_rsa_exponent)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        password: bytes | str | None = None,
+        minimum_rsa_bits: int = MINIMUM_RSA_BITS,
+    ) -> Self:
+        """Read a PEM file; errors are InvalidKeyError and name the path."""
+        try:
+            return cls.from_pem(_read(path), password, minimum_rsa_bits)
+        except InvalidKeyError as error:
+            raise _named(path, error) if os.fspath(path) not in str(error) else error from None
+
+    def to_pem(self, password: bytes | str | None = None) -> bytes:
+        """Return PKCS #8 text, encrypted when a password is given; a second block holds the X25519 key if any."""
+        secret = password.encode() if isinstance(password, str) else password
+        if secret is not None and not secret:
+            raise InvalidKeyError("the password is empty; give None to leave the key unencrypted")
+        encryption = serialization.BestAvailableEncryption(secret) if secret else serialization.NoEncryption()
+        return b"".join(
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+            for key in (self._private, self._sealing)
+            if key is not None
+        )
+
+    def save(self, path: str | os.PathLike[str], password: bytes | str | None = None) -> None:
+        """Write the PEM file with mode 0600, replacing an old one in one step."""
+        _write(path, self.to_pem(password))
+
+    @cached_property
+    def _signer(self) -> srup_native.Signer:
+        der = self._private.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return srup_native.signer(self._algorithm, der)
+
+    def sign(self, signed: bytes) -> bytes:
+        """Return the signature over the SHA-256 of ``signed``."""
+        return self._signer.sign(signed)
+
+    def unsealing_key(self) -> rsa.RSAPrivateKey | x25519.X25519PrivateKey | None:
+        """Return the key that opens what was sealed to this identity; None when it has none (see srup.seal)."""
+        return self._private if self._algorithm == "rsa" else self._sealing
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a private key is not pickled; use to_pem() with a password")
+
+    def __repr__(self) -> str:
+        return f"<PrivateKey {self.scheme} of {self.public_key.fingerprint[:16]}>"
+
+
+def _write(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file that is whole or absent, with mode 0600 from its first moment."""
+    target = Path(path)
+    try:
+        with NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as temporary:
+            try:
+                temporary.write(content)
+                temporary.flush()
+                os.fsync(temporary.fileno())
+                Path(temporary.name).replace(target)
+            except BaseException:
+                Path(temporary.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise InvalidKeyError(f"{os.fspath(path)}: {error.strerror}") from None

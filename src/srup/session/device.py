@@ -1,0 +1,170 @@
+"""The device's end: joins a server, takes its commands and updates, sends values (FLOWS.md, "Flows")."""
+
+from collections.abc import Collection
+from enum import Enum
+from typing import ClassVar, Final
+
+from .. import tokens
+from ..errors import PolicyError
+from ..messages import (
+    Activate,
+    Data,
+    IdRequest,
+    Initiate,
+    JoinRequest,
+    Message,
+    ResignRequest,
+    Response,
+    TerminateCommand,
+)
+from ..update import DEVICE_TABLE, Step, Table, UpdateState, Word, is_digest
+from ..wire import IDENTIFICATION_RESPONSE, Status
+from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, Session
+from .events import ActivationRequested, FetchRequested, JoinAnswered, Left, Unexpected
+
+__all__ = ["TABLE", "DeviceSession", "DeviceState"]
+
+
+class DeviceState(Enum):
+    """Exchanges that only a device sees from this side."""
+
+    JOINING = "the server is to let us in"
+    JOINED = "the server answered the join"
+    LEAVING = "the server is to confirm that we leave"
+    LEFT = "we are out"
+    NEW = "nothing happened yet"
+    ANSWERED = "the answer is on its way"
+
+
+_S = DeviceState
+_JOIN_RESULTS: Final = (Status.JOIN_SUCCESS, Status.JOIN_REFUSED, Status.JOIN_FAIL)
+_RESIGN_RESULTS: Final = (Status.RESIGN_SUCCESS, Status.RESIGN_FAIL)
+
+TABLE: Final[Table] = {
+    **COMMON_TABLE,
+    **DEVICE_TABLE,
+    **{(_S.JOINING, status): Step(_S.JOINED, "join_answered") for status in _JOIN_RESULTS},
+    **{(_S.JOINED, status): Step(_S.JOINED) for status in _JOIN_RESULTS},
+    (_S.JOINING, Word.EXPIRE): Step(_S.LEFT, "unanswered"),
+    **{(_S.LEAVING, status): Step(_S.LEFT, "resign_answered") for status in _RESIGN_RESULTS},
+    **{(_S.LEFT, status): Step(_S.LEFT) for status in _RESIGN_RESULTS},
+    (_S.LEAVING, Word.EXPIRE): Step(_S.LEFT, "unanswered"),
+    (_S.NEW, TerminateCommand): Step(_S.LEFT, "terminated"),
+    (_S.LEFT, TerminateCommand): Step(_S.LEFT),
+    (_S.NEW, IdRequest): Step(_S.ANSWERED, "identify"),
+    (_S.ANSWERED, IdRequest): Step(_S.ANSWERED, "identify"),
+}
+
+
+class DeviceSession(Session):
+    """A device: ``servers`` are the identities that it obeys; ``description`` is what it says it is."""
+
+    table: ClassVar[Table] = TABLE
+    openings = {
+        **Session.openings,
+        Initiate: Opening(UpdateState.NEW),
+        Activate: Opening(UpdateState.NEW),
+        IdRequest: Opening(_S.NEW),
+        TerminateCommand: Opening(_S.NEW),
+    }
+    for_strangers = frozenset({JoinRequest})
+
+    def __init__(
+        self,
+        identity: int,
+        servers: Collection[int],
+        policy: Policy | None = None,
+        first_sequence_id: int = 1,
+        description: str = "",
+    ) -> None:
+        super().__init__(identity, policy, first_sequence_id)
+        self.servers = frozenset(servers)
+        self.description = description
+
+    def receive(self, message: Message, now: float, nonce: bytes) -> list[Output]:
+        """See :meth:`Session.receive`; a sender that is none of the device's servers is a PolicyError (T10)."""
+        if message.sender_id not in self.servers:
+            raise PolicyError(f"{message.sender_id:x} is none of this device's servers")
+        return super().receive(message, now, nonce)
+
+    def join(self, server: int, now: float, nonce: bytes) -> list[Send]:
+        """Ask to be let in; JoinAnswered or Unanswered follows. PolicyError for a server that is not trusted."""
+        if server not in self.servers:
+            raise PolicyError(f"{server:x} is none of this device's servers")
+        return self._ask(server, _S.JOINING, JoinRequest, now, nonce, None)
+
+    def resign(self, server: int, now: float, nonce: bytes) -> list[Send]:
+        """Leave the server; Left follows when it confirms, Unanswered when it does not (we are out all the same)."""
+        return self._ask(server, _S.LEAVING, ResignRequest, now, nonce, None)
+
+    def fetched(self, server: int, token: bytes, now: float) -> list[Output]:
+        """Report that the firmware is here and its digest is right."""
+        return self._drive(server, token, Word.FETCHED, Status.UPDATE_SUCCESS, now)
+
+    def fetch_failed(self, server: int, token: bytes, status: Status, now: float) -> list[Output]:
+        """Report why the firmware is not here: one of the UPDATE_FAIL codes."""
+        return self._drive(server, token, Word.FETCH_FAILED, status, now)
+
+    def activated(self, server: int, token: bytes, now: float) -> list[Output]:
+        """Report that the firmware is active."""
+        return self._drive(server, token, Word.ACTIVATED, Status.ACTIVATE_SUCCESS, now)
+
+    def activation_failed(self, server: int, token: bytes, now: float) -> list[Output]:
+        """Report that the firmware is not active."""
+        return self._drive(server, token, Word.ACTIVATION_FAILED, Status.ACTIVATE_FAIL, now)
+
+    # Effects.
+
+    def join_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
+        """The server answered the join."""
+        status = Status(cause.status)
+        exchange.partner.member = status is Status.JOIN_SUCCESS
+        return [JoinAnswered(exchange.partner.identity, exchange.token, status)]
+
+    def resign_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
+        """The server confirmed that we leave, or failed to; either way we are out."""
+        return self._leave(exchange.partner, exchange.token)
+
+    def terminated(self, exchange: Exchange, cause: TerminateCommand, now: Now) -> list[Output]:
+        """The server put us out."""
+        return self._leave(exchange.partner, exchange.token)
+
+    def identify(self, exchange: Exchange, cause: IdRequest, now: Now) -> list[Output]:
+        """Say what we are: a Data message with a token of its own (FLOWS.md, "Tokens")."""
+        partner = exchange.partner
+        token = tokens.bind(partner.identity, now.time + self.policy.lifetime, now.nonce)
+        fields = {"data_id": IDENTIFICATION_RESPONSE, "data": self.description.encode()}
+        return [self._send(Exchange(partner, token, _S.ANSWERED, now.time, mine=True), Data, **fields)]
+
+    def begin_fetch(self, exchange: Exchange, cause: Initiate, now: Now) -> list[Output]:
+        """A new order."""
+        if not is_digest(cause.digest):
+            raise PolicyError(f"the digest {cause.digest[:80]!r} is no SHA-256 in lower-case hex")
+        exchange.detail = cause.url, cause.digest
+        return [FetchRequested(exchange.partner.identity, exchange.token, cause.url, cause.digest)]
+
+    def same_order(self, exchange: Exchange, cause: Initiate, now: Now) -> list[Output]:
+        """The same order again; a token is good for one (T11)."""
+        if exchange.detail != (cause.url, cause.digest):
+            raise PolicyError("the token belongs to another update order")
+        return []
+
+    def answer_same_order(self, exchange: Exchange, cause: Initiate, now: Now) -> list[Output]:
+        """The same order again, which has been answered."""
+        return self.same_order(exchange, cause, now) + self.repeat_answer(exchange, cause, now)
+
+    def begin_activation(self, exchange: Exchange, cause: Activate, now: Now) -> list[Output]:
+        """The server wants what was fetched to be activated."""
+        _, digest = exchange.detail
+        return [ActivationRequested(exchange.partner.identity, exchange.token, digest)]
+
+    def refuse_activation(self, exchange: Exchange, cause: Activate, now: Now) -> list[Output]:
+        """There is nothing to activate under this token."""
+        unexpected = Unexpected(exchange.partner.identity, exchange.token, Activate, "nothing was fetched for it")
+        return [unexpected, *self.answer(exchange, Status.ACTIVATE_FAIL, now)]
+
+    # Mechanism.
+
+    def _leave(self, partner: Partner, token: bytes) -> list[Output]:
+        partner.member = False
+        return [Left(partner.identity, token)]

@@ -1,0 +1,121 @@
+"""What a session tells its owner. ``peer`` is the identity of the other side, ``token`` names the exchange."""
+
+from dataclasses import dataclass
+
+from ..messages import Message
+from ..update import UpdateState
+from ..wire import Status
+
+__all__ = [
+    "ActionAnswered",
+    "ActionRequested",
+    "ActivationRequested",
+    "DataReceived",
+    "DataRefused",
+    "Event",
+    "FetchRequested",
+    "Identified",
+    "JoinAnswered",
+    "JoinRequested",
+    "Left",
+    "Unanswered",
+    "Unexpected",
+    "UpdateChanged",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """The base of all events."""
+
+    peer: int
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unexpected(Event):
+    """A genuine message that no row of the table expects now; it had no effect."""
+
+    message: type[Message]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered(Event):
+    """A request of ours expired; whether it took effect is not known."""
+
+    request: type[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRequested(Event):
+    """Server: a device wants to join; say ``answer_join``."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinAnswered(Event):
+    """Both sides: a join came to its end with ``status``; the device is a member if it is JOIN_SUCCESS."""
+
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class Left(Event):
+    """Both sides: the membership is over, by a resignation or a termination."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActionRequested(Event):
+    """The partner wants an action done; say ``answer_action``."""
+
+    action_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ActionAnswered(Event):
+    """The partner answered an action of ours."""
+
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class DataReceived(Event):
+    """The partner sent a value; say ``refuse_data`` when nobody knows its ``data_id``."""
+
+    data_id: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DataRefused(Event):
+    """The partner does not know the ``data_id`` of a value that we sent under this token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identified(Event):
+    """Server: a device said what it is."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FetchRequested(Event):
+    """Device: fetch this firmware; say ``fetched`` or ``fetch_failed``."""
+
+    url: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationRequested(Event):
+    """Device: check the digest again and activate; say ``activated`` or ``activation_failed``."""
+
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateChanged(Event):
+    """Server: an update took a step; ``status`` is the device's answer where it gave one."""
+
+    state: UpdateState
+    status: Status | None

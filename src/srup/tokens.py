@@ -1,0 +1,56 @@
+"""Bound tokens: who a message is for and until when (WIRE.md, "token binding"; T3, T4).
+
+A version 5 message does not say who it is for. A bound token does, and the signature covers it::
+
+    srup5:<recipient>:<expiry>:<nonce>
+
+``recipient`` is the identity in lower-case hex without leading zeros, ``expiry`` the last second at which the message
+may take effect, in decimal Unix time, ``nonce`` 22 characters of base64url (128 random bits). More fields may follow,
+each after a colon; a reader of this version ignores them. The whole is ASCII without spaces, so a deployed peer takes it
+for an opaque text and repeats it in its answer. A token that begins with ``srup5:`` and does not have this form is
+malformed: it is refused, not taken for opaque.
+"""
+
+import re
+from base64 import urlsafe_b64encode
+from typing import Final, NamedTuple
+
+from .errors import PolicyError
+
+__all__ = ["NONCE_SIZE", "BoundToken", "bind", "parse"]
+
+NONCE_SIZE: Final = 16
+"""How many random bytes a token takes."""
+
+_PREFIX: Final = b"srup5:"
+_FORM: Final = re.compile(
+    rb"srup5:(0|[1-9a-f][0-9a-f]{0,15}):(0|[1-9][0-9]{0,17}):([A-Za-z0-9_-]{22})((?::[!-9;-~]*)*)", re.ASCII
+)
+
+
+class BoundToken(NamedTuple):
+    """What a bound token says; ``expiry`` in seconds of Unix time."""
+
+    recipient: int
+    expiry: int
+    nonce: bytes
+
+
+def bind(recipient: int, expiry: float, nonce: bytes) -> bytes:
+    """Return a new token for ``recipient`` that is good until ``expiry`` (Unix seconds, rounded down).
+
+    ``nonce`` is 16 bytes that are used once and nobody can guess.
+    """
+    if len(nonce) != NONCE_SIZE:
+        raise ValueError(f"a nonce has {NONCE_SIZE} bytes, not {len(nonce)}")
+    return b"%s%x:%d:%s" % (_PREFIX, recipient, max(0, int(expiry)), urlsafe_b64encode(nonce).rstrip(b"="))
+
+
+def parse(token: bytes) -> BoundToken | None:
+    """Return what a bound token says, None for any other token; raise PolicyError for a malformed bound one."""
+    if not token.startswith(_PREFIX):
+        return None
+    form = _FORM.fullmatch(token)
+    if form is None:
+        raise PolicyError(f"malformed bound token {token[:80]!r}")
+    return BoundToken(int(form[1], 16), int(form[2]), form[3])

@@ -1,0 +1,108 @@
+"""Pure twin of ``_verify.pyx`` and the text of their contract: signatures over SHA-256 (WIRE.md, "Other schemes").
+
+``algorithm`` is one of the keys of :data:`ALGORITHMS`. What is signed is always the SHA-256 of a message's signed
+bytes: RSA and ECDSA take that digest as their own hash, Ed25519 and ML-DSA sign its 32 bytes as their message.
+Keys come as DER: SubjectPublicKeyInfo for a verifier, unencrypted PKCS #8 for a signer. Whoever loads them
+(:mod:`srup.keys`) has checked type and strength.
+"""
+
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any, Final, NamedTuple, Protocol
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_der_private_key, load_der_public_key
+
+_CONTEXT: Final = b"SRUP-v5"
+_PKCS1: Final = PKCS1v15()
+_SHA256: Final = Prehashed(SHA256())
+_ECDSA: Final = ECDSA(_SHA256)
+
+
+class _Algorithm(NamedTuple):
+    verify: Callable[[Any, bytes, bytes], None]  # (key, signature, digest); raises InvalidSignature
+    sign: Callable[[Any, bytes], bytes]  # (key, digest)
+
+
+ALGORITHMS: Final = {
+    "rsa": _Algorithm(
+        lambda key, signature, digest: key.verify(signature, digest, _PKCS1, _SHA256),
+        lambda key, digest: key.sign(digest, _PKCS1, _SHA256),
+    ),
+    "ecdsa": _Algorithm(
+        lambda key, signature, digest: key.verify(signature, digest, _ECDSA),
+        lambda key, digest: key.sign(digest, _ECDSA),
+    ),
+    "ed25519": _Algorithm(
+        lambda key, signature, digest: key.verify(signature, digest),
+        lambda key, digest: key.sign(digest),
+    ),
+    "mldsa": _Algorithm(
+        lambda key, signature, digest: key.verify(signature, digest, _CONTEXT),
+        lambda key, digest: key.sign(digest, _CONTEXT),
+    ),
+}
+
+
+class Verifier(Protocol):
+    """Checks signatures of one public key. Safe to use from many threads at once."""
+
+    def verify(self, wire: bytes, offset: int, size: int) -> bool:
+        """Tell whether ``wire[offset:offset+size]`` is a signature over the rest of ``wire``.
+
+        The two length bytes before the signature are left out as well. Raises ValueError when the range, with its
+        length bytes, does not lie inside ``wire``.
+        """
+        ...
+
+
+class Signer(Protocol):
+    """Signs with one private key. Safe to use from many threads at once."""
+
+    def sign(self, signed: bytes) -> bytes:
+        """Return the signature over ``signed``, the bytes that ``pack`` makes."""
+        ...
+
+
+class _Verifier:
+    __slots__ = ("_key", "_verify")
+
+    def __init__(self, algorithm: str, public_der: bytes) -> None:
+        self._verify = ALGORITHMS[algorithm].verify
+        self._key = load_der_public_key(public_der)
+
+    def verify(self, wire: bytes, offset: int, size: int) -> bool:
+        if offset < 2 or size < 0 or offset + size > len(wire):
+            raise ValueError("the signature must lie inside the message")
+        digest = sha256(wire[: offset - 2])
+        digest.update(wire[offset + size :])
+        try:
+            self._verify(self._key, wire[offset : offset + size], digest.digest())
+        except InvalidSignature:
+            return False
+        return True
+
+
+class _Signer:
+    __slots__ = ("_key", "_sign")
+
+    def __init__(self, algorithm: str, private_der: bytes) -> None:
+        self._sign = ALGORITHMS[algorithm].sign
+        self._key = load_der_private_key(private_der, password=None)
+
+    def sign(self, signed: bytes) -> bytes:
+        return self._sign(self._key, sha256(signed).digest())
+
+
+def verifier(algorithm: str, public_der: bytes) -> Verifier:
+    """Return a verifier; KeyError for an unknown algorithm, ValueError for a key that does not load."""
+    return _Verifier(algorithm, public_der)
+
+
+def signer(algorithm: str, private_der: bytes) -> Signer:
+    """Return a signer; KeyError for an unknown algorithm, ValueError for a key that does not load."""
+    return _Signer(algorithm, private_der)

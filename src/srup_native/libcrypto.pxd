@@ -1,0 +1,56 @@
+"""The declarations of OpenSSL 3 that are used. See the manual pages of each function."""
+
+cdef extern from "openssl/evp.h" nogil:
+    ctypedef struct EVP_PKEY
+    ctypedef struct EVP_PKEY_CTX
+    ctypedef struct EVP_MD
+    ctypedef struct EVP_MD_CTX
+    ctypedef struct ENGINE
+
+    void EVP_PKEY_free(EVP_PKEY* key)
+    int EVP_PKEY_get_size(const EVP_PKEY* key)
+    EVP_PKEY_CTX* EVP_PKEY_CTX_new(EVP_PKEY* key, ENGINE* engine)
+    EVP_PKEY_CTX* EVP_PKEY_CTX_dup(const EVP_PKEY_CTX* context)
+    void EVP_PKEY_CTX_free(EVP_PKEY_CTX* context)
+    int EVP_PKEY_CTX_set_signature_md(EVP_PKEY_CTX* context, const EVP_MD* md)
+    int EVP_PKEY_verify_init(EVP_PKEY_CTX* context)
+    int EVP_PKEY_verify(
+        EVP_PKEY_CTX* context, const unsigned char* signature, size_t size, const unsigned char* digest, size_t length
+    )
+    int EVP_PKEY_sign_init(EVP_PKEY_CTX* context)
+    int EVP_PKEY_sign(
+        EVP_PKEY_CTX* context, unsigned char* signature, size_t* size, const unsigned char* digest, size_t length
+    )
+    const EVP_MD* EVP_sha256()
+    EVP_MD_CTX* EVP_MD_CTX_new()
+    void EVP_MD_CTX_free(EVP_MD_CTX* context)
+    int EVP_MD_CTX_copy_ex(EVP_MD_CTX* target, const EVP_MD_CTX* source)
+    int EVP_DigestVerifyInit(
+        EVP_MD_CTX* context, EVP_PKEY_CTX** inner, const EVP_MD* md, ENGINE* engine, EVP_PKEY* key
+    )
+    int EVP_DigestVerify(
+        EVP_MD_CTX* context, const unsigned char* signature, size_t size, const unsigned char* data, size_t length
+    )
+    int EVP_DigestSignInit(EVP_MD_CTX* context, EVP_PKEY_CTX** inner, const EVP_MD* md, ENGINE* engine, EVP_PKEY* key)
+    int EVP_DigestSign(
+        EVP_MD_CTX* context, unsigned char* signature, size_t* size, const unsigned char* data, size_t length
+    )
+
+cdef extern from "openssl/rsa.h" nogil:
+    enum: RSA_PKCS1_PADDING
+    int EVP_PKEY_CTX_set_rsa_padding(EVP_PKEY_CTX* context, int padding)
+
+cdef extern from "openssl/x509.h" nogil:
+    EVP_PKEY* d2i_PUBKEY(EVP_PKEY** key, const unsigned char** der, long size)
+    EVP_PKEY* d2i_AutoPrivateKey(EVP_PKEY** key, const unsigned char** der, long size)
+
+cdef extern from "openssl/sha.h" nogil:
+    ctypedef struct SHA256_CTX:
+        pass
+    enum: SHA256_DIGEST_LENGTH
+    int SHA256_Init(SHA256_CTX* context)
+    int SHA256_Update(SHA256_CTX* context, const void* data, size_t size)
+    int SHA256_Final(unsigned char* digest, SHA256_CTX* context)
+
+cdef extern from "openssl/err.h" nogil:
+    void ERR_clear_error()
