@@ -6,8 +6,8 @@ A version 5 message does not say who it is for. A bound token does, and the sign
 
 ``recipient`` is the identity in lower-case hex without leading zeros, ``expiry`` the last second at which the message
 may take effect, in decimal Unix time, ``nonce`` 22 characters of base64url (128 random bits). More fields may follow,
-each after a colon; a reader of this version ignores them. The whole is ASCII without spaces, so a deployed peer takes it
-for an opaque text and repeats it in its answer. A token that begins with ``srup5:`` and does not have this form is
+each after a colon; a reader of this version ignores them. The whole is ASCII without spaces, so a deployed peer takes
+it for an opaque text and repeats it in its answer. A token that begins with ``srup5:`` and does not have this form is
 malformed: it is refused, not taken for opaque.
 """
 
