@@ -124,7 +124,7 @@ class Record:
     """An immutable tuple of named, checked values; the base of the message classes.
 
     A subclass calls :meth:`bind` with its layout. Construction takes keywords only and raises EncodeError for a value
-    of a wrong type or range (``bool`` is no integer here, ``1.0`` is not 1) and TypeError for a missing or unknown name.
+    of a wrong type or range (``bool`` is no integer here, ``1.0`` is not 1), TypeError for a missing or unknown name.
     """
 
     __slots__ = ("_values",)

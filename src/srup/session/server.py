@@ -17,7 +17,7 @@ from ..messages import (
 )
 from ..update import SERVER_TABLE, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
-from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Session
+from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Send, Session
 from .events import Identified, JoinAnswered, JoinRequested, Left, UpdateChanged
 
 __all__ = ["TABLE", "ServerSession", "ServerState"]
