@@ -45,6 +45,7 @@ __all__ = [
     "SyndicationInit",
     "SyndicationRequest",
     "TerminateCommand",
+    "decode_data",
 ]
 
 SCHEMA: Final = srup_native.Schema()
@@ -117,7 +118,8 @@ def _encode_value(value: object, kind: DataKind | None, int_kind: DataKind) -> b
         raise EncodeError("data", f"{value} does not fit {kind}") from None
 
 
-def _decode_value(data: bytes, kind: DataKind) -> Any:
+def decode_data(data: bytes, kind: DataKind) -> Any:
+    """Return untyped ``data`` read as ``kind``; raise DecodeError if it does not have that form, size included."""
     if kind == "bytes":
         return data
     if kind == "text":
@@ -151,7 +153,7 @@ class _TypedData:
 
     def decode_value(self, kind: DataKind) -> Any:
         """Return ``data`` read as ``kind``; raise DecodeError if it does not have that form, size included."""
-        return _decode_value(self.data, kind)
+        return decode_data(self.data, kind)
 
 
 class Initiate(Message, type=0x01):

@@ -100,6 +100,10 @@ class ServerSession(Session):
         """Let a device activate what it has fetched under this token; PolicyError if it has nothing."""
         return self._drive(device, token, Word.ACTIVATE, None, now)
 
+    def confirms(self, device: int) -> bool:
+        """Tell whether this device will answer an Activate; deployed peers, which do not bind tokens, never do."""
+        return self._partner(device).binds or self.policy.require_bound_tokens
+
     # Effects.
 
     def join_requested(self, exchange: Exchange, cause: JoinRequest, now: Now) -> list[Output]:

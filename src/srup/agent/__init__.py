@@ -1,0 +1,7 @@
+"""Devices and servers that run: a session, a transport, a clock and the application's handlers, tied together."""
+
+from .base import Agent, Refusal
+from .device import Device
+from .server import Server, UpdateOrder
+
+__all__ = ["Agent", "Device", "Refusal", "Server", "UpdateOrder"]

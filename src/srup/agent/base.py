@@ -1,0 +1,473 @@
+"""What devices and servers have in common: three threads and who does what on them.
+
+The transport's thread only enqueues. The agent's own thread takes what is there, in order: it opens messages, steps the
+session, signs and publishes. The application's handlers run on a third thread, one at a time and in order, so that a
+slow one delays neither the protocol nor the link. Whatever raises on any of them is counted and logged, and the next
+message is served (T8).
+"""
+
+import logging
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, ClassVar, Final, NamedTuple, Self, TypeVar
+
+from ..codec import Frame, decode, encode
+from ..errors import PolicyError, ReplayError, SrupError, TransportError, UnansweredError, UnknownSenderError
+from ..keys import PrivateKey, PublicKey
+from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, Message, ObservedJoinRequest, decode_data
+from ..session.base import Output, Send, Session
+from ..session.events import (
+    ActionAnswered,
+    ActionRequested,
+    DataReceived,
+    DataRefused,
+    Event,
+    Unanswered,
+    Unexpected,
+)
+from ..transport.base import Delivery, Transport
+from ..transport.topics import Address, device_topic, join_topic, parse_topic
+from ..wire import IDENTIFICATION_RESPONSE, Status
+
+__all__ = ["Agent", "Refusal"]
+
+log: Final = logging.getLogger("srup.agent")
+
+Result = TypeVar("Result")
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+_JOIN_REQUESTS: Final = (JoinRequest, HumanJoinRequest, ObservedJoinRequest)
+_IDLE: Final = 3600.0  # the longest sleep when no deadline is near, in seconds
+
+
+class Refusal(NamedTuple):
+    """A message that had no effect: where it came in, the bytes, and why it was refused."""
+
+    topic: str
+    wire: bytes
+    error: SrupError
+
+
+def sequence_origin(clock: Callable[[], float]) -> int:
+    """Return a first sequence id that lies above all that were sent before this start, without having stored them.
+
+    It counts microseconds of Unix time; nobody sends a million messages a second for long. A clock that was set back
+    between two starts makes partners refuse messages until it has caught up.
+    """
+    return max(1, int(clock() * 1e6))
+
+
+class Inline(Executor):
+    """An executor that runs things at once, for simulations."""
+
+    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> "Future[Result]":
+        """Call ``fn`` now."""
+        future: Future[Result] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - it belongs to the caller
+            future.set_exception(error)
+        return future
+
+
+class Agent:
+    """The base of Device and Server. Public methods may be called from any thread.
+
+    ``run``, ``start`` and ``stop`` are for real life; a simulation calls ``start(threads=False)`` and :meth:`step`.
+    ``counts`` tells how many messages were ``received``, ``verified``, ``sent``, refused (by the error's name) and
+    ``faults``, things that raised where nothing should.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        key: PrivateKey,
+        transport: Transport,
+        clock: Callable[[], float],
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        if not isinstance(key, PrivateKey):
+            raise TypeError(f"key must be a PrivateKey, not {type(key).__name__}")
+        self.identity = session.identity
+        self.counts: Counter[str] = Counter()
+        self.connected = False
+        self._session = session
+        self._key = key
+        self._transport = transport
+        self._clock = clock
+        self._entropy = entropy
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._pending: dict[tuple[int, bytes], Future[Any]] = {}
+        self._actions: dict[int, Callable[..., Any]] = {}
+        self._data: dict[str | None, tuple[DataKind, Callable[..., Any]]] = {}
+        self._handlers: dict[str, Callable[..., Any]] = {}
+        self._application: Executor = Inline()
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._stopped = threading.Event()
+
+    # Life.
+
+    def start(self, threads: bool = True) -> Self:
+        """Begin: connect in the background and go on until :meth:`stop`. An agent is started once.
+
+        Without ``threads`` nothing happens by itself: call :meth:`step` when something may have arrived or be due.
+        """
+        if self._thread is not None or self._stopping.is_set():
+            raise TransportError(f"{self!r} was started before; make a new one")
+        self._subscribe()
+        if threads:
+            name = f"srup-{self.identity:x}"
+            self._application = ThreadPoolExecutor(1, f"{name}-application")
+            self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+            self._thread.start()
+        self._transport.start(
+            lambda delivery: self._inbox.put(lambda: self._deliver(delivery)),
+            lambda connected, why: self._inbox.put(lambda: self._set_connected(connected, why)),
+        )
+        self._begin()
+        return self
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """End: send what can be sent within ``timeout`` seconds, disconnect, let the running handler finish.
+
+        Requests without an answer end with TransportError. A second call does nothing.
+        """
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        self._inbox.put(lambda: None)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        self._transport.stop(timeout)
+        self._application.shutdown(wait=False, cancel_futures=True)
+        for future in self._pending.values():
+            future.set_exception(TransportError("stopped before the answer came"))
+        self._pending.clear()
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Start, unless that was done, and stay until :meth:`stop` is called or Ctrl-C is pressed."""
+        if self._thread is None:
+            self.start()
+        try:
+            while not self._stopped.wait(1.0):  # a bounded wait, so that Ctrl-C gets through everywhere
+                pass
+        except KeyboardInterrupt:
+            log.info("%r is interrupted", self)
+        finally:
+            self.stop()
+
+    def __enter__(self) -> Self:
+        return self if self._thread is not None else self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def step(self) -> None:
+        """Do everything that has arrived or is due now (the body of the agent's thread, for simulations)."""
+        while True:
+            try:
+                self._fenced(self._inbox.get_nowait())
+            except queue.Empty:
+                break
+        self._fenced(lambda: self._perform(self._session.tick(self._clock())))
+
+    def deadline(self) -> float | None:
+        """Return when :meth:`step` has something to do next even if nothing arrives; None for never."""
+        return self._session.deadline()
+
+    # What the application does.
+
+    def action(self, partner: int, action_id: int, lifetime: float | None = None) -> "Future[Status]":
+        """Ask a partner to do an action; the result is its answer: ACTION_SUCCESS, ACTION_UNKNOWN or ACTION_FAIL.
+
+        After ``lifetime`` seconds (default: the policy's) the request expires: UnansweredError. PolicyError when the
+        two are not joined.
+        """
+        return self._request(lambda now, nonce: self._session.action(partner, action_id, now, nonce, lifetime))
+
+    def send_data(
+        self, partner: int, data_id: str, value: bytes | str | int | float, kind: DataKind | None = None
+    ) -> "Future[None]":
+        """Send a value (see :meth:`Data.encode_value`); done when it is handed to the transport, there is no answer."""
+        data = Data.encode_value(value, kind)
+        return self._request(lambda now, nonce: self._session.data(partner, data_id, data, now, nonce), answered=False)
+
+    def on_action(self, action_id: int) -> Callable[[Handler], Handler]:
+        """Decorate what does an action. It is called with the partner's identity.
+
+        What it returns is answered: a Status, or False for ACTION_FAIL; anything else is ACTION_SUCCESS. If it raises
+        the answer is ACTION_FAIL. Actions without a handler are answered ACTION_UNKNOWN.
+        """
+        return self._register(self._actions, action_id)
+
+    def on_data(self, data_id: str | None = None, kind: DataKind = "bytes") -> Callable[[Handler], Handler]:
+        """Decorate what takes values named ``data_id``; None takes all that have no handler of their own.
+
+        It is called with the partner's identity, the ``data_id`` and the value read as ``kind``. Values that nobody
+        takes, or that do not have that form, are answered DATA_TYPE_UNKNOWN.
+        """
+
+        def decorate(handler: Handler) -> Handler:
+            self._data[data_id] = (kind, handler)
+            return handler
+
+        return decorate
+
+    def on_left(self, handler: Handler) -> Handler:
+        """Decorate what is called with the partner's identity when a membership ends."""
+        self._handlers["left"] = handler
+        return handler
+
+    def on_refused(self, handler: Handler) -> Handler:
+        """Decorate what is called with a :class:`Refusal` for every message that is refused."""
+        self._handlers["refused"] = handler
+        return handler
+
+    # What the roles add.
+
+    events: ClassVar[Mapping[type[Event], str]] = {
+        ActionRequested: "_action_requested",
+        ActionAnswered: "_answered",
+        DataReceived: "_data_received",
+        DataRefused: "_data_refused",
+        Unanswered: "_unanswered",
+        Unexpected: "_unexpected",
+    }
+    """Which method takes which event."""
+
+    def _subscribe(self) -> None:
+        raise NotImplementedError
+
+    def _begin(self) -> None:
+        """Do what is to be done at the start."""
+
+    def _key_of(self, sender: int) -> PublicKey | None:
+        raise NotImplementedError
+
+    def _check_address(self, address: Address, frame: Frame) -> None:
+        raise NotImplementedError
+
+    # The agent's thread.
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            deadline = self.deadline()
+            pause = _IDLE if deadline is None else min(_IDLE, max(0.0, deadline - self._clock()))
+            try:
+                job = self._inbox.get(timeout=pause)
+            except queue.Empty:
+                pass
+            else:
+                self._fenced(job)
+            self.step()
+
+    def _fenced(self, job: Callable[[], object]) -> None:
+        try:
+            job()
+        except Exception:
+            self.counts["faults"] += 1
+            log.exception("%r: a fault", self)
+
+    def _set_connected(self, connected: bool, why: str) -> None:
+        self.connected = connected
+        log.info("%r is %s: %s", self, "connected" if connected else "not connected", ascii(why))
+
+    def _deliver(self, delivery: Delivery) -> None:
+        """Open a message, step the session, settle the delivery whatever came of it."""
+        self.counts["received"] += 1
+        try:
+            message = self._open(delivery.topic, delivery.payload)
+            if message is None:
+                return
+            self.counts["verified"] += 1
+            outputs = self._session.receive(message, self._clock(), self._entropy(16))
+        except SrupError as error:
+            self._refuse(Refusal(delivery.topic, delivery.payload, error))
+        else:
+            self._perform(outputs)
+        finally:
+            delivery.ack()
+
+    def _open(self, topic: str, wire: bytes) -> Message | None:
+        """Return the verified message, None for one's own echo; raise an SrupError that says what is wrong."""
+        address = parse_topic(topic)
+        frame = decode(wire)
+        if frame.sender_id == self.identity:
+            return None  # both ends share a device's topic (FLOWS.md, "Identities, topics, transport")
+        self._check_address(address, frame)
+        key = self._key_of(frame.sender_id)
+        if key is None:
+            raise UnknownSenderError(frame.sender_id)
+        return frame.verify(key)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        error = refusal.error
+        self.counts[type(error).__name__] += 1
+        level = logging.INFO if isinstance(error, ReplayError) else logging.WARNING
+        log.log(level, "%r refused a message on %a: %s: %a", self, refusal.topic, type(error).__name__, str(error))
+        self._tell("refused", refusal)
+
+    def _perform(self, outputs: Sequence[Output]) -> None:
+        """Send what is to be sent and tell what is to be told, each on its own."""
+        for output in outputs:
+            if isinstance(output, Send):
+                self._fenced(lambda send=output: self._publish(send))  # type: ignore[misc]
+            elif (method := self.events.get(type(output))) is not None:
+                self._fenced(lambda event=output, method=method: getattr(self, method)(event))  # type: ignore[misc]
+
+    def _publish(self, send: Send) -> None:
+        try:
+            self._transport.publish(self._topic(send), encode(send.message, self._key))
+        except TransportError as error:
+            # The session sends again what waits for an answer.
+            self.counts["unsent"] += 1
+            log.warning("%r could not send %s: %s", self, type(send.message).__name__, error)
+        else:
+            self.counts["sent"] += 1
+
+    def _topic(self, send: Send) -> str:
+        if isinstance(send.message, _JOIN_REQUESTS):
+            return join_topic(send.to, self.identity)
+        return device_topic(self._device_of(send))
+
+    def _device_of(self, send: Send) -> int:
+        """Return whose topic a message belongs on; both ends of a link share the device's."""
+        raise NotImplementedError
+
+    # Requests and their answers.
+
+    def _request(self, make: Callable[[float, bytes], Sequence[Output]], answered: bool = True) -> "Future[Any]":
+        """Make a request on the agent's thread; the future ends with its answer, or at once if there is none."""
+        future: Future[Any] = Future()
+
+        def job() -> None:
+            try:
+                if self._stopping.is_set():
+                    raise TransportError(f"{self!r} is stopped")
+                outputs = make(self._clock(), self._entropy(16))
+            except SrupError as error:
+                future.set_exception(error)
+                return
+            for output in outputs:
+                if answered and isinstance(output, Send):
+                    self._pending[output.to, output.message.token] = future
+            self._perform(outputs)
+            if not answered:
+                future.set_result(None)
+
+        future.set_running_or_notify_cancel()
+        self._inbox.put(job)
+        return future
+
+    def _settle(self, event: Event, result: object) -> None:
+        """End the request that this event answers, with a result or an exception."""
+        future = self._pending.pop((event.peer, event.token), None)
+        if future is None:
+            return
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    def _drive(self, method: Callable[..., Sequence[Output]], *arguments: Any) -> None:
+        """Carry a decision of the application into the session, on the agent's thread."""
+
+        def job() -> None:
+            try:
+                outputs = method(*arguments, self._clock())
+            except PolicyError as error:
+                log.warning("%r: %s", self, error)  # it came too late
+            else:
+                self._perform(outputs)
+
+        self._inbox.put(job)
+
+    # Handlers of the application.
+
+    @staticmethod
+    def _register(table: dict[Any, Callable[..., Any]], name: object) -> Callable[[Handler], Handler]:
+        def decorate(handler: Handler) -> Handler:
+            table[name] = handler
+            return handler
+
+        return decorate
+
+    def _apply(self, job: Callable[[], None]) -> None:
+        """Run a job on the application's thread."""
+        try:
+            self._application.submit(self._fenced, job)
+        except RuntimeError:
+            log.info("%r is stopped; a handler was not called", self)
+
+    def _tell(self, name: str, *arguments: object) -> None:
+        """Call a handler that has nothing to answer, if there is one."""
+        handler = self._handlers.get(name)
+        if handler is not None:
+            self._apply(lambda: handler(*arguments))
+
+    def _ask(self, handler: Callable[..., Any], *arguments: object, failure: Status, success: Status) -> Status:
+        """Call a handler and translate what it returns or raises; on the application's thread."""
+        try:
+            result = handler(*arguments)
+        except Exception:
+            self.counts["faults"] += 1
+            log.exception("%r: a handler raised", self)
+            return failure
+        if isinstance(result, Status):
+            if result >> 4 == success >> 4:  # codes of one family share their high digit
+                return result
+            self.counts["faults"] += 1
+            log.error("%r: a handler returned %s, which answers something else", self, result.name)
+            return failure
+        return failure if result is False else success
+
+    # Events.
+
+    def _action_requested(self, event: ActionRequested) -> None:
+        handler = self._actions.get(event.action_id)
+
+        def job() -> None:
+            status = Status.ACTION_UNKNOWN
+            if handler is not None:
+                status = self._ask(handler, event.peer, failure=Status.ACTION_FAIL, success=Status.ACTION_SUCCESS)
+            self._drive(self._session.answer_action, event.peer, event.token, status)
+
+        self._apply(job)
+
+    def _answered(self, event: ActionAnswered) -> None:
+        self._settle(event, event.status)
+
+    def _data_received(self, event: DataReceived) -> None:
+        kind, handler = self._data.get(event.data_id) or self._data.get(None) or (None, None)
+        value = None
+        if kind is not None:
+            try:
+                value = decode_data(event.data, kind)
+            except SrupError as error:
+                log.warning("%r: value %a of %x: %s", self, event.data_id, event.peer, error)
+                handler = None
+        if handler is not None:
+            self._apply(lambda: handler(event.peer, event.data_id, value))
+        elif event.data_id != IDENTIFICATION_RESPONSE:
+            self._drive(self._session.refuse_data, event.peer, event.token)
+
+    def _data_refused(self, event: DataRefused) -> None:
+        self.counts["data refused"] += 1
+        log.warning("%r: %x does not know a value that we sent", self, event.peer)
+
+    def _unanswered(self, event: Unanswered) -> None:
+        self.counts["unanswered"] += 1
+        log.warning("%r: %x did not answer %s", self, event.peer, event.request.__name__)
+        self._settle(event, UnansweredError(f"{event.peer:x} did not answer {event.request.__name__}"))
+
+    def _unexpected(self, event: Unexpected) -> None:
+        self.counts["unexpected"] += 1
+        log.warning("%r: unexpected %s of %x: %s", self, event.message.__name__, event.peer, event.why)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.identity:x}>"

@@ -1,0 +1,216 @@
+"""A device that runs."""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, Self
+
+from ..codec import Frame
+from ..errors import PolicyError, UpdateError
+from ..fetch import Fetcher, FetchPolicy, HttpFetcher, check_digest
+from ..keys import PrivateKey, PublicKey
+from ..messages import DataKind, JoinRequest
+from ..session import DeviceSession, Policy, Send
+from ..session.events import ActivationRequested, FetchRequested, JoinAnswered, Left, Unanswered
+from ..transport.base import Transport
+from ..transport.mqtt import MqttTransport
+from ..transport.topics import Address, device_topic
+from ..wire import Status
+from .base import Agent, Handler, Inline, log, sequence_origin
+
+__all__ = ["Device"]
+
+CURRENT: Final = "current"
+"""The name of the link to the active firmware, made when the device has no activation handler."""
+
+
+class Device(Agent):
+    """A device: joins its server, does what it is told, fetches and activates firmware.
+
+    ``identity`` is a number from 0 to 2**64 - 1, ``server`` and ``server_key`` are whom it obeys. ``broker`` is a URL,
+    ``mqtt://host:port`` or ``mqtts://host:port``, or a transport of one's own making. Firmware goes to the folder
+    ``firmware``, named by its digest; ``fetch`` says what may be downloaded (https only, unless it allows more).
+    ``description`` is what the device says it is. ``policy`` is about tokens, clocks and retries.
+
+    It joins when it is started and, until it is refused or leaves, again whenever the server stays silent.
+    """
+
+    def __init__(
+        self,
+        identity: int,
+        key: PrivateKey,
+        *,
+        server: int,
+        server_key: PublicKey,
+        broker: str | Transport,
+        firmware: str | os.PathLike[str] = "firmware",
+        description: str = "",
+        policy: Policy | None = None,
+        fetch: FetchPolicy | None = None,
+        fetcher: Fetcher | None = None,
+        clock: Callable[[], float] = time.time,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        if not isinstance(server_key, PublicKey):
+            raise TypeError(f"server_key must be a PublicKey, not {type(server_key).__name__}")
+        transport = MqttTransport(broker, f"srup-{identity:x}") if isinstance(broker, str) else broker
+        session = DeviceSession(identity, [server], policy, sequence_origin(clock), description)
+        super().__init__(session, key, transport, clock, entropy)
+        self.server = server
+        self.firmware = Path(firmware)
+        self._session: DeviceSession = session
+        self._server_key = server_key
+        self._own_fetcher: HttpFetcher | None = None
+        if fetcher is None:
+            fetcher = self._own_fetcher = HttpFetcher(fetch)
+        self._fetcher = fetcher
+        self._downloads: Executor = Inline()
+        self._joined: Future[None] = Future()
+
+    def on_activate(self, handler: Handler) -> Handler:
+        """Decorate what activates firmware. It is called with the file's path; the digest was checked just before.
+
+        If it raises or returns False the server is told ACTIVATE_FAIL. Without a handler the link ``current`` in the
+        firmware folder is pointed at the file.
+        """
+        self._handlers["activate"] = handler
+        return handler
+
+    def on_joined(self, handler: Handler) -> Handler:
+        """Decorate what is called, without arguments, when the server has let the device in."""
+        self._handlers["joined"] = handler
+        return handler
+
+    def wait_joined(self, timeout: float | None = None) -> None:
+        """Wait until the server has let the device in.
+
+        Raises PolicyError when it refuses, TimeoutError when ``timeout`` seconds are over (the device goes on trying).
+        """
+        self._joined.result(timeout)
+
+    @property
+    def joined(self) -> bool:
+        """Whether the device is a member now."""
+        return self._session.is_member(self.server)
+
+    def send(self, data_id: str, value: bytes | str | int | float, kind: DataKind | None = None) -> "Future[None]":
+        """Send a value to the server (see :meth:`send_data`)."""
+        return self.send_data(self.server, data_id, value, kind)
+
+    def resign(self) -> "Future[None]":
+        """Leave the server; done when it confirms, UnansweredError when it does not (we are out all the same)."""
+        return self._request(lambda now, nonce: self._session.resign(self.server, now, nonce))
+
+    def join(self) -> None:
+        """Ask the server again, after a refusal or after leaving. Not needed otherwise: the device does it itself."""
+        self._inbox.put(self._join)
+
+    def start(self, threads: bool = True) -> Self:
+        """See :meth:`Agent.start`; the device then joins its server."""
+        if threads:
+            self._downloads = ThreadPoolExecutor(1, f"srup-{self.identity:x}-download")
+        return super().start(threads)
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """See :meth:`Agent.stop`; a running download is broken off."""
+        if self._own_fetcher is not None:
+            self._own_fetcher.close()
+        self._downloads.shutdown(wait=False, cancel_futures=True)
+        super().stop(timeout)
+
+    # What the base asks for.
+
+    events = {
+        **Agent.events,
+        JoinAnswered: "_join_answered",
+        Left: "_left",
+        FetchRequested: "_fetch_requested",
+        ActivationRequested: "_activation_requested",
+    }
+
+    def _subscribe(self) -> None:
+        self._transport.subscribe(device_topic(self.identity))
+
+    def _begin(self) -> None:
+        self._inbox.put(self._join)
+
+    def _key_of(self, sender: int) -> PublicKey | None:
+        return self._server_key if sender == self.server else None
+
+    def _check_address(self, address: Address, frame: Frame) -> None:
+        if address != Address(None, self.identity):
+            raise PolicyError("the topic is not this device's")
+
+    def _device_of(self, send: Send) -> int:
+        return self.identity
+
+    # Joining and leaving.
+
+    def _join(self) -> None:
+        if self._joined.done():
+            self._joined = Future()
+        self._perform(self._session.join(self.server, self._clock(), self._entropy(16)))
+
+    def _unanswered(self, event: Unanswered) -> None:
+        super()._unanswered(event)
+        if event.request is JoinRequest:
+            self._join()
+
+    def _join_answered(self, event: JoinAnswered) -> None:
+        log.info("%r: server %x answers the join with %s", self, event.peer, event.status.name)
+        if self._joined.done():
+            self._joined = Future()
+        if event.status is Status.JOIN_SUCCESS:
+            self._joined.set_result(None)
+            self._tell("joined")
+        else:
+            self._joined.set_exception(PolicyError(f"server {event.peer:x} answers {event.status.name}"))
+
+    def _left(self, event: Left) -> None:
+        log.info("%r is no longer a member of server %x", self, event.peer)
+        if self._joined.done():
+            self._joined = Future()
+        self._settle(event, None)
+        self._tell("left", event.peer)
+
+    # Updates.
+
+    def _fetch_requested(self, event: FetchRequested) -> None:
+        def job() -> None:
+            try:
+                path = self._fetcher.fetch(event.url, event.digest, self.firmware)
+            except UpdateError as error:
+                log.warning("%r: update refused: %s: %a", self, Status(error.status).name, error.reason)
+                self._drive(self._session.fetch_failed, event.peer, event.token, Status(error.status))
+            except Exception:  # noqa: BLE001 - the server gets an answer whatever happens, and the fault is told here
+                self.counts["faults"] += 1
+                log.exception("%r: the download raised", self)
+                self._drive(self._session.fetch_failed, event.peer, event.token, Status.UPDATE_FAIL_FILE)
+            else:
+                log.info("%r fetched %s", self, path)
+                self._drive(self._session.fetched, event.peer, event.token)
+
+        self._downloads.submit(job)
+
+    def _activation_requested(self, event: ActivationRequested) -> None:
+        def activate(path: Path) -> object:
+            check_digest(path, event.digest)  # again: the file may have been changed since it was fetched (T11)
+            return self._handlers.get("activate", self._point_current_at)(path)
+
+        def job() -> None:
+            path = self.firmware / event.digest
+            status = self._ask(activate, path, failure=Status.ACTIVATE_FAIL, success=Status.ACTIVATE_SUCCESS)
+            done = status is Status.ACTIVATE_SUCCESS
+            decision = self._session.activated if done else self._session.activation_failed
+            self._drive(decision, event.peer, event.token)
+
+        self._apply(job)
+
+    def _point_current_at(self, path: Path) -> None:
+        link = path.with_name(CURRENT)
+        fresh = path.with_name(f".{CURRENT}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(path.name)
+        fresh.replace(link)

@@ -1,0 +1,253 @@
+"""A server that runs."""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from ..codec import Frame
+from ..errors import PolicyError, SrupError, UnansweredError, UpdateError
+from ..keyring import KeyRing
+from ..keys import PrivateKey, PublicKey
+from ..session import Policy, Send, ServerSession
+from ..session.events import Identified, JoinAnswered, JoinRequested, Left, UpdateChanged
+from ..transport.base import Transport
+from ..transport.mqtt import MqttTransport
+from ..transport.topics import Address, device_filter, join_filter
+from ..update import UpdateState
+from ..wire import Status
+from .base import Agent, Handler, log, sequence_origin
+
+__all__ = ["Server", "UpdateOrder"]
+
+
+class UpdateOrder:
+    """An update that was ordered for one device, and how it goes. Made by :meth:`Server.update`."""
+
+    def __init__(self, server: "Server", device: int, url: str, digest: str) -> None:
+        self.device = device
+        self.url = url
+        self.digest = digest
+        self.state = UpdateState.NEW
+        self.status: Status | None = None
+        self._server = server
+        self._token: Future[bytes] = Future()
+        self._done: Future[UpdateState] = Future()
+
+    @property
+    def done(self) -> bool:
+        """Whether :meth:`result` would return or raise at once."""
+        return self._done.done()
+
+    def result(self, timeout: float | None = None) -> UpdateState:
+        """Wait for the end: ACTIVATED, or ACTIVATING when a deployed peer was told to activate (it never confirms).
+
+        Raises UpdateError with the device's ``status`` when it could not, UnansweredError when it did not answer before
+        the order expired, PolicyError when it is not joined, TimeoutError when ``timeout`` seconds are over.
+        """
+        return self._done.result(timeout)
+
+    def add_done_callback(self, callback: Callable[["UpdateOrder"], object]) -> None:
+        """Call ``callback(order)`` when the order has ended, at once if it has; on a thread of the package."""
+        self._done.add_done_callback(lambda _: callback(self))
+
+    def activate(self) -> None:
+        """Let the device activate what it has fetched, if the order was made with ``hold``."""
+        self._server._drive_order(self)
+
+    def __repr__(self) -> str:
+        return f"<UpdateOrder {self.digest[:16]} for {self.device:x}: {self.state.name}>"
+
+
+class Server(Agent):
+    """A server: lets devices in, commands and updates them.
+
+    ``devices`` holds the keys of all devices that may ever join; it can grow while the server runs. ``broker`` is a
+    URL, ``mqtt://host:port`` or ``mqtts://host:port``, or a transport of one's own making. ``policy`` is about tokens,
+    clocks and retries.
+    """
+
+    def __init__(
+        self,
+        identity: int,
+        key: PrivateKey,
+        *,
+        devices: KeyRing,
+        broker: str | Transport,
+        policy: Policy | None = None,
+        clock: Callable[[], float] = time.time,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        transport = MqttTransport(broker, f"srup-{identity:x}") if isinstance(broker, str) else broker
+        session = ServerSession(identity, policy, sequence_origin(clock))
+        super().__init__(session, key, transport, clock, entropy)
+        self.devices = devices
+        self._session: ServerSession = session
+        self._members: set[int] = set()
+        self._orders: dict[tuple[int, bytes], UpdateOrder] = {}
+
+    @property
+    def members(self) -> frozenset[int]:
+        """The identities of the devices that are joined now."""
+        return frozenset(self._members)
+
+    def on_join(self, handler: Handler) -> Handler:
+        """Decorate what decides about joins. It is called with the device's identity.
+
+        What it returns is answered: a Status, or False for JOIN_REFUSED; anything else lets the device in. If it raises
+        the answer is JOIN_FAIL. Without a handler every device whose key is registered may join.
+        """
+        self._handlers["join"] = handler
+        return handler
+
+    def on_joined(self, handler: Handler) -> Handler:
+        """Decorate what is called with a device's identity when it has joined."""
+        self._handlers["joined"] = handler
+        return handler
+
+    def on_update(self, handler: Handler) -> Handler:
+        """Decorate what is called with an :class:`UpdateOrder` whenever its state has changed."""
+        self._handlers["update"] = handler
+        return handler
+
+    def update(
+        self, device: int, url: str, digest: str, *, hold: bool = False, lifetime: float | None = None
+    ) -> UpdateOrder:
+        """Order a device to take the firmware at ``url`` whose SHA-256 is ``digest`` (lower-case hex; see file_digest).
+
+        It is activated as soon as the device has it, or with ``hold`` when ``order.activate()`` is called. The order
+        expires after ``lifetime`` seconds (default: the policy's ``update_lifetime``).
+        """
+        order = UpdateOrder(self, device, url, digest)
+
+        def begin(now: float, nonce: bytes) -> list[Send]:
+            sends = self._session.update(device, url, digest, now, nonce, lifetime, hold)
+            token = sends[0].message.token
+            self._orders[device, token] = order
+            order.state = UpdateState.FETCHING
+            order._token.set_result(token)
+            return sends
+
+        def refused(future: "Future[None]") -> None:
+            error = future.exception()
+            if error is not None:
+                order.state = UpdateState.FAILED
+                order._done.set_exception(error)
+
+        self._request(begin, answered=False).add_done_callback(refused)
+        return order
+
+    def identify(self, device: int) -> "Future[str]":
+        """Ask a device what it is; the result is its description."""
+        return self._request(lambda now, nonce: self._session.identify(device, now, nonce))
+
+    def terminate(self, device: int) -> "Future[None]":
+        """Put a device out; done when the command is handed to the transport."""
+        return self._request(lambda now, nonce: self._session.terminate(device, now, nonce), answered=False)
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """See :meth:`Agent.stop`."""
+        super().stop(timeout)
+        while self._orders:
+            _, order = self._orders.popitem()
+            order._done.set_exception(UnansweredError("the server was stopped before the update came to its end"))
+
+    # What the base asks for.
+
+    events = {
+        **Agent.events,
+        JoinRequested: "_join_requested",
+        JoinAnswered: "_join_answered",
+        Left: "_left",
+        Identified: "_identified",
+        UpdateChanged: "_update_changed",
+    }
+
+    def _subscribe(self) -> None:
+        self._transport.subscribe(join_filter(self.identity))
+
+    def _key_of(self, sender: int) -> PublicKey | None:
+        return self.devices.get(sender)
+
+    def _check_address(self, address: Address, frame: Frame) -> None:
+        if address.device != frame.sender_id or address.server not in (None, self.identity):
+            raise PolicyError(f"sender {frame.sender_id:x} does not publish on this topic")
+
+    def _device_of(self, send: Send) -> int:
+        return send.to
+
+    # Events.
+
+    def _join_requested(self, event: JoinRequested) -> None:
+        def job() -> None:
+            status = Status.JOIN_SUCCESS
+            handler = self._handlers.get("join")
+            if handler is not None:
+                # Refusing is an opinion and failing is a fault: they have different codes.
+                status = self._ask(
+                    lambda: Status.JOIN_REFUSED if (said := handler(event.peer)) is False else said,
+                    failure=Status.JOIN_FAIL,
+                    success=Status.JOIN_SUCCESS,
+                )
+            self._drive(self._session.answer_join, event.peer, event.token, status)
+
+        self._apply(job)
+
+    def _join_answered(self, event: JoinAnswered) -> None:
+        log.info("%r: join of %x: %s", self, event.peer, event.status.name)
+        if event.status is Status.JOIN_SUCCESS:
+            self._members.add(event.peer)
+            self._transport.subscribe(device_filter(event.peer))
+            self._tell("joined", event.peer)
+        else:
+            self._leave(event.peer)
+
+    def _left(self, event: Left) -> None:
+        log.info("%r: %x has left", self, event.peer)
+        self._leave(event.peer)
+        self._tell("left", event.peer)
+
+    def _leave(self, device: int) -> None:
+        if device in self._members:
+            self._members.discard(device)
+            self._transport.unsubscribe(device_filter(device))
+
+    def _identified(self, event: Identified) -> None:
+        self._settle(event, event.text)
+
+    def _update_changed(self, event: UpdateChanged) -> None:
+        order = self._orders.get((event.peer, event.token))
+        if order is None:
+            return
+        order.state = event.state
+        order.status = event.status if event.status is not None else order.status
+        log.info("%r: %r", self, order)
+        outcome = self._outcome(event)
+        if outcome is not None:
+            del self._orders[event.peer, event.token]
+            if isinstance(outcome, SrupError):
+                order._done.set_exception(outcome)
+            else:
+                order._done.set_result(outcome)
+        self._tell("update", order)
+
+    def _outcome(self, event: UpdateChanged) -> UpdateState | SrupError | None:
+        """Return how the order ended, None while it goes on."""
+        match event.state:
+            case UpdateState.ACTIVATED:
+                return event.state
+            case UpdateState.ACTIVATING if not self._session.confirms(event.peer):
+                return event.state
+            case UpdateState.FAILED:
+                status = event.status or Status.UPDATE_FAIL_SERVER
+                return UpdateError(status, f"device {event.peer:x} reports {status.name}")
+            case UpdateState.UNANSWERED:
+                return UnansweredError(f"device {event.peer:x} did not answer before the order expired")
+            case _:
+                return None
+
+    def _drive_order(self, order: UpdateOrder) -> None:
+        token = order._token
+        if not token.done():
+            raise PolicyError("the order has not been sent yet")
+        self._drive(self._session.activate, order.device, token.result())
