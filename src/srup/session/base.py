@@ -1,14 +1,14 @@
 """What both ends have in common: partners, freshness, exchanges, retransmission."""
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
 from typing import Any, ClassVar, Final, NamedTuple
 
 from .. import tokens
-from ..errors import PolicyError, SrupError
+from ..errors import EncodeError, PolicyError, SrupError
 from ..messages import Action, Data, Message, Response
 from ..replay import ReplayWindow
 from ..update import Step, Table, Trigger, Word
@@ -23,12 +23,14 @@ from .events import (
     Unexpected,
 )
 
-__all__ = ["Exchange", "Now", "Opening", "Output", "Partner", "Policy", "Send", "Session"]
+__all__ = ["Exchange", "Now", "Opening", "Output", "Partner", "Policy", "Send", "Session", "check_status"]
 
 MAX_EXCHANGES: Final = 256
-"""How many exchanges with one partner are remembered; the oldest finished ones go first (T9)."""
+"""How many exchanges each side may have with the other at a time; the oldest finished ones go first (T9)."""
 
 MAX_SEQUENCE_ID: Final = (1 << 64) - 1
+NO_EXPIRY: Final = 10**18 - 1
+"""The latest expiry that a token can name: what an end without a clock writes into its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,12 @@ COMMON_TABLE: Final[Table] = {
 """Actions and values, which go both ways."""
 
 
+def check_status(status: Status, possible: Collection[Status]) -> None:
+    """Raise EncodeError for a status that does not answer this; nothing has changed then."""
+    if not isinstance(status, Status) or status not in possible:
+        raise EncodeError("status", f"expected {' or '.join(result.name for result in possible)}, not {status!r}")
+
+
 class Session:
     """One end of the protocol. Methods return what is to be sent and what is to be told, in order.
 
@@ -179,11 +187,11 @@ class Session:
         recorded as seen, whether or not a row of the table expects it.
         """
         partner = self._partner(message.sender_id)
-        partner.window.check(message.sequence_id)
         exchange = partner.exchanges.get(message.token)
         bound = None
         if exchange is None or not exchange.mine:
             bound = self._bound_token(partner, message.token, now)
+        partner.window.check(message.sequence_id)
         opening = self.openings.get(type(message))
         trigger: Trigger = type(message)
         if isinstance(message, Response):
@@ -193,7 +201,8 @@ class Session:
                 opening = None
         if exchange is None and opening is not None and (partner.member or not opening.members_only):
             known = bound is not None and self.policy.has_clock
-            expiry = bound.expiry + self.policy.clock_skew if bound and known else now + self.policy.update_lifetime
+            # A second longer than the token is good for, or its last moment could see it taken twice.
+            expiry = bound.expiry + self.policy.clock_skew + 1 if bound and known else now + self.policy.update_lifetime
             exchange = Exchange(partner, message.token, opening.state, expiry, mine=False)
         step = None if exchange is None else self.table.get((exchange.state, trigger))
         outputs: list[Output]
@@ -206,7 +215,9 @@ class Session:
             if opening is None or opening.remembered:
                 self._remember(exchange, now)
         partner.window.accept(message.sequence_id)
-        partner.binds = partner.binds or bound is not None
+        # A Response only repeats a token, which a deployed peer may have from anyone.
+        partner.binds = partner.binds or (bound is not None and not isinstance(message, Response))
+        self._partners[partner.identity] = partner
         return outputs
 
     def tick(self, now: float) -> list[Output]:
@@ -221,10 +232,8 @@ class Session:
                 step = self.table.get((exchange.state, Word.EXPIRE))
                 if step is not None:
                     outputs += self._take(exchange, step, None, Now(now, b""))
-            elif exchange.request is not None:
-                fields = dict(exchange.request) | {"sequence_id": self._next_sequence_id(exchange.partner)}
-                outputs.append(Send(exchange.partner.identity, type(exchange.request)(**fields)))
-                exchange.retry = min(2 * exchange.retry, self.policy.max_retry)
+            else:
+                outputs += self._send_again(exchange)
                 self._schedule(exchange, now)
         return outputs
 
@@ -242,6 +251,7 @@ class Session:
 
     def answer_action(self, partner: int, token: bytes, status: Status, now: float) -> list[Output]:
         """Answer an ActionRequested with ACTION_SUCCESS, ACTION_UNKNOWN or ACTION_FAIL."""
+        check_status(status, _ACTION_RESULTS)
         return self._drive(partner, token, Word.ANSWER, status, now)
 
     def data(self, partner: int, data_id: str, data: bytes, now: float, nonce: bytes) -> list[Send]:
@@ -250,7 +260,10 @@ class Session:
 
     def refuse_data(self, partner: int, token: bytes, now: float) -> list[Output]:
         """Answer a DataReceived whose ``data_id`` nobody here knows."""
-        unremembered = Exchange(self._partner(partner), token, _D.TAKEN, now, mine=False)
+        side = self._partners.get(partner)
+        if side is None:
+            raise PolicyError(f"{partner:x} has sent nothing")
+        unremembered = Exchange(side, token, _D.TAKEN, now, mine=False)
         return [self._send(unremembered, Response, status=Status.DATA_TYPE_UNKNOWN)]
 
     def is_member(self, partner: int) -> bool:
@@ -278,8 +291,9 @@ class Session:
 
     def answer(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """Answer with the status that the owner gave."""
-        exchange.status = Status(cause)
-        return self.repeat_answer(exchange, cause, now)
+        send = self._send(exchange, Response, status=cause)
+        exchange.status = cause
+        return [send]
 
     def repeat_answer(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """Answer as before."""
@@ -295,11 +309,9 @@ class Session:
     # Mechanism.
 
     def _partner(self, identity: int) -> Partner:
-        """Return the partner of this identity; the caller has seen its key or its signature."""
+        """Return the partner of this identity; a new one is kept only once something has come of it."""
         partner = self._partners.get(identity)
-        if partner is None:
-            partner = self._partners[identity] = Partner(identity, last_sent=self._first_sequence_id - 1)
-        return partner
+        return partner or Partner(identity, last_sent=self._first_sequence_id - 1)
 
     def _bound_token(self, partner: Partner, token: bytes, now: float) -> tokens.BoundToken | None:
         """Check the token of a message that is no answer to us: is it for us, and still good (T3, T4)."""
@@ -321,7 +333,6 @@ class Session:
         following = max(partner.last_sent, partner.window.highest) + 1
         if following > MAX_SEQUENCE_ID:
             raise PolicyError(f"no sequence id is left for {partner.identity:x}")
-        partner.last_sent = following
         return following
 
     def _send(self, exchange: Exchange, cls: type[Message], **fields: Any) -> Send:
@@ -331,7 +342,20 @@ class Session:
             token=exchange.token,
             **fields,
         )
+        exchange.partner.last_sent = message.sequence_id
         return Send(exchange.partner.identity, message)
+
+    def _send_again(self, exchange: Exchange) -> list[Send]:
+        if exchange.request is None or not exchange.retry:
+            return []
+        fields = {name: value for name, value in exchange.request if name not in ("sequence_id", "sender_id", "token")}
+        try:
+            send = self._send(exchange, type(exchange.request), **fields)
+        except PolicyError:  # no sequence id is left, which is this partner's trouble and not that of the others
+            exchange.retry = 0.0
+            return []
+        exchange.retry = min(2 * exchange.retry, self.policy.max_retry)
+        return [send]
 
     def _ask(
         self,
@@ -351,11 +375,18 @@ class Session:
         if not side.member and cls not in self.for_strangers:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
         expiry = now + (self.policy.lifetime if lifetime is None else lifetime)
-        exchange = Exchange(side, tokens.bind(partner, expiry, nonce), state, expiry, mine=True, detail=detail)
+        token = tokens.bind(partner, self._token_expiry(expiry), nonce)
+        exchange = Exchange(side, token, state, expiry, mine=True, detail=detail)
+        self._check_room(exchange)
         send = self._send(exchange, cls, **fields)
         self._expect(exchange, send.message, resend)
         self._remember(exchange, now)
+        self._partners[partner] = side
         return [send]
+
+    def _token_expiry(self, expiry: float) -> float:
+        """Return what to write into a token: a partner cannot check a time that nobody here knows."""
+        return expiry if self.policy.has_clock else NO_EXPIRY
 
     def _expect(self, exchange: Exchange, request: Message, resend: bool) -> None:
         """Wait for the answer to ``request``; send it again until then if that is wanted and cannot do harm."""
@@ -392,20 +423,34 @@ class Session:
     def _remember(self, exchange: Exchange, now: float) -> None:
         known = exchange.partner.exchanges
         if exchange.token not in known:
-            self._make_room(exchange.partner)
+            full, oldest = self._check_room(exchange)
+            if oldest is not None:
+                self._forget(oldest)
+            elif full:
+                return
             known[exchange.token] = exchange
             self._open += 1
         self._schedule(exchange, now)
 
-    def _make_room(self, partner: Partner) -> None:
-        """Forget the oldest exchange that time would end without a word, or refuse a new one."""
-        if len(partner.exchanges) < MAX_EXCHANGES:
-            return
-        for exchange in partner.exchanges.values():
-            if (exchange.state, Word.EXPIRE) not in self.table:
-                self._forget(exchange)
-                return
-        raise PolicyError(f"{MAX_EXCHANGES} exchanges with {partner.identity:x} are open already")
+    def _is_open(self, exchange: Exchange) -> bool:
+        return (exchange.state, Word.EXPIRE) in self.table
+
+    def _check_room(self, new: Exchange) -> tuple[bool, Exchange | None]:
+        """Tell whether there is no room, and the oldest finished exchange, which is to make some.
+
+        Each side has its own room: what one of them opens must not crowd out what the other is doing. Where all are
+        open, an exchange that is finished at once (a termination, a value) goes unremembered; any other is refused.
+        """
+        known = new.partner.exchanges
+        if len(known) < MAX_EXCHANGES:
+            return False, None
+        same = [exchange for exchange in known.values() if exchange.mine is new.mine]
+        if len(same) < MAX_EXCHANGES:
+            return False, None
+        oldest = next((exchange for exchange in same if not self._is_open(exchange)), None)
+        if oldest is None and self._is_open(new):
+            raise PolicyError(f"{MAX_EXCHANGES} exchanges with {new.partner.identity:x} are open already")
+        return True, oldest
 
     def _schedule(self, exchange: Exchange, now: float) -> None:
         due = min(exchange.expiry, now + exchange.retry) if exchange.retry else exchange.expiry

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from enum import Enum
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from .. import tokens
 from ..errors import PolicyError
@@ -17,9 +17,9 @@ from ..messages import (
     Response,
     TerminateCommand,
 )
-from ..update import DEVICE_TABLE, Step, Table, UpdateState, Word, is_digest
+from ..update import DEVICE_TABLE, FETCH_FAILURES, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
-from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, Session
+from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, Session, check_status
 from .events import ActivationRequested, FetchRequested, JoinAnswered, Left, Unexpected
 
 __all__ = ["TABLE", "DeviceSession", "DeviceState"]
@@ -48,7 +48,7 @@ TABLE: Final[Table] = {
     (_S.JOINING, Word.EXPIRE): Step(_S.LEFT, "unanswered"),
     **{(_S.LEAVING, status): Step(_S.LEFT, "resign_answered") for status in _RESIGN_RESULTS},
     **{(_S.LEFT, status): Step(_S.LEFT) for status in _RESIGN_RESULTS},
-    (_S.LEAVING, Word.EXPIRE): Step(_S.LEFT, "unanswered"),
+    (_S.LEAVING, Word.EXPIRE): Step(_S.LEFT, "resign_unanswered"),
     (_S.NEW, TerminateCommand): Step(_S.LEFT, "terminated"),
     (_S.LEFT, TerminateCommand): Step(_S.LEFT),
     (_S.NEW, IdRequest): Step(_S.ANSWERED, "identify"),
@@ -103,6 +103,7 @@ class DeviceSession(Session):
 
     def fetch_failed(self, server: int, token: bytes, status: Status, now: float) -> list[Output]:
         """Report why the firmware is not here: one of the UPDATE_FAIL codes."""
+        check_status(status, FETCH_FAILURES)
         return self._drive(server, token, Word.FETCH_FAILED, status, now)
 
     def activated(self, server: int, token: bytes, now: float) -> list[Output]:
@@ -125,6 +126,11 @@ class DeviceSession(Session):
         """The server confirmed that we leave, or failed to; either way we are out."""
         return self._leave(exchange.partner, exchange.token)
 
+    def resign_unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
+        """The server did not confirm that we leave; we are out all the same."""
+        exchange.partner.member = False
+        return self.unanswered(exchange, cause, now)
+
     def terminated(self, exchange: Exchange, cause: TerminateCommand, now: Now) -> list[Output]:
         """The server put us out."""
         return self._leave(exchange.partner, exchange.token)
@@ -132,7 +138,7 @@ class DeviceSession(Session):
     def identify(self, exchange: Exchange, cause: IdRequest, now: Now) -> list[Output]:
         """Say what we are: a Data message with a token of its own (FLOWS.md, "Tokens")."""
         partner = exchange.partner
-        token = tokens.bind(partner.identity, now.time + self.policy.lifetime, now.nonce)
+        token = tokens.bind(partner.identity, self._token_expiry(now.time + self.policy.lifetime), now.nonce)
         fields = {"data_id": IDENTIFICATION_RESPONSE, "data": self.description.encode()}
         return [self._send(Exchange(partner, token, _S.ANSWERED, now.time, mine=True), Data, **fields)]
 
@@ -155,6 +161,8 @@ class DeviceSession(Session):
 
     def begin_activation(self, exchange: Exchange, cause: Activate, now: Now) -> list[Output]:
         """The server wants what was fetched to be activated."""
+        if not exchange.partner.member:
+            raise PolicyError(f"{exchange.partner.identity:x} is not our server any more")
         _, digest = exchange.detail
         return [ActivationRequested(exchange.partner.identity, exchange.token, digest)]
 

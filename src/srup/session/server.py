@@ -3,7 +3,7 @@
 from enum import Enum
 from typing import Any, ClassVar, Final
 
-from ..errors import EncodeError
+from ..errors import EncodeError, PolicyError
 from ..messages import (
     Activate,
     Data,
@@ -17,7 +17,7 @@ from ..messages import (
 )
 from ..update import SERVER_TABLE, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
-from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Send, Session
+from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Send, Session, check_status
 from .events import Identified, JoinAnswered, JoinRequested, Left, UpdateChanged
 
 __all__ = ["TABLE", "ServerSession", "ServerState"]
@@ -34,6 +34,7 @@ class ServerState(Enum):
 
 
 _S = ServerState
+_JOIN_RESULTS: Final = (Status.JOIN_SUCCESS, Status.JOIN_REFUSED, Status.JOIN_FAIL)
 
 TABLE: Final[Table] = {
     **COMMON_TABLE,
@@ -42,7 +43,7 @@ TABLE: Final[Table] = {
     (_S.DECIDING, JoinRequest): Step(_S.DECIDING),
     (_S.DECIDING, Word.ANSWER): Step(_S.ANSWERED, "answer_to_join"),
     (_S.DECIDING, Word.EXPIRE): Step(_S.UNANSWERED),
-    (_S.ANSWERED, JoinRequest): Step(_S.ANSWERED, "repeat_answer"),
+    (_S.ANSWERED, JoinRequest): Step(_S.ANSWERED, "repeat_join_answer"),
     (_S.NEW, ResignRequest): Step(_S.ANSWERED, "resigned"),
     (_S.ANSWERED, ResignRequest): Step(_S.ANSWERED, "repeat_answer"),
     (_S.IDENTIFYING, Data): Step(_S.ANSWERED, "identified"),
@@ -62,6 +63,7 @@ class ServerSession(Session):
 
     def answer_join(self, device: int, token: bytes, status: Status, now: float) -> list[Output]:
         """Answer a JoinRequested with JOIN_SUCCESS, JOIN_REFUSED or JOIN_FAIL."""
+        check_status(status, _JOIN_RESULTS)
         return self._drive(device, token, Word.ANSWER, status, now)
 
     def identify(self, device: int, now: float, nonce: bytes) -> list[Send]:
@@ -112,15 +114,22 @@ class ServerSession(Session):
 
     def answer_to_join(self, exchange: Exchange, cause: Status, now: Now) -> list[Output]:
         """The application has decided."""
-        exchange.partner.member = cause is Status.JOIN_SUCCESS
         event = JoinAnswered(exchange.partner.identity, exchange.token, cause)
-        return [event, *self.answer(exchange, cause, now)]
+        outputs = [event, *self.answer(exchange, cause, now)]
+        exchange.partner.member = cause is Status.JOIN_SUCCESS
+        return outputs
+
+    def repeat_join_answer(self, exchange: Exchange, cause: JoinRequest, now: Now) -> list[Output]:
+        """Answer as before, unless the device has been put out since: it may have missed both."""
+        if exchange.status is Status.JOIN_SUCCESS and not exchange.partner.member:
+            return self.answer(exchange, Status.JOIN_REFUSED, now)
+        return self.repeat_answer(exchange, cause, now)
 
     def resigned(self, exchange: Exchange, cause: ResignRequest, now: Now) -> list[Output]:
         """A device leaves."""
+        outputs = self.answer(exchange, Status.RESIGN_SUCCESS, now)
         exchange.partner.member = False
-        left = Left(exchange.partner.identity, exchange.token)
-        return [*self.answer(exchange, Status.RESIGN_SUCCESS, now), left]
+        return [*outputs, Left(exchange.partner.identity, exchange.token)]
 
     def data_received(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
         """A value, or the answer to an IdRequest, which has a token of its own (FLOWS.md, "Tokens")."""
@@ -132,6 +141,8 @@ class ServerSession(Session):
 
     def identified(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
         """A device said what it is."""
+        if cause.data_id != IDENTIFICATION_RESPONSE:
+            raise PolicyError(f"{cause.data_id[:80]!r} does not say what {exchange.partner.identity:x} is")
         return [Identified(exchange.partner.identity, exchange.token, cause.data.decode(errors="replace"))]
 
     def update_ready(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
@@ -143,6 +154,8 @@ class ServerSession(Session):
 
     def send_activate(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """The device is to activate the file."""
+        if not exchange.partner.member:
+            raise PolicyError(f"{exchange.partner.identity:x} is not joined: it would not take Activate")
         send = self._send(exchange, Activate)
         self._expect(exchange, send.message, resend=True)
         return [send, UpdateChanged(exchange.partner.identity, exchange.token, UpdateState.ACTIVATING, None)]

@@ -1,0 +1,5 @@
+"""``python -m srup`` is the ``srup`` command."""
+
+from .cli import main
+
+main()

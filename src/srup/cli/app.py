@@ -1,0 +1,80 @@
+"""The commands and their options; what they do is elsewhere."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+import srup
+from srup.keys import SCHEMES
+
+app = typer.Typer(
+    help="Secure Remote Update Protocol: signed commands and firmware updates over MQTT.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log of the library.")] = False,
+) -> None:
+    level = logging.INFO if verbose else logging.CRITICAL
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
+
+
+@app.command()
+def version() -> None:
+    """Show the version and which backend runs."""
+    console.print(f"srup {srup.__version__} ({srup.BACKEND} backend)", highlight=False)
+
+
+@app.command()
+def keygen(
+    path: Annotated[Path, typer.Argument(help="Where the private key goes; the public one gets .pub behind it.")],
+    scheme: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEMES)}.")] = "rsa2048",
+    password: Annotated[bool, typer.Option("--password", help="Ask for a password to encrypt the key.")] = False,
+) -> None:
+    """Make a key pair: PATH (mode 0600) and PATH.pub."""
+    public_path = path.with_name(f"{path.name}.pub")
+    for existing in (path, public_path):
+        if existing.exists():
+            _fail(f"{existing} exists; a key is never overwritten")
+    secret = typer.prompt("Password", hide_input=True, confirmation_prompt=True) if password else None
+    try:
+        key = srup.PrivateKey.generate(scheme)
+        key.save(path, secret)
+        key.public_key.save(public_path)
+    except srup.SrupError as error:
+        _fail(str(error))
+    console.print(f"{path} and {public_path}: {key.scheme}, fingerprint {key.public_key.fingerprint}", highlight=False)
+
+
+@app.command()
+def demo(
+    devices: Annotated[int, typer.Option(envvar="DEVICES", help="How many devices.")] = 25,
+    scheme: Annotated[str, typer.Option(help="The scheme of all keys (see keygen).")] = "rsa2048",
+    broker: Annotated[
+        Literal["auto", "mosquitto", "amqtt"],
+        typer.Option(help="auto takes Mosquitto if it is installed."),
+    ] = "auto",
+) -> None:
+    """Join and update a fleet on this machine while somebody attacks it; no server needed, nothing leaves loopback."""
+    try:
+        from .demo import show
+    except ModuleNotFoundError as error:
+        _fail(f"the demo needs {error.name}: pip install 'srup[demo]'")
+    try:
+        passed = show(console, devices, scheme, None if broker == "auto" else broker)
+    except (srup.SrupError, TimeoutError, ValueError, ImportError) as error:
+        _fail(str(error))
+    raise typer.Exit(0 if passed else 1)
+
+
+def _fail(message: str) -> None:
+    errors.print(f"[red]error:[/] {message}", highlight=False)
+    raise typer.Exit(2)

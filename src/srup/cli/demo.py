@@ -1,0 +1,79 @@
+"""How the demonstration looks in a terminal."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .. import BACKEND, __version__
+from ..demo import BrokerKind, Report, Scenario
+
+__all__ = ["show"]
+
+
+def show(console: Console, devices: int, scheme: str, broker: BrokerKind | None) -> bool:
+    """Run the demonstration, show it, and tell whether everything happened as it should."""
+    console.print(f"[bold]srup {__version__}[/] demo: 1 server, {devices} devices, {BACKEND} backend", highlight=False)
+    columns = (
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TextColumn("{task.description:<26}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=total)
+            bars.update(tasks[phase], completed=done)
+
+        scenario = Scenario(
+            devices,
+            scheme,
+            broker=broker,
+            progress=progress,
+            announce=lambda line: bars.console.print(line, highlight=False),
+        )
+        report = scenario.run()
+    console.print(_devices(report))
+    console.print(_checks(report))
+    console.print(
+        f"{report.messages} messages by the server and its devices, {report.attacks} by the attacker; "
+        f"{report.verified} signatures verified, {report.refused} messages refused; {report.seconds:.1f} seconds",
+        highlight=False,
+    )
+    good, bad = "[bold green]Everything happened as it should.[/]", "[bold red]Something went wrong: see ✗ above.[/]"
+    console.print(good if report.passed else bad)
+    return report.passed
+
+
+def _devices(report: Report) -> Table:
+    table = Table(title="Devices")
+    for heading in ("device", "attacked by", "joined", "update", "firmware"):
+        table.add_column(heading)
+    table.add_column("verified", justify="right")
+    table.add_column("refused", justify="right")
+    for row in report.rows:
+        table.add_row(
+            f"{row.device:x}",
+            row.role,
+            "[green]yes[/]" if row.joined else "[red]no[/]",
+            escape(row.update) if row.update == "activated" else f"[yellow]{escape(row.update)}[/]",
+            row.active or "[dim]none[/]",
+            str(row.verified),
+            str(row.refused) if row.refused else "[dim]0[/]",
+        )
+    return table
+
+
+def _checks(report: Report) -> Table:
+    table = Table(title="What had to happen, and what was seen")
+    table.add_column("")
+    table.add_column("expected")
+    table.add_column("seen", overflow="fold")
+    for check in report.checks:
+        mark = "[green]✓[/]" if check.passed else "[bold red]✗[/]"
+        table.add_row(mark, check.what, escape(check.seen))
+    return table
