@@ -1,0 +1,61 @@
+"""What README shows works as it stands there: real processes, a real broker, a real firmware file."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import srup
+from srup.demo.host import FirmwareHost
+from srup.transport import LocalBroker
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+SERVER, DEVICE, PARTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+IMAGE = bytes(range(256)) * 400
+
+
+@pytest.fixture
+def processes() -> Iterator[list["subprocess.Popen[str]"]]:
+    running: list[subprocess.Popen[str]] = []
+    yield running
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def test_device_and_server_in_ten_lines_each(tmp_path: Path, processes: list["subprocess.Popen[str]"]) -> None:
+    keygen = re.search(r"```console\n(\$ srup keygen.*?)```", README, re.DOTALL)
+    assert keygen is not None
+    for line in keygen[1].replace("$ srup", f"{sys.executable} -m srup").replace("$ ", "").splitlines():
+        subprocess.run(line, shell=True, cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "firmware.bin").write_bytes(IMAGE)
+    digest = srup.file_digest(tmp_path / "firmware.bin")
+    with LocalBroker() as broker, FirmwareHost(IMAGE, tmp_path) as host:
+        environment = os.environ | {"SSL_CERT_FILE": str(host.certificate), "PYTHONUNBUFFERED": "1"}
+        for code in (SERVER, DEVICE):
+            code = code.replace("mqtt://localhost:1883", broker.url)
+            code = code.replace("https://updates.example/firmware.bin", host.url(0xD1))
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+                )
+            )
+        device = processes[1]
+        assert device.stdout is not None
+        assert device.stdout.readline() == f"now running firmware/{digest}\n"
+    assert (tmp_path / "firmware" / digest).read_bytes() == IMAGE
+
+
+def test_both_are_about_ten_lines() -> None:
+    for code in (SERVER, DEVICE):
+        assert len([line for line in code.splitlines() if line.strip()]) <= 12
+
+
+def test_the_parts_on_their_own() -> None:
+    names: dict[str, object] = {"srup": srup}
+    exec(PARTS, names)
+    assert names["message"] == srup.Action(sequence_id=7, sender_id=0x51, token=b"a-token", action_id=3)

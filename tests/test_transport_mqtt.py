@@ -1,0 +1,784 @@
+"""One contract, three networks: memory, Mosquitto (MQTT 5), amqtt (MQTT 3.1.1); then what only MQTT has."""
+
+import datetime
+import os
+import queue
+import resource
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from srup.errors import TransportError
+from srup.transport import LocalBroker, MemoryNetwork, MemoryTransport, MqttTransport
+from srup.transport import mqtt as mqtt_module
+
+ACCEPTED = b"\x20\x03\x00\x00\x00"  # CONNACK of MQTT 5 without a session
+PATIENCE = 20  # seconds until a test gives up; nothing waits that long when all is well
+HAS_MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None
+
+
+def demand(kind):
+    """Skip for want of Mosquitto, but not where its absence would go unnoticed."""
+    if kind == "mosquitto" and not HAS_MOSQUITTO:
+        if os.environ.get("CI"):
+            pytest.fail("CI must test with Mosquitto, and it is not installed")
+        pytest.skip("mosquitto is not installed")
+
+
+class Peer:
+    """A transport whose callbacks only enqueue."""
+
+    def __init__(self, transport):
+        self.transport = transport
+        self.inbox = queue.Queue()
+        self.states = queue.Queue()
+        self.known = set()
+
+    def start(self):
+        self.transport.start(self.inbox.put, lambda *state: self.states.put(state))
+        return self
+
+    def wait(self, connected):
+        while (state := self.states.get(timeout=PATIENCE))[0] is not connected:
+            pass
+        return state[1]
+
+    def connect(self):
+        self.start().wait(True)
+        return self
+
+    def send(self, *payloads, topic="SRUP/1"):
+        for payload in payloads:
+            self.transport.publish(topic, payload)
+
+    def hear(self, count):
+        """The next ``count`` payloads that are new, in the order in which they first came; QoS 1 may repeat some."""
+        heard = []
+        while len(heard) < count:
+            delivery = self.inbox.get(timeout=PATIENCE)
+            delivery.ack()
+            if delivery.payload not in self.known:
+                self.known.add(delivery.payload)
+                heard.append(delivery.payload)
+        return heard
+
+    def hears_nothing_but(self, marker):
+        """Whether ``marker``, sent last, is the very next message."""
+        return self.hear(1) == [marker]
+
+
+class Memory:
+    kind = "memory"
+
+    def __init__(self):
+        self.network = MemoryNetwork()
+        self.ids = []
+
+    def transport(self, client_id, **options):
+        self.ids.append(client_id)
+        return MemoryTransport(self.network, client_id, **options)
+
+    def break_off(self):
+        for client_id in self.ids:
+            self.network.cut(client_id)
+
+    def come_back(self):
+        for client_id in self.ids:
+            self.network.heal(client_id)
+
+    def close(self):
+        pass
+
+
+class Mqtt:
+    def __init__(self, kind):
+        self.kind = kind
+        self.broker = LocalBroker(kind).start()
+
+    def transport(self, client_id, **options):
+        return MqttTransport(self.broker.url, client_id, min_pause=0.01, max_pause=0.1, **options)
+
+    def break_off(self):
+        self.broker.kill()
+
+    def come_back(self):
+        self.broker.restart()
+
+    def close(self):
+        self.broker.stop()
+
+
+@pytest.fixture(params=["memory", "mosquitto", "amqtt"])
+def network(request):
+    demand(request.param)
+    network = Memory() if request.param == "memory" else Mqtt(request.param)
+    yield network
+    network.close()
+
+
+@pytest.fixture
+def peer(network):
+    """Makes peers, and stops them in the end."""
+    with ExitStack() as stack:
+
+        def make(client_id, *filters, **options):
+            transport = network.transport(client_id, **options)
+            stack.callback(transport.stop, 0.0)
+            for topic_filter in filters:
+                transport.subscribe(topic_filter)
+            return Peer(transport)
+
+        yield make
+
+
+def certify(directory):
+    """Write ``ca.pem`` and, with their keys, ``broker.pem`` (for localhost) and ``device.pem``."""
+    now = datetime.datetime.now(datetime.UTC)
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")])
+    for name in ("ca", "broker", "device"):
+        key = ca_key if name == "ca" else ec.generate_private_key(ec.SECP256R1())
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(ca_name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=name == "ca", path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .sign(ca_key, hashes.SHA256())
+        )
+        pem = certificate.public_bytes(serialization.Encoding.PEM)
+        if name != "ca":
+            pem += key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        (directory / f"{name}.pem").write_bytes(pem)
+
+
+def numbers(count):
+    return [b"%d" % number for number in range(count)]
+
+
+class TestContract:
+    def test_messages_arrive_in_order_and_only_where_they_match(self, peer):
+        receiver = peer("receiver", "SRUP/1/#").connect()
+        sender = peer("sender").connect()
+        sender.send(b"elsewhere", topic="SRUP/2")
+        sender.send(*numbers(300))
+        assert receiver.hear(300) == numbers(300)
+
+    def test_topic_and_payload_are_what_was_sent(self, peer):
+        receiver = peer("receiver", "SRUP/servers/51/#").connect()
+        payload = bytes(range(256)) * 300
+        peer("sender").connect().send(payload, topic="SRUP/servers/51/d0")
+        delivery = receiver.inbox.get(timeout=PATIENCE)
+        assert (delivery.topic, delivery.payload) == ("SRUP/servers/51/d0", payload)
+        assert type(delivery.payload) is bytes
+
+    def test_what_is_published_before_start_is_sent(self, peer):
+        receiver = peer("receiver", "SRUP/1").connect()
+        sender = peer("sender")
+        sender.send(*numbers(10))
+        sender.start()
+        assert receiver.hear(10) == numbers(10)
+
+    def test_subscriptions_come_and_go_while_connected(self, peer):
+        receiver = peer("receiver", "SRUP/1").connect()
+        sender = peer("sender", "SRUP/ack").connect()
+        receiver.transport.subscribe("SRUP/2")
+        receiver.transport.unsubscribe("SRUP/1")
+        receiver.transport.unsubscribe("SRUP/never")
+        # One's own message comes back only after the broker has read what was said before it.
+        receiver.send(b"done", topic="SRUP/ack")
+        assert sender.hear(1) == [b"done"]
+        sender.send(b"not wanted")
+        sender.send(b"wanted", topic="SRUP/2")
+        assert receiver.hears_nothing_but(b"wanted")
+
+    def test_a_stopped_client_finds_its_messages_waiting(self, network, peer):
+        receiver = peer("receiver", "SRUP/1").connect()
+        receiver.transport.stop()
+        sender = peer("sender").connect()
+        sender.send(*numbers(50))
+        sender.transport.stop(PATIENCE)
+        heard = peer("receiver").start().hear(50)
+        # amqtt acknowledges before it routes, and lets what is still on its way overtake what was queued.
+        assert (sorted(heard, key=int) if network.kind == "amqtt" else heard) == numbers(50)
+
+    def test_what_was_not_settled_comes_again(self, network, peer):
+        if network.kind == "amqtt":
+            pytest.skip("amqtt never delivers again what was not acknowledged")
+        first = peer("receiver", "SRUP/1").connect()
+        peer("sender").connect().send(*numbers(10))
+        deliveries = [first.inbox.get(timeout=PATIENCE) for _ in range(10)]
+        for delivery in deliveries[:4]:
+            delivery.ack()
+        first.transport.stop()
+        deliveries[5].ack()  # too late, and harmless
+        assert peer("receiver").start().hear(6) == numbers(10)[4:]
+
+    def test_settling_twice_or_too_late_is_harmless(self, peer):
+        receiver = peer("receiver", "SRUP/1").connect()
+        sender = peer("sender").connect()
+        sender.send(b"one")
+        delivery = receiver.inbox.get(timeout=PATIENCE)
+        threads = [threading.Thread(target=delivery.ack) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        sender.send(b"two")
+        assert receiver.hear(1) == [b"two"]
+        receiver.transport.stop()
+        delivery.ack()
+
+    def test_what_is_sent_while_the_broker_is_gone_arrives_in_order(self, network, peer, monkeypatch):
+        # A broker that forgot its sessions has nobody to deliver to before the receiver is back.
+        receiver_is_back = threading.Event()
+        receiver_is_back.set()
+        connect = mqtt_module._Link.connect
+
+        def connect_in_turn(link):
+            if link._owner._client_id == "sender":
+                receiver_is_back.wait(PATIENCE)
+            connect(link)
+
+        monkeypatch.setattr(mqtt_module._Link, "connect", connect_in_turn)
+        receiver = peer("receiver", "SRUP/1").connect()
+        sender = peer("sender").connect()
+        sender.send(b"before")
+        assert receiver.hear(1) == [b"before"]
+        receiver_is_back.clear()
+        network.break_off()
+        receiver.wait(False)
+        sender.wait(False)
+        sender.send(*numbers(100))
+        network.come_back()
+        receiver.wait(True)
+        receiver_is_back.set()
+        assert receiver.hear(100) == numbers(100)
+
+    def test_the_queue_flushes_by_itself_when_the_link_returns(self, network, peer):
+        talker = peer("talker").connect()
+        network.break_off()
+        talker.wait(False)
+        talker.send(*numbers(60))
+        network.come_back()
+        talker.wait(True)
+        talker.transport.stop(PATIENCE)
+        assert not talker.transport._outbox
+
+    def test_a_filter_added_while_offline_counts_after_reconnecting(self, network, peer):
+        receiver = peer("receiver").connect()
+        sender = peer("sender").connect()
+        network.break_off()
+        receiver.wait(False)
+        sender.wait(False)
+        receiver.transport.subscribe("SRUP/1")
+        network.come_back()
+        receiver.wait(True)
+        sender.wait(True)
+        sender.send(b"x")
+        assert receiver.hear(1) == [b"x"]
+
+    def test_a_callback_that_raises_does_not_end_the_link(self, network, peer, caplog):
+        sender = peer("sender").connect()
+        transport = network.transport("receiver")
+        transport.subscribe("SRUP/1")
+        inbox, up = queue.Queue(), threading.Event()
+
+        def on_delivery(delivery):
+            inbox.put(delivery.payload)
+            if delivery.payload == b"poison":
+                raise ZeroDivisionError
+
+        def on_state(connected, why):
+            up.set() if connected else None
+            raise RuntimeError("nor does this one")
+
+        transport.start(on_delivery, on_state)
+        try:
+            assert up.wait(PATIENCE)
+            sender.send(b"poison", b"next")
+            assert [inbox.get(timeout=PATIENCE) for _ in range(2)] == [b"poison", b"next"]
+            assert transport.faults >= 2
+            assert any(record.exc_info and "SRUP/1" in record.getMessage() for record in caplog.records)
+        finally:
+            transport.stop()
+
+    def test_enough_poison_does_not_silence_the_link(self, network, peer):
+        if network.kind == "amqtt":
+            pytest.skip("amqtt has no window to fill")
+        sender = peer("sender").connect()
+        transport = network.transport("receiver")
+        transport.subscribe("SRUP/1")
+        served, up = threading.Event(), threading.Event()
+
+        def on_delivery(delivery):
+            if delivery.payload == b"last":
+                served.set()
+            else:
+                raise ZeroDivisionError
+
+        transport.start(on_delivery, lambda connected, why: up.set() if connected else None)
+        try:
+            assert up.wait(PATIENCE)
+            sender.send(*numbers(1500), b"last")
+            assert served.wait(PATIENCE)
+            assert transport.faults == 1500
+        finally:
+            transport.stop()
+
+    def test_stopping_ends_it_for_good(self, peer):
+        one = peer("one").connect()
+        one.transport.stop()
+        one.transport.stop()
+        assert one.wait(False) == "stopped"
+        with pytest.raises(TransportError, match="stopped"):
+            one.send(b"x")
+        with pytest.raises(TransportError, match="started before"):
+            one.start()
+        never_started = peer("other").transport
+        never_started.stop()
+
+    def test_starting_twice_is_refused(self, peer):
+        one = peer("one").connect()
+        with pytest.raises(TransportError, match="started before"):
+            one.start()
+
+    def test_the_queue_is_bounded(self, peer):
+        one = peer("one", max_queued=3)
+        one.send(*numbers(3))
+        with pytest.raises(TransportError, match="3 messages"):
+            one.send(b"too many")
+
+    def test_stop_sends_what_is_queued_first(self, peer):
+        receiver = peer("receiver", "SRUP/1").connect()
+        sender = peer("sender")
+        sender.send(*numbers(500))
+        sender.start().transport.stop(PATIENCE)
+        assert receiver.hear(500) == numbers(500)
+
+    def test_wildcards_are_for_filters(self, peer):
+        one = peer("one")
+        with pytest.raises(TransportError):
+            one.transport.publish("SRUP/#", b"")
+        with pytest.raises(TransportError):
+            one.transport.subscribe("SRUP/#/x")
+
+    def test_many_threads_share_a_transport(self, peer):
+        receiver = peer("receiver", "SRUP/+").connect()
+        sender = peer("sender").connect()
+
+        def send(n):
+            sender.send(*(b"%d %d" % (n, i) for i in range(50)), topic=f"SRUP/{n}")
+
+        threads = [threading.Thread(target=send, args=(n,)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        heard = receiver.hear(300)
+        for n in range(6):
+            assert [p for p in heard if p.startswith(b"%d " % n)] == [b"%d %d" % (n, i) for i in range(50)]
+
+
+class Script:
+    """A broker that does what a test says, packet by packet; MQTT 5 unless the test says otherwise."""
+
+    def __init__(self, server):
+        self.server = server
+        self.url = f"mqtt://127.0.0.1:{server.getsockname()[1]}"
+        server.settimeout(PATIENCE)
+
+    def accept(self, answer=ACCEPTED):
+        """Take the next connection, read its CONNECT and answer it."""
+        self.connection, _ = self.server.accept()
+        self.connection.settimeout(PATIENCE)
+        assert self.read()[0] == 0x10
+        self.connection.sendall(answer)
+        return self.connection
+
+    def read(self):
+        """The next packet; empty at the end. None of them is longer than 127 bytes."""
+        head = self.connection.recv(2, socket.MSG_WAITALL)
+        return head + self.connection.recv(head[1], socket.MSG_WAITALL) if head and head[1] else head
+
+    def say(self, packet):
+        self.connection.sendall(packet)
+
+
+@pytest.fixture
+def script():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield Script(server)
+
+
+def publication(packet_id):
+    """PUBLISH on SRUP/1 without a payload, QoS 1."""
+    return b"\x32\x0b\x00\x06SRUP/1" + bytes([0, packet_id, 0])
+
+
+def puback(packet_id):
+    return bytes([0x40, 2, 0, packet_id])
+
+
+class TestAgainstAScript:
+    """Moments that no real broker produces on demand. Packets: MQTT 5.0, section 3."""
+
+    def test_what_was_not_acknowledged_is_sent_again_first_and_in_order(self, script):
+        one = Peer(MqttTransport(script.url, "one", min_pause=0.01))
+        one.send(*numbers(25))
+        one.start()
+        with script.accept():
+            sent = [script.read() for _ in range(20)]  # what may be in flight
+            assert [packet[13:] for packet in sent] == numbers(20)
+            script.say(puback(sent[0][11]))
+            assert script.read()[13:] == b"20"  # so the acknowledgement has been seen
+        with script.accept():
+            assert [script.read()[13:] for _ in range(20)] == numbers(21)[1:]
+        one.transport.stop(0)
+
+    def test_it_is_up_when_the_subscriptions_stand(self, script):
+        one = Peer(MqttTransport(script.url, "one"))
+        one.transport.subscribe("SRUP/1")
+        one.start()
+        with script.accept():
+            subscribe = script.read()
+            assert subscribe[0] == 0x82
+            one.transport.subscribe("SRUP/2")
+            second = script.read()
+            with pytest.raises(queue.Empty):
+                one.states.get(timeout=0.2)
+            for packet in (subscribe, second):
+                script.say(b"\x90\x04" + packet[2:4] + b"\x00\x01")
+            one.wait(True)
+        one.transport.stop(0)
+
+    def test_a_delivery_is_acknowledged_once_and_only_where_it_came_from(self, script):
+        one = Peer(MqttTransport(script.url, "one", min_pause=0.01))
+        one.start()
+        with script.accept():
+            script.say(publication(7))
+            old = one.inbox.get(timeout=PATIENCE)
+        with script.accept():
+            script.say(publication(7))  # the broker may have given the id to another message
+            new = one.inbox.get(timeout=PATIENCE)
+            one.wait(True)
+            old.ack()
+            one.send(b"after the old one")
+            assert script.read()[0] == 0x32
+            new.ack()
+            new.ack()
+            one.send(b"after the new one")
+            assert sorted(script.read()[0] for _ in range(2)) == [0x32, 0x40]
+            one.send(b"and nothing else")
+            assert script.read()[0] == 0x32
+        one.transport.stop(0)
+
+    def test_a_broker_that_declines_version_5_is_asked_in_version_3_at_once(self, script):
+        one = Peer(MqttTransport(script.url, "one", min_pause=3600, max_pause=3600))
+        one.start()
+        with script.accept(b"\x20\x02\x00\x01"):  # MQTT 3.1.1, section 3.2.2.3
+            pass
+        with script.accept(b"\x20\x02\x00\x00"):
+            assert one.states.get(timeout=PATIENCE) == (True, f"connected to {script.url} with MQTT 3.1.1")
+        one.transport.stop(0)
+
+    def test_stop_waits_until_the_broker_has_read_everything(self, script):
+        one = Peer(MqttTransport(script.url, "one"))
+        one.start()
+        with script.accept():
+            one.wait(True)
+            stopper = threading.Thread(target=one.transport.stop)
+            stopper.start()
+            assert script.read()[0] == 0xE0  # DISCONNECT
+            stopper.join(0.2)
+            assert stopper.is_alive()
+        stopper.join(PATIENCE)
+        assert not stopper.is_alive()
+
+    def test_a_message_that_the_broker_refuses_is_logged_and_not_repeated(self, script, caplog):
+        one = Peer(MqttTransport(script.url, "one"))
+        one.send(b"refused", b"served")
+        one.start()
+        with script.accept():
+            refused = script.read()
+            script.say(bytes([0x40, 4, 0, refused[11], 0x87, 0]))  # not authorized
+            served = script.read()
+            script.say(puback(served[11]))
+            one.transport.stop(2)
+        assert "refused a message on 'SRUP/1': Not authorized" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def mosquitto():
+    demand("mosquitto")
+    with LocalBroker("mosquitto") as broker:
+        yield broker
+
+
+class TestMqtt:
+    def test_on_mqtt_5_one_does_not_hear_oneself(self, mosquitto):
+        one = Peer(MqttTransport(mosquitto.url, "one"))
+        other = Peer(MqttTransport(mosquitto.url, "other"))
+        one.transport.subscribe("SRUP/1")
+        other.transport.subscribe("SRUP/other")
+        with ExitStack() as stack:
+            stack.callback(one.transport.stop)
+            stack.callback(other.transport.stop)
+            assert one.start().wait(True).endswith("MQTT 5")
+            other.connect()
+            one.send(b"own")
+            one.send(b"the broker has it", topic="SRUP/other")
+            assert other.hear(1) == [b"the broker has it"]
+            other.send(b"other's")
+            assert one.hears_nothing_but(b"other's")
+
+    def test_a_thief_of_the_session_is_reported_and_not_fought(self):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(PATIENCE)
+            url = f"mqtt://127.0.0.1:{server.getsockname()[1]}"
+            one = Peer(MqttTransport(url, "twin", min_pause=0.01, max_pause=3600))
+            one.start()
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(ACCEPTED)
+                one.wait(True)
+                connection.sendall(b"\xe0\x02\x8e\x00")  # MQTT 5.0, section 3.14: session taken over
+                assert "'twin' took the session over" in one.wait(False)
+            server.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                server.accept()
+            began = time.monotonic()
+            one.transport.stop()  # which ends the long pause
+            assert time.monotonic() - began < 4
+
+    def test_a_silent_thief_is_suspected(self):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(PATIENCE)
+            url = f"mqtt://127.0.0.1:{server.getsockname()[1]}"
+            one = Peer(MqttTransport(url, "twin", min_pause=0.01, max_pause=3600))
+            one.start()
+            for _ in range(4):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(ACCEPTED)
+                    one.wait(True)
+                why = one.wait(False)
+            assert "another client may use the id 'twin'" in why
+            one.transport.stop()
+
+    def test_a_certificate_each_and_bursts_over_tls(self, tmp_path):
+        certify(tmp_path)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tmp_path / "ca.pem")
+        context.load_cert_chain(tmp_path / "broker.pem")
+        context.verify_mode = ssl.CERT_REQUIRED
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(PATIENCE)
+            url = f"mqtts://localhost:{server.getsockname()[1]}"
+            files = {"ca_file": tmp_path / "ca.pem", "cert_file": tmp_path / "device.pem"}
+            one = Peer(MqttTransport(url, "one", **files))
+            one.start()
+            plain, _ = server.accept()
+            with context.wrap_socket(plain, server_side=True) as connection:
+                assert connection.getpeercert()["subject"] == ((("commonName", "device"),),)
+                connection.recv(1000)
+                burst = b"".join(b"\x32\x0b\x00\x06SRUP/1" + bytes([0, n, 0]) for n in range(1, 101))
+                connection.sendall(ACCEPTED + burst)  # one TLS record, and silence after it
+                for _ in range(100):
+                    one.inbox.get(timeout=PATIENCE)
+            one.transport.stop()
+
+    # paho drops its socket unclosed when a TLS handshake fails.
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_a_broker_without_the_right_certificate_is_not_told_anything(self, tmp_path):
+        certify(tmp_path)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(tmp_path / "broker.pem")
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(PATIENCE)
+            one = Peer(MqttTransport(f"mqtts://localhost:{server.getsockname()[1]}", "one"))
+            one.start()
+            plain, _ = server.accept()
+            with plain, pytest.raises(ssl.SSLError):
+                context.wrap_socket(plain, server_side=True)
+            assert "certificate verify failed" in one.wait(False)
+            one.transport.stop(0)
+
+    def test_stopping_an_idle_transport_is_quick(self, mosquitto):
+        for _ in range(5):
+            one = Peer(MqttTransport(mosquitto.url, "quick")).connect()
+            began = time.monotonic()
+            one.transport.stop()
+            assert time.monotonic() - began < 0.5
+
+    def test_more_file_descriptors_than_select_can_see(self, mosquitto):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard != resource.RLIM_INFINITY and hard < 1400:
+            pytest.skip(f"only {hard} file descriptors are allowed here")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1400), hard))
+        with ExitStack() as stack:
+            stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+            for _ in range(550):
+                for end in socket.socketpair():
+                    stack.enter_context(end)
+            one = Peer(MqttTransport(mosquitto.url, "far-up"))
+            stack.callback(one.transport.stop)
+            other = Peer(MqttTransport(mosquitto.url, "far-up-too"))
+            stack.callback(other.transport.stop)
+            one.transport.subscribe("SRUP/1")
+            one.connect()
+            assert one.transport._waker.fileno() > 1100
+            other.connect().send(b"x")
+            assert one.hear(1) == [b"x"]
+
+    def test_nobody_there_is_reported_and_tried_again(self):
+        with socket.socket() as bound:  # and not listening
+            bound.bind(("127.0.0.1", 0))
+            port = bound.getsockname()[1]
+            one = Peer(MqttTransport(f"mqtt://127.0.0.1:{port}", "one", min_pause=0.01, max_pause=0.05))
+            one.send(b"x")
+            assert "refused" in one.start().wait(False)
+            bound.listen()
+            bound.settimeout(PATIENCE)
+            bound.accept()[0].close()
+            assert "lost" in one.wait(False)
+            began = time.monotonic()
+            one.transport.stop(0.2)
+            assert time.monotonic() - began < 8
+
+    def test_a_refusal_names_the_reason_and_no_secret(self, caplog):
+        caplog.set_level("DEBUG")
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(PATIENCE)
+            url = f"mqtt://127.0.0.1:{server.getsockname()[1]}"
+            one = Peer(MqttTransport(url, "one", username="u", password="hunter2"))
+            one.start()
+            connection, _ = server.accept()
+            with connection:
+                assert b"hunter2" in connection.recv(1000)
+                connection.sendall(b"\x20\x03\x00\x86\x00")  # MQTT 5.0, section 3.2: bad user name or password
+                why = one.wait(False)
+            one.transport.stop()
+        assert "Bad user name or password" in why
+        assert "hunter2" not in why + caplog.text + repr(one.transport)
+
+    def test_a_broker_that_hangs_up_on_version_5_is_asked_in_version_3(self):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(PATIENCE)
+            one = Peer(MqttTransport(f"mqtt://127.0.0.1:{server.getsockname()[1]}", "one", min_pause=0.01))
+            one.start()
+            versions = []
+            for _ in range(3):
+                connection, _ = server.accept()
+                with connection:
+                    versions.append(connection.recv(1000)[8])
+            one.transport.stop()
+        assert versions == [5, 4, 5]
+
+    def test_nonsense_from_the_broker_is_survived(self):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(PATIENCE)
+            one = Peer(
+                MqttTransport(f"mqtt://127.0.0.1:{server.getsockname()[1]}", "one", min_pause=0.01, max_pause=0.02)
+            )
+            one.start()
+            for junk in (
+                b"\xff" * 10,
+                ACCEPTED + b"\x32\x01\x00",
+                ACCEPTED + b"\x00\x00",
+                ACCEPTED + b"\x32\x07\x00\x02\xff\xfe\x00\x07\x00",
+            ):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(junk)
+            connection, _ = server.accept()
+            connection.close()
+            assert one.transport._thread.is_alive()
+            one.transport.stop()
+
+    def test_the_pauses_grow_and_end_at_the_longest(self, monkeypatch):
+        pauses = []
+
+        class Event(threading.Event):
+            def wait(self, timeout=None):
+                pauses.append(timeout)
+                return super().wait(0.001)
+
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            transport = MqttTransport(
+                f"mqtt://127.0.0.1:{bound.getsockname()[1]}", "one", min_pause=1.0, max_pause=30.0
+            )
+            transport._stopping = Event()
+            done = threading.Event()
+            monkeypatch.setattr(
+                mqtt_module._Link, "connect", lambda link: done.set() if len(pauses) > 9 else link.end("x")
+            )
+            transport.start(lambda delivery: None, lambda *_: None)
+            assert done.wait(PATIENCE)
+            transport.stop()
+        for pause, longest in zip(pauses, [1, 2, 4, 8, 16, 30, 30, 30, 30], strict=False):
+            assert longest / 2 <= pause <= longest
+        assert len(set(pauses[5:9])) > 1
+
+    @pytest.mark.parametrize(
+        ("url", "options", "complaint"),
+        [
+            ("127.0.0.1:1883", {}, "mqtt://host:port"),
+            ("http://host", {}, "mqtt://host:port"),
+            ("mqtt://", {}, "host and port"),
+            ("mqtt://host:port", {}, "host and port"),
+            ("mqtt://host:0", {}, "host and port"),
+            ("mqtt://host:65536", {}, "host and port"),
+            ("mqtt://[::1", {}, "host and port"),
+            ("mqtt://host/path", {}, "ends with the port"),
+            ("mqtt://u:hunter2@host", {}, "are arguments"),
+            ("mqtt://" + "a" * 70, {}, "host name"),
+            ("mqtt://host", {"client_id": ""}, "client_id"),
+            ("mqtt://host", {"client_id": "a\nb"}, "client_id"),
+            ("mqtt://host", {"password": "hunter2"}, "username"),
+            ("mqtt://host", {"keepalive": 0}, "keepalive"),
+            ("mqtt://host", {"session_expiry": 2**32}, "session_expiry"),
+            ("mqtt://host", {"min_pause": 2, "max_pause": 1}, "min_pause"),
+            ("mqtt://host", {"max_queued": 0}, "max_queued"),
+            ("mqtt://host", {"ca_file": "ca.crt"}, "mqtts://"),
+            ("mqtts://host", {"ca_file": "/nowhere/ca.crt"}, "ca_file '/nowhere/ca.crt'"),
+            ("mqtts://host", {"cert_file": "/nowhere/cert"}, "cert_file"),
+            ("mqtts://host", {"key_file": "/nowhere/key"}, "key_file needs cert_file"),
+            ("mqtts://host", {"ca_file": __file__}, "holds no certificates"),
+            ("mqtts://host", {"cert_file": __file__}, "do not load"),
+        ],
+    )
+    def test_a_wrong_argument_is_named_at_once(self, url, options, complaint):
+        with pytest.raises(TransportError, match=complaint) as caught:
+            MqttTransport(url, **{"client_id": "one", **options})
+        assert "hunter2" not in str(caught.value)
+
+    def test_without_paho_it_says_what_to_install(self):
+        code = (
+            "import sys; sys.modules['paho'] = None\n"
+            "from srup.transport import MqttTransport\n"
+            "try: MqttTransport('mqtt://host', 'one')\n"
+            "except Exception as error: print(type(error).__name__, error)"
+        )
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert run.stdout.strip() == "TransportError MQTT needs paho-mqtt: pip install 'srup[mqtt]'", run.stderr
