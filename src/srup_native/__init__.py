@@ -7,6 +7,7 @@ the extension where it was built, else the pure twin; the environment variable `
 """
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 __all__ = [
@@ -38,8 +39,9 @@ if _demanded not in ("", "native", "python"):
 
 if not TYPE_CHECKING and _demanded != "python":
     try:
-        from . import _codec, _verify
+        _codec, _verify = import_module("srup_native._codec"), import_module("srup_native._verify")
     except ModuleNotFoundError as error:
+        # Only the absence of a twin means that it was not built; anything else that is missing is a broken build.
         if _demanded == "native" or error.name not in ("srup_native._codec", "srup_native._verify"):
             raise
         _demanded = "python"

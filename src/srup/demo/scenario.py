@@ -154,6 +154,7 @@ class Scenario:
             self._announce(f"Firmware: {size:.1f} MiB over HTTPS, SHA-256 {file_digest(image)[:8]}…")
             keys = self._make_keys()
             attacker = stage.enter_context(Attacker(broker.url))
+            self._progress("Joining", 0, len(self._identities))
             server, fleet = self._populate(stage, broker.url, keys, folder, host)
             self._join(server, fleet)
             self._attack(server, fleet, attacker)
@@ -253,6 +254,7 @@ class Scenario:
 
     def _update(self, server: Server, host: FirmwareHost, digest: str) -> list[UpdateOrder]:
         host.tamper_for(self._identities[2])
+        self._progress("Updating", 0, len(self._identities))
         ended = threading.Semaphore(0)
         orders = [server.update(identity, host.url(identity), digest) for identity in self._identities]
         for order in orders:
