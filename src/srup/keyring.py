@@ -1,14 +1,17 @@
 """The public keys that are known, by identity."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from .errors import InvalidKeyError, PolicyError
 from .keys import PublicKey
 
 __all__ = ["KeyRing"]
+
+_IDENTITY: Final = re.compile("[0-9a-fA-F]{1,16}")
 
 
 class KeyRing(Mapping[int, PublicKey]):
@@ -28,17 +31,17 @@ class KeyRing(Mapping[int, PublicKey]):
         """Read every ``<identity in hex>.pem`` of a folder. Raises InvalidKeyError naming the file that is wrong."""
         ring = cls()
         try:
-            paths = sorted(Path(folder).glob("*.pem"))
-            if not Path(folder).is_dir():
-                raise InvalidKeyError(f"{os.fspath(folder)}: not a folder")
+            paths = sorted(path for path in Path(folder).iterdir() if path.suffix == ".pem")
         except OSError as error:
             raise InvalidKeyError(f"{os.fspath(folder)}: {error.strerror}") from None
         for path in paths:
+            if not _IDENTITY.fullmatch(path.stem):
+                raise InvalidKeyError(f"{path}: the name must be the identity in hex, at most 16 digits")
+            key = PublicKey.load(path)
             try:
-                identity = int(path.stem, 16)
-            except ValueError:
-                raise InvalidKeyError(f"{path}: the name must be the identity in hex") from None
-            ring.add(identity, PublicKey.load(path))
+                ring.add(int(path.stem, 16), key)
+            except PolicyError as error:
+                raise InvalidKeyError(f"{path}: {error}") from None
         return ring
 
     def add(self, identity: int, key: PublicKey) -> None:
@@ -75,7 +78,8 @@ class KeyRing(Mapping[int, PublicKey]):
 
 def _checked(identity: int, key: PublicKey) -> int:
     if type(identity) is not int or not 0 <= identity < 1 << 64:
-        raise InvalidKeyError(f"an identity is an int in 0..2**64-1, not {identity!r}")
+        shown = f"{identity:#x}" if isinstance(identity, int) else repr(identity)
+        raise InvalidKeyError(f"an identity is an int in 0..2**64-1, not {shown}")
     if not isinstance(key, PublicKey):
         raise InvalidKeyError(f"the key of {identity:x} must be a PublicKey, not {type(key).__name__}")
     return identity

@@ -90,7 +90,7 @@ def _blocks(pem: bytes | str, what: str) -> list[bytes]:
     """Split PEM text into its one or two blocks."""
     if not isinstance(pem, bytes | str):
         raise TypeError(f"a PEM is bytes or str, not {type(pem).__name__}")
-    text = pem.encode() if isinstance(pem, str) else pem
+    text = pem.encode(errors="replace") if isinstance(pem, str) else pem
     if not text.strip():
         raise InvalidKeyError(f"{what}: the PEM is empty")
     head, *rest = text.split(_PEM_END)
@@ -101,6 +101,8 @@ def _blocks(pem: bytes | str, what: str) -> list[bytes]:
         head = following
     if not blocks:
         raise InvalidKeyError(f"{what}: not a PEM (no BEGIN and END lines)")
+    if b"-----BEGIN " in head:
+        raise InvalidKeyError(f"{what}: the last PEM block is cut off")
     if len(blocks) > 2:
         raise InvalidKeyError(f"{what}: {len(blocks)} PEM blocks, expected a signing key and at most an X25519 key")
     return blocks
@@ -159,10 +161,11 @@ class PublicKey:
     @classmethod
     def load(cls, path: str | os.PathLike[str], minimum_rsa_bits: int = MINIMUM_RSA_BITS) -> Self:
         """Read a PEM file; errors are InvalidKeyError and name the path."""
+        pem = _read(path)
         try:
-            return cls.from_pem(_read(path), minimum_rsa_bits)
+            return cls.from_pem(pem, minimum_rsa_bits)
         except InvalidKeyError as error:
-            raise _named(path, error) if os.fspath(path) not in str(error) else error from None
+            raise _named(path, error) from None
 
     def to_pem(self) -> bytes:
         """Return SubjectPublicKeyInfo text; a second block holds the X25519 key where there is one."""
@@ -274,10 +277,11 @@ class PrivateKey:
         minimum_rsa_bits: int = MINIMUM_RSA_BITS,
     ) -> Self:
         """Read a PEM file; errors are InvalidKeyError and name the path."""
+        pem = _read(path)
         try:
-            return cls.from_pem(_read(path), password, minimum_rsa_bits)
+            return cls.from_pem(pem, password, minimum_rsa_bits)
         except InvalidKeyError as error:
-            raise _named(path, error) if os.fspath(path) not in str(error) else error from None
+            raise _named(path, error) from None
 
     def to_pem(self, password: bytes | str | None = None) -> bytes:
         """Return PKCS #8 text, encrypted when a password is given; a second block holds the X25519 key if any."""

@@ -115,7 +115,7 @@ def _encode_value(value: object, kind: DataKind | None, int_kind: DataKind) -> b
     try:
         return _STRUCTS[kind].pack(value)
     except (struct.error, OverflowError):
-        raise EncodeError("data", f"{value} does not fit {kind}") from None
+        raise EncodeError("data", f"the value does not fit {kind}") from None
 
 
 def decode_data(data: bytes, kind: DataKind) -> Any:

@@ -22,6 +22,7 @@ __all__ = ["NONCE_SIZE", "BoundToken", "bind", "parse"]
 NONCE_SIZE: Final = 16
 """How many random bytes a token takes."""
 
+_NEVER: Final = 10**18  # the first expiry that has too many digits
 _PREFIX: Final = b"srup5:"
 _FORM: Final = re.compile(
     rb"srup5:(0|[1-9a-f][0-9a-f]{0,15}):(0|[1-9][0-9]{0,17}):([A-Za-z0-9_-]{22})((?::[!-9;-~]*)*)", re.ASCII
@@ -39,8 +40,13 @@ class BoundToken(NamedTuple):
 def bind(recipient: int, expiry: float, nonce: bytes) -> bytes:
     """Return a new token for ``recipient`` that is good until ``expiry`` (Unix seconds, rounded down).
 
-    ``nonce`` is 16 bytes that are used once and nobody can guess.
+    ``nonce`` is 16 bytes that are used once and nobody can guess. Raises ValueError for what :func:`parse` would
+    refuse.
     """
+    if not 0 <= recipient < 1 << 64:
+        raise ValueError("a recipient is an identity in 0..2**64-1")
+    if not expiry < _NEVER:
+        raise ValueError(f"an expiry is Unix time below {_NEVER}, not {expiry}")
     if len(nonce) != NONCE_SIZE:
         raise ValueError(f"a nonce has {NONCE_SIZE} bytes, not {len(nonce)}")
     return b"%s%x:%d:%s" % (_PREFIX, recipient, max(0, int(expiry)), urlsafe_b64encode(nonce).rstrip(b"="))

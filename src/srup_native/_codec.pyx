@@ -65,6 +65,7 @@ cdef inline unsigned char* _write_block(unsigned char* at, const char* content, 
 
 
 @cython.final
+@cython.auto_pickle(False)
 cdef class Layout:
     cdef readonly int type
     cdef readonly str name
@@ -75,14 +76,16 @@ cdef class Layout:
     cdef int size  # body fields
     cdef int kinds[MAX_BODY]
 
-    def __init__(self, type, name, fields, padding=0):
-        if not 0 < type <= 0xFF or not 0 <= padding <= 8 or len(fields) > MAX_BODY:
+    # Not __init__, which could run again under records that were made after the old layout.
+    def __cinit__(self, type, name, fields, padding=0):
+        cdef tuple body = tuple(fields)
+        if type not in range(1, 0x100) or padding not in range(9) or len(body) > MAX_BODY:
             raise ValueError(f"{name}: type 1..255, padding 0..8 and at most 8 fields are possible")
-        if any([not K_U8 <= kind <= K_TEXTZ for _, kind in fields]):
+        if any([kind not in range(K_TEXTZ + 1) for _, kind in body]):
             raise ValueError(f"{name}: unknown kind of field")
         self.type = type
         self.name = name
-        self.body = tuple(fields)
+        self.body = body
         self.fields = HEADER + self.body
         self.names = tuple([field for field, _ in self.fields])
         self.padding = padding
@@ -96,6 +99,10 @@ cdef str _kind_name(value):
     return type(value).__name__
 
 
+cdef str _shown(value):
+    return str(value) if value.bit_length() <= 128 else f"an int of {value.bit_length()} bits"
+
+
 cdef object _check(str name, int kind, value):
     cdef Py_ssize_t size
     if kind <= K_U64:
@@ -105,7 +112,7 @@ cdef object _check(str name, int kind, value):
             value = int.__int__(value)
         bits = 8 * _width(kind)
         if not 0 <= value < 1 << bits:
-            raise EncodeError(name, f"{value} is outside 0..2**{bits}-1")
+            raise EncodeError(name, f"{_shown(value)} is outside 0..2**{bits}-1")
         return value
     if kind == K_BINARY:
         if type(value) is not bytes:
@@ -142,6 +149,9 @@ cdef class _Field:
             raise AttributeError("the record has no values")
         return values[self.index]
 
+    def __set__(self, instance, value):
+        raise AttributeError("a record is immutable")
+
 
 cdef class Record:
     cdef tuple _values
@@ -154,25 +164,21 @@ cdef class Record:
 
     def __init__(self, **fields):
         cdef Layout layout = self.layout
-        cdef Py_ssize_t index, size = layout.size + 3
+        cdef int index, kind
         cdef list values = []
-        if len(fields) == size:
-            for index in range(3):
-                name = layout.names[index]
+        if len(fields) == layout.size + 3:
+            for name in layout.names:
                 if name not in fields:
                     break
-                values.append(_check(name, K_BINARY if index == 2 else K_U64, fields[name]))
+                values.append(fields[name])
             else:
-                for index in range(layout.size):
-                    name = layout.names[index + 3]
-                    if name not in fields:
-                        break
-                    values.append(_check(name, layout.kinds[index], fields[name]))
-                else:
-                    if not values[2]:
-                        raise EncodeError("token", "is empty")
-                    self._values = tuple(values)
-                    return
+                for index in range(layout.size + 3):
+                    kind = layout.kinds[index - 3] if index >= 3 else K_BINARY if index == 2 else K_U64
+                    values[index] = _check(layout.names[index], kind, values[index])
+                if not values[2]:
+                    raise EncodeError("token", "is empty")
+                self._values = tuple(values)
+                return
         missing = [name for name in layout.names if name not in fields]
         unknown = [name for name in fields if name not in layout.names]
         raise TypeError(f"{layout.name}: missing {missing}, unknown {unknown}")
@@ -205,9 +211,11 @@ cdef class Record:
         return f"{self.layout.name}({', '.join([f'{name}={value!r}' for name, value in self])})"
 
 
-def pack(Record record not None):
+def pack(record):
+    if not isinstance(record, Record):
+        raise TypeError(f"pack() takes a record, not {_kind_name(record)}")
     cdef Layout layout = record.layout
-    cdef tuple values = record._values
+    cdef tuple values = (<Record>record)._values
     cdef Py_ssize_t size = 20 + layout.padding, length
     cdef int index, kind
     if values is None or len(values) != layout.size + 3:
@@ -220,7 +228,7 @@ def pack(Record record not None):
         if kind <= K_U64:
             size += _width(kind)
         elif kind == K_BINARY:
-            size += 2 + len(<bytes>value)
+            size += 2 + len(<bytes?>value)
         else:
             PyUnicode_AsUTF8AndSize(value, &length)
             size += 2 + length + (kind == K_TEXTZ)
@@ -247,7 +255,9 @@ def pack(Record record not None):
     return signed
 
 
-def splice(bytes signed not None, bytes signature not None):
+def splice(object signed, signature):
+    if type(signed) is not bytes or type(signature) is not bytes:
+        raise TypeError(f"splice() takes bytes, not {_kind_name(signed)} and {_kind_name(signature)}")
     cdef Py_ssize_t length = PyBytes_GET_SIZE(signed), extra = PyBytes_GET_SIZE(signature)
     cdef Py_ssize_t size = length + 2 + extra
     if size > C_MAX:
@@ -337,6 +347,7 @@ cdef Py_ssize_t _take_header(const unsigned char* data, Py_ssize_t* offset, Py_s
 
 @cython.final
 @cython.freelist(256)
+@cython.auto_pickle(False)
 cdef class Frame:
     cdef bytes _wire
     cdef type _cls
@@ -382,7 +393,7 @@ cdef class Frame:
                 f"{self._layout.name} {self.sequence_id} of sender {self.sender_id:x} is not signed by its key"
             )
         record = (<PyTypeObject*>self._cls).tp_new(self._cls, <PyObject*>_EMPTY, NULL)
-        (<Record>record)._values = self.values(data)
+        (<Record?>record)._values = self.values(data)
         return record
 
     cdef tuple values(self, const unsigned char* data):
@@ -408,6 +419,9 @@ cdef class Frame:
             offset += size
         return tuple(values)
 
+    def __reduce__(self):
+        raise TypeError("a frame is not copied or pickled; decode its bytes again")
+
     def __repr__(self):
         self.data()
         return (
@@ -426,9 +440,9 @@ cdef class Schema:
         self._layouts = [None] * 256
 
     def add(self, cls):
-        cdef Layout layout = cls.layout
         if not issubclass(cls, Record):
             raise TypeError(f"{cls!r} is no record class")
+        cdef Layout layout = cls.layout
         if self._classes[layout.type] is not None:
             raise ValueError(f"type 0x{layout.type:02X} is taken")
         self._classes[layout.type] = cls

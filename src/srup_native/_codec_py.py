@@ -60,13 +60,14 @@ class Layout:
     __slots__ = ("body", "fields", "name", "names", "padding", "type")
 
     def __init__(self, type: int, name: str, fields: tuple[tuple[str, int], ...], padding: int = 0) -> None:
-        if not 0 < type <= 0xFF or not 0 <= padding <= 8 or len(fields) > 8:
+        body = tuple(fields)
+        if type not in range(1, 0x100) or padding not in range(9) or len(body) > 8:
             raise ValueError(f"{name}: type 1..255, padding 0..8 and at most 8 fields are possible")
-        if any(not U8 <= kind <= TEXTZ for _, kind in fields):
+        if any(kind not in range(TEXTZ + 1) for _, kind in body):
             raise ValueError(f"{name}: unknown kind of field")
         self.type = type
         self.name = name
-        self.body = tuple(fields)
+        self.body = body
         self.fields = HEADER + self.body
         self.names = tuple(field for field, _ in self.fields)
         self.padding = padding
@@ -74,6 +75,11 @@ class Layout:
 
 def _kind_name(value: object) -> str:
     return type(value).__name__
+
+
+def _shown(value: int) -> str:
+    """Return an integer for an error text; Python itself refuses to write out a very long one."""
+    return str(value) if value.bit_length() <= 128 else f"an int of {value.bit_length()} bits"
 
 
 def _check(name: str, kind: int, value: Any) -> Any:
@@ -85,7 +91,7 @@ def _check(name: str, kind: int, value: Any) -> Any:
             value = int.__int__(value)
         bits = 8 * _WIDTH[kind]
         if not 0 <= value < 1 << bits:
-            raise EncodeError(name, f"{value} is outside 0..2**{bits}-1")
+            raise EncodeError(name, f"{_shown(value)} is outside 0..2**{bits}-1")
         return value
     if kind == BINARY:
         if type(value) is not bytes:
@@ -108,7 +114,7 @@ def _check(name: str, kind: int, value: Any) -> Any:
 
 
 class _Field:
-    """Read access to one value of a record."""
+    """Read access to one value of a record; a data descriptor, so that no instance dictionary can hide the value."""
 
     __slots__ = ("_index",)
 
@@ -117,6 +123,9 @@ class _Field:
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else instance._values[self._index]
+
+    def __set__(self, instance: Any, value: object) -> None:
+        raise AttributeError("a record is immutable")
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -138,7 +147,7 @@ class Record:
         for index, name in enumerate(layout.names):
             setattr(cls, name, _Field(index))
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, /, **fields: Any) -> None:
         layout = self.layout
         if len(fields) != len(layout.fields) or any(name not in fields for name in layout.names):
             missing = [name for name in layout.names if name not in fields]
@@ -179,8 +188,13 @@ class Record:
 
 def pack(record: Record) -> bytes:
     """Return the signed bytes of a record: header, token and body as they stand on the wire, without a signature."""
+    if not isinstance(record, Record):
+        raise TypeError(f"pack() takes a record, not {_kind_name(record)}")
     layout = record.layout
-    sequence_id, sender_id, token, *body = record._values
+    values = getattr(record, "_values", None)
+    if values is None or len(values) != len(layout.fields):
+        raise TypeError("the record has no values")
+    sequence_id, sender_id, token, *body = values
     parts = [
         bytes((VERSION, layout.type)),
         sequence_id.to_bytes(8, "little"),
@@ -202,8 +216,11 @@ def pack(record: Record) -> bytes:
 def splice(signed: bytes, signature: bytes) -> bytes:
     """Put a signature (at most 65,535 bytes) into signed bytes as :func:`pack` makes them, after the token.
 
-    Raises EncodeError when the message would be longer than 65,535 bytes, ValueError for what pack cannot have made.
+    Raises EncodeError when the message would be longer than 65,535 bytes, ValueError for what pack cannot have made,
+    TypeError for anything but bytes.
     """
+    if type(signed) is not bytes or type(signature) is not bytes:
+        raise TypeError(f"splice() takes bytes, not {_kind_name(signed)} and {_kind_name(signature)}")
     size = len(signed) + 2 + len(signature)
     if size > MAX_MESSAGE_SIZE:
         raise EncodeError("message", f"{size} bytes are more than the {MAX_MESSAGE_SIZE} that are possible")
@@ -290,10 +307,11 @@ class _Reader:
 class Frame:
     """One well-formed message whose signature has not been verified: the header, and no way to the body but verify."""
 
-    __slots__ = ("_cls", "_signature", "_values", "_wire")
+    __slots__ = ("_cls", "_contents", "_signature", "_wire")
 
+    # Not _values: the field descriptors of a record must find nothing in an unverified frame.
     _cls: type[Record]
-    _values: tuple[Any, ...]
+    _contents: tuple[Any, ...]
     _wire: bytes
     _signature: tuple[int, int]
 
@@ -313,17 +331,17 @@ class Frame:
     @property
     def sequence_id(self) -> int:
         """0 to 2**64 - 1, as the message claims."""
-        return self._values[0]  # type: ignore[no-any-return]
+        return self._contents[0]  # type: ignore[no-any-return]
 
     @property
     def sender_id(self) -> int:
         """0 to 2**64 - 1, as the message claims."""
-        return self._values[1]  # type: ignore[no-any-return]
+        return self._contents[1]  # type: ignore[no-any-return]
 
     @property
     def token(self) -> bytes:
         """At least one byte, as the message claims."""
-        return self._values[2]  # type: ignore[no-any-return]
+        return self._contents[2]  # type: ignore[no-any-return]
 
     def verify(self, key: HasVerifier) -> Any:
         """Return the typed message if ``key`` signed it; raise SignatureError if it did not."""
@@ -335,8 +353,11 @@ class Frame:
                 f"{self._cls.layout.name} {self.sequence_id} of sender {self.sender_id:x} is not signed by its key"
             )
         record = self._cls.__new__(self._cls)
-        object.__setattr__(record, "_values", self._values)
+        object.__setattr__(record, "_values", self._contents)
         return record
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a frame is not copied or pickled; decode its bytes again")
 
     def __repr__(self) -> str:
         return (
@@ -355,6 +376,8 @@ class Schema:
 
     def add(self, cls: type[Record]) -> None:
         """Take in a class that has been bound to its layout; a type byte can be taken once."""
+        if not issubclass(cls, Record):
+            raise TypeError(f"{cls!r} is no record class")
         if self._classes[cls.layout.type] is not None:
             raise ValueError(f"type 0x{cls.layout.type:02X} is taken")
         self._classes[cls.layout.type] = cls
@@ -403,7 +426,7 @@ class Schema:
         reader.finish()
         frame = Frame.__new__(Frame)
         frame._cls = cls
-        frame._values = (*header, *body)
+        frame._contents = (*header, *body)
         frame._wire = wire
         frame._signature = signature
         return frame

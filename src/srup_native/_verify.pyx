@@ -28,6 +28,12 @@ cdef void _sha256(
     SHA256_Final(digest, &state)
 
 
+cdef int _expect_bytes(str what, value) except -1:
+    if type(value) is not bytes:
+        raise TypeError(f"{what} bytes, not {type(value).__name__}")
+    return 0
+
+
 cdef class _Key:
     """A loaded key with its prepared context: ``context`` for RSA and ECDSA, ``one_shot`` for Ed25519."""
 
@@ -40,12 +46,14 @@ cdef class _Key:
         EVP_PKEY_CTX_free(self.context)
         EVP_PKEY_free(self.key)
 
-    cdef int prepare(self, int algorithm, bint signs) except -1:
-        """Make the context; ``signs`` says for which operation."""
+    cdef int prepare(self, int algorithm, bint signs, bint whole) except -1:
+        """Make the context; ``signs`` says for which operation, ``whole`` that the key took all of its bytes."""
         cdef bint ready
-        if self.key == NULL:
+        if self.key == NULL or not whole:
             ERR_clear_error()
-            raise ValueError("the key does not load")
+            raise ValueError("this is no key of the algorithm")
+        if not EVP_PKEY_is_a(self.key, "RSA" if algorithm == RSA else "EC" if algorithm == ECDSA else "ED25519"):
+            raise ValueError("this is no key of the algorithm")
         if algorithm == ED25519:
             self.one_shot = EVP_MD_CTX_new()
             if self.one_shot == NULL:
@@ -65,17 +73,20 @@ cdef class _Key:
             )
         if not ready:
             ERR_clear_error()
-            raise ValueError("the key does not fit its algorithm")
+            raise ValueError("this is no key of the algorithm")
         return 0
 
 
 cdef class _Verifier(_Key):
-    def __cinit__(self, int algorithm, bytes public_der not None):
+    def __cinit__(self, int algorithm, public_der):
+        _expect_bytes("a key comes as", public_der)
         cdef const unsigned char* der = <const unsigned char*>PyBytes_AS_STRING(public_der)
-        self.key = d2i_PUBKEY(NULL, &der, <long>PyBytes_GET_SIZE(public_der))
-        self.prepare(algorithm, False)
+        cdef const unsigned char* end = der + PyBytes_GET_SIZE(public_der)
+        self.key = d2i_PUBKEY(NULL, &der, <long>(end - der))
+        self.prepare(algorithm, False, der == end)
 
-    def verify(self, bytes wire not None, Py_ssize_t offset, Py_ssize_t size):
+    def verify(self, wire, Py_ssize_t offset, Py_ssize_t size):
+        _expect_bytes("verify() takes", wire)
         cdef Py_ssize_t end = PyBytes_GET_SIZE(wire)
         cdef const unsigned char* data = <const unsigned char*>PyBytes_AS_STRING(wire)
         cdef int verdict
@@ -115,12 +126,15 @@ cdef class _Verifier(_Key):
 
 
 cdef class _Signer(_Key):
-    def __cinit__(self, int algorithm, bytes private_der not None):
+    def __cinit__(self, int algorithm, private_der):
+        _expect_bytes("a key comes as", private_der)
         cdef const unsigned char* der = <const unsigned char*>PyBytes_AS_STRING(private_der)
-        self.key = d2i_AutoPrivateKey(NULL, &der, <long>PyBytes_GET_SIZE(private_der))
-        self.prepare(algorithm, True)
+        cdef const unsigned char* end = der + PyBytes_GET_SIZE(private_der)
+        self.key = d2i_AutoPrivateKey(NULL, &der, <long>(end - der))
+        self.prepare(algorithm, True, der == end)
 
-    def sign(self, bytes signed not None):
+    def sign(self, object signed):
+        _expect_bytes("sign() takes", signed)
         cdef size_t size = <size_t>EVP_PKEY_get_size(self.key)
         cdef bytes signature = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
         cdef unsigned char* target = <unsigned char*>PyBytes_AS_STRING(signature)

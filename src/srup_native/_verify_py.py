@@ -7,15 +7,25 @@ Keys come as DER: SubjectPublicKeyInfo for a verifier, unencrypted PKCS #8 for a
 """
 
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_private_key, load_der_public_key
+
+try:
+    from cryptography.hazmat.primitives.asymmetric import mldsa
+except ImportError:  # before cryptography 47
+    _MLDSA_KEYS: tuple[type, ...] = ()
+else:
+    _MLDSA_KEYS = (mldsa.MLDSA44PublicKey, mldsa.MLDSA44PrivateKey, mldsa.MLDSA65PublicKey, mldsa.MLDSA65PrivateKey)
 
 _CONTEXT: Final = b"SRUP-v5"
 _PKCS1: Final = PKCS1v15()
@@ -24,24 +34,29 @@ _ECDSA: Final = ECDSA(_SHA256)
 
 
 class _Algorithm(NamedTuple):
+    keys: tuple[type, ...]  # the classes of its public and private keys
     verify: Callable[[Any, bytes, bytes], None]  # (key, signature, digest); raises InvalidSignature
     sign: Callable[[Any, bytes], bytes]  # (key, digest)
 
 
 ALGORITHMS: Final = {
     "rsa": _Algorithm(
+        (RSAPublicKey, RSAPrivateKey),
         lambda key, signature, digest: key.verify(signature, digest, _PKCS1, _SHA256),
         lambda key, digest: key.sign(digest, _PKCS1, _SHA256),
     ),
     "ecdsa": _Algorithm(
+        (EllipticCurvePublicKey, EllipticCurvePrivateKey),
         lambda key, signature, digest: key.verify(signature, digest, _ECDSA),
         lambda key, digest: key.sign(digest, _ECDSA),
     ),
     "ed25519": _Algorithm(
+        (Ed25519PublicKey, Ed25519PrivateKey),
         lambda key, signature, digest: key.verify(signature, digest),
         lambda key, digest: key.sign(digest),
     ),
     "mldsa": _Algorithm(
+        _MLDSA_KEYS,
         lambda key, signature, digest: key.verify(signature, digest, _CONTEXT),
         lambda key, digest: key.sign(digest, _CONTEXT),
     ),
@@ -55,7 +70,7 @@ class Verifier(Protocol):
         """Tell whether ``wire[offset:offset+size]`` is a signature over the rest of ``wire``.
 
         The two length bytes before the signature are left out as well. Raises ValueError when the range, with its
-        length bytes, does not lie inside ``wire``.
+        length bytes, does not lie inside ``wire``, TypeError when that is not bytes.
         """
         ...
 
@@ -64,8 +79,20 @@ class Signer(Protocol):
     """Signs with one private key. Safe to use from many threads at once."""
 
     def sign(self, signed: bytes) -> bytes:
-        """Return the signature over ``signed``, the bytes that ``pack`` makes."""
+        """Return the signature over ``signed``, the bytes that ``pack`` makes. TypeError for anything but bytes."""
         ...
+
+
+def _loaded(load: Callable[[bytes], Any], der: bytes, classes: tuple[type, ...]) -> Any:
+    if type(der) is not bytes:
+        raise TypeError(f"a key comes as bytes, not {type(der).__name__}")
+    try:
+        key = load(der)
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: encrypted
+        raise ValueError("this is no key of the algorithm") from None
+    if not isinstance(key, classes):
+        raise ValueError("this is no key of the algorithm")
+    return key
 
 
 class _Verifier:
@@ -73,9 +100,11 @@ class _Verifier:
 
     def __init__(self, algorithm: str, public_der: bytes) -> None:
         self._verify = ALGORITHMS[algorithm].verify
-        self._key = load_der_public_key(public_der)
+        self._key = _loaded(load_der_public_key, public_der, ALGORITHMS[algorithm].keys)
 
     def verify(self, wire: bytes, offset: int, size: int) -> bool:
+        if type(wire) is not bytes:
+            raise TypeError(f"verify() takes bytes, not {type(wire).__name__}")
         if offset < 2 or size < 0 or offset + size > len(wire):
             raise ValueError("the signature must lie inside the message")
         digest = sha256(wire[: offset - 2])
@@ -92,17 +121,19 @@ class _Signer:
 
     def __init__(self, algorithm: str, private_der: bytes) -> None:
         self._sign = ALGORITHMS[algorithm].sign
-        self._key = load_der_private_key(private_der, password=None)
+        self._key = _loaded(partial(load_der_private_key, password=None), private_der, ALGORITHMS[algorithm].keys)
 
     def sign(self, signed: bytes) -> bytes:
+        if type(signed) is not bytes:
+            raise TypeError(f"sign() takes bytes, not {type(signed).__name__}")
         return self._sign(self._key, sha256(signed).digest())
 
 
 def verifier(algorithm: str, public_der: bytes) -> Verifier:
-    """Return a verifier; KeyError for an unknown algorithm, ValueError for a key that does not load."""
+    """Return a verifier; KeyError for an unknown algorithm, ValueError for what is no key of it."""
     return _Verifier(algorithm, public_der)
 
 
 def signer(algorithm: str, private_der: bytes) -> Signer:
-    """Return a signer; KeyError for an unknown algorithm, ValueError for a key that does not load."""
+    """Return a signer; KeyError for an unknown algorithm, ValueError for what is no key of it."""
     return _Signer(algorithm, private_der)

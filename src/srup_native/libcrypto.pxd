@@ -8,6 +8,7 @@ cdef extern from "openssl/evp.h" nogil:
     ctypedef struct ENGINE
 
     void EVP_PKEY_free(EVP_PKEY* key)
+    int EVP_PKEY_is_a(const EVP_PKEY* key, const char* name)
     int EVP_PKEY_get_size(const EVP_PKEY* key)
     EVP_PKEY_CTX* EVP_PKEY_CTX_new(EVP_PKEY* key, ENGINE* engine)
     EVP_PKEY_CTX* EVP_PKEY_CTX_dup(const EVP_PKEY_CTX* context)

@@ -207,14 +207,21 @@ class Session:
         step = None if exchange is None else self.table.get((exchange.state, trigger))
         outputs: list[Output]
         if exchange is None or step is None:
+            partner.window.accept(message.sequence_id)
             outputs = [
                 Unexpected(partner.identity, message.token, type(message), self._why(partner, exchange, message))
             ]
         else:
-            outputs = self._take(exchange, step, message, Now(now, nonce))
-            if opening is None or opening.remembered:
-                self._remember(exchange, now)
-        partner.window.accept(message.sequence_id)
+            # Deployed peers hear only what lies above their own message: it counts before the answer to it is made.
+            before = partner.window.highest, partner.window.seen
+            partner.window.accept(message.sequence_id)
+            try:
+                outputs = self._take(exchange, step, message, Now(now, nonce))
+                if opening is None or opening.remembered:
+                    self._remember(exchange, now)
+            except SrupError:
+                partner.window.highest, partner.window.seen = before
+                raise
         # A Response only repeats a token, which a deployed peer may have from anyone.
         partner.binds = partner.binds or (bound is not None and not isinstance(message, Response))
         self._partners[partner.identity] = partner

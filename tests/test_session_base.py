@@ -1,0 +1,857 @@
+"""What both ends do alike: tables and what is not in them, sequence ids, retransmission, bounds, refusals."""
+
+import pytest
+
+from srup import messages as m
+from srup.errors import EncodeError, PolicyError, ReplayError
+from srup.session import DeviceSession, Policy, Send, ServerSession, device, server
+from srup.session.base import MAX_EXCHANGES, NO_EXPIRY, ActionState, DataState, Exchange, Partner
+from srup.session.device import DeviceState
+from srup.session.events import (
+    ActionAnswered,
+    ActionRequested,
+    DataReceived,
+    DataRefused,
+    Unanswered,
+    Unexpected,
+)
+from srup.session.server import ServerState
+from srup.tokens import parse
+from srup.update import DEVICE_TABLE, SERVER_TABLE, UpdateState, Word
+from srup.wire import IDENTIFICATION_RESPONSE, Status
+
+from .session_link import (
+    DEVICE,
+    DIGEST,
+    OTHER,
+    SERVER,
+    STRANGER,
+    T0,
+    URL,
+    Pair,
+    bound,
+    events,
+    exchange_of,
+    exchanges,
+    make,
+    nonce,
+    sends,
+    snapshot,
+)
+
+MAX_ID = 2**64 - 1
+
+# The tables, without the update's rows, which test_update.py has. "Kind.STATE trigger -> STATE: what comes out".
+
+COMMON_ROWS = """
+Action.NEW Action -> RUNNING: ActionRequested
+Action.RUNNING Action -> RUNNING:
+Action.RUNNING ANSWER -> ANSWERED: Response
+Action.RUNNING EXPIRE -> ANSWERED:
+Action.ANSWERED Action -> ANSWERED: Response
+Action.ASKED ACTION_SUCCESS -> ANSWERED: ActionAnswered
+Action.ASKED ACTION_UNKNOWN -> ANSWERED: ActionAnswered
+Action.ASKED ACTION_FAIL -> ANSWERED: ActionAnswered
+Action.ASKED EXPIRE -> UNANSWERED: Unanswered
+Action.ANSWERED ACTION_SUCCESS -> ANSWERED:
+Action.ANSWERED ACTION_UNKNOWN -> ANSWERED:
+Action.ANSWERED ACTION_FAIL -> ANSWERED:
+Data.NEW Data -> TAKEN: DataReceived
+Data.SENT DATA_TYPE_UNKNOWN -> REFUSED: DataRefused
+Data.REFUSED DATA_TYPE_UNKNOWN -> REFUSED:
+"""
+
+DEVICE_ROWS = """
+Device.JOINING JOIN_SUCCESS -> JOINED: JoinAnswered
+Device.JOINING JOIN_REFUSED -> JOINED: JoinAnswered
+Device.JOINING JOIN_FAIL -> JOINED: JoinAnswered
+Device.JOINING EXPIRE -> LEFT: Unanswered
+Device.JOINED JOIN_SUCCESS -> JOINED:
+Device.JOINED JOIN_REFUSED -> JOINED:
+Device.JOINED JOIN_FAIL -> JOINED:
+Device.LEAVING RESIGN_SUCCESS -> LEFT: Left
+Device.LEAVING RESIGN_FAIL -> LEFT: Left
+Device.LEAVING EXPIRE -> LEFT: Unanswered
+Device.LEFT RESIGN_SUCCESS -> LEFT:
+Device.LEFT RESIGN_FAIL -> LEFT:
+Device.NEW TerminateCommand -> LEFT: Left
+Device.LEFT TerminateCommand -> LEFT:
+Device.NEW IdRequest -> ANSWERED: Data
+Device.ANSWERED IdRequest -> ANSWERED: Data
+"""
+
+SERVER_ROWS = """
+Server.NEW JoinRequest -> DECIDING: JoinRequested
+Server.DECIDING JoinRequest -> DECIDING:
+Server.DECIDING ANSWER -> ANSWERED: JoinAnswered Response
+Server.DECIDING EXPIRE -> UNANSWERED:
+Server.ANSWERED JoinRequest -> ANSWERED: Response
+Server.NEW ResignRequest -> ANSWERED: Response Left
+Server.ANSWERED ResignRequest -> ANSWERED: Response
+Server.IDENTIFYING Data -> ANSWERED: Identified
+Server.IDENTIFYING EXPIRE -> UNANSWERED: Unanswered
+"""
+
+DEVICE_UPDATE_ROWS = """
+Update.NEW Initiate -> FETCHING: FetchRequested
+Update.NEW Activate -> FAILED: Unexpected Response
+Update.FETCHING Initiate -> FETCHING:
+Update.FETCHING FETCHED -> READY: Response
+Update.FETCHING FETCH_FAILED -> FAILED: Response
+Update.FETCHING EXPIRE -> UNANSWERED:
+Update.READY Initiate -> READY: Response
+Update.READY Activate -> ACTIVATING: ActivationRequested
+Update.READY EXPIRE -> UNANSWERED:
+Update.ACTIVATING Initiate -> ACTIVATING:
+Update.ACTIVATING Activate -> ACTIVATING:
+Update.ACTIVATING ACTIVATED -> ACTIVATED: Response
+Update.ACTIVATING ACTIVATION_FAILED -> FAILED: Response
+Update.ACTIVATING EXPIRE -> UNANSWERED:
+Update.ACTIVATED Initiate -> ACTIVATED: Response
+Update.ACTIVATED Activate -> ACTIVATED: Response
+Update.FAILED Initiate -> FAILED: Response
+Update.FAILED Activate -> FAILED: Unexpected Response
+"""
+
+SERVER_UPDATE_ROWS = """
+Update.FETCHING UPDATE_SUCCESS -> READY: UpdateChanged
+Update.FETCHING UPDATE_FAIL_HTTP_ERROR -> FAILED: UpdateChanged
+Update.FETCHING UPDATE_FAIL_SERVER -> FAILED: UpdateChanged
+Update.FETCHING UPDATE_FAIL_FILE -> FAILED: UpdateChanged
+Update.FETCHING UPDATE_FAIL_DIGEST -> FAILED: UpdateChanged
+Update.FETCHING EXPIRE -> UNANSWERED: UpdateChanged
+Update.READY ACTIVATE -> ACTIVATING: Activate UpdateChanged
+Update.READY UPDATE_SUCCESS -> READY:
+Update.READY EXPIRE -> UNANSWERED: UpdateChanged
+Update.ACTIVATING UPDATE_SUCCESS -> ACTIVATING:
+Update.ACTIVATING ACTIVATE_SUCCESS -> ACTIVATED: UpdateChanged
+Update.ACTIVATING ACTIVATE_FAIL -> FAILED: UpdateChanged
+Update.ACTIVATING EXPIRE -> UNANSWERED: UpdateChanged
+Update.ACTIVATED ACTIVATE_SUCCESS -> ACTIVATED:
+Update.FAILED ACTIVATE_FAIL -> FAILED:
+Update.FAILED UPDATE_FAIL_HTTP_ERROR -> FAILED:
+Update.FAILED UPDATE_FAIL_SERVER -> FAILED:
+Update.FAILED UPDATE_FAIL_FILE -> FAILED:
+Update.FAILED UPDATE_FAIL_DIGEST -> FAILED:
+"""
+
+KINDS = {
+    "Action": ActionState,
+    "Data": DataState,
+    "Device": DeviceState,
+    "Server": ServerState,
+    "Update": UpdateState,
+}
+TRIGGERS = {cls.__name__: cls for cls in m.SCHEMA[:]} | dict(Status.__members__) | dict(Word.__members__)
+ROLES = {"device": (device.TABLE, DEVICE, SERVER), "server": (server.TABLE, SERVER, DEVICE)}
+OURS = {"ASKED", "SENT", "REFUSED", "JOINING", "JOINED", "LEAVING", "IDENTIFYING"}
+
+
+def parsed(text):
+    rows = {}
+    for line in text.split("\n")[1:-1]:
+        left, right = line.split(" -> ")
+        (kind, state), trigger = left.split()[0].split("."), left.split()[1]
+        after, outputs = right.split(":")
+        states = KINDS[kind]
+        rows[states[state], TRIGGERS[trigger]] = states[after], outputs.split()
+    return rows
+
+
+ROWS = {
+    "device": parsed(COMMON_ROWS) | parsed(DEVICE_ROWS) | parsed(DEVICE_UPDATE_ROWS),
+    "server": parsed(COMMON_ROWS) | parsed(SERVER_ROWS) | parsed(SERVER_UPDATE_ROWS),
+}
+
+
+def new_session(role, policy=None):
+    """A session whose partner is a member; the partner's sequence ids go from 1."""
+    _, me, partner = ROLES[role]
+    policy = policy or Policy()
+    session = DeviceSession(me, [SERVER], policy, 1, "a lamp") if role == "device" else ServerSession(me, policy)
+    session._partners[partner] = Partner(partner, member=True)
+    return session
+
+
+def put(session, partner, state, mine):
+    """Put an exchange in this state into the session; return it."""
+    side = session._partners[partner]
+    token = bound(partner if mine else session.identity)
+    request = make(m.Action, 1, session.identity, token) if mine else None
+    exchange = Exchange(side, token, state, T0 + 330, mine, request, None if mine else Status.ACTION_SUCCESS)
+    if isinstance(state, UpdateState):
+        exchange.detail = False if session.identity == SERVER else (URL, DIGEST)
+    if isinstance(session, ServerSession) and state is UpdateState.FETCHING:
+        exchange.detail = True
+    session._remember(exchange, T0)
+    return exchange
+
+
+def drive(session, partner, exchange, word):
+    """Let time or the owner do what the word says."""
+    token = exchange.token
+    match word:
+        case Word.EXPIRE:
+            return session.tick(exchange.expiry)
+        case Word.ANSWER if isinstance(exchange.state, ServerState):
+            return session.answer_join(partner, token, Status.JOIN_SUCCESS, T0)
+        case Word.ANSWER:
+            return session.answer_action(partner, token, Status.ACTION_SUCCESS, T0)
+        case Word.ACTIVATE:
+            return session.activate(partner, token, T0)
+        case Word.FETCHED:
+            return session.fetched(partner, token, T0)
+        case Word.FETCH_FAILED:
+            return session.fetch_failed(partner, token, Status.UPDATE_FAIL_SERVER, T0)
+        case Word.ACTIVATED:
+            return session.activated(partner, token, T0)
+        case Word.ACTIVATION_FAILED:
+            return session.activation_failed(partner, token, T0)
+
+
+def trigger_message(partner, token, trigger, **fields):
+    if isinstance(trigger, int):
+        return make(m.Response, 1, partner, token, status=trigger)
+    return make(trigger, 1, partner, token, **fields)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_row_is_written_down_here(role):
+    table = ROLES[role][0]
+    assert {row: step.state for row, step in table.items()} == {row: after for row, (after, _) in ROWS[role].items()}
+    assert set(DEVICE_TABLE) <= set(device.TABLE)
+    assert set(SERVER_TABLE) <= set(server.TABLE)
+
+
+def row_id(value):
+    return getattr(value, "name", None) or getattr(value, "__name__", None)
+
+
+@pytest.mark.parametrize(
+    ("role", "state", "trigger"), [(role, *row) for role in ROLES for row in ROWS[role]], ids=row_id
+)
+def test_every_row_does_what_is_written(role, state, trigger):
+    after, expected = ROWS[role][state, trigger]
+    session = new_session(role)
+    partner = ROLES[role][2]
+    mine = state.name in OURS or (isinstance(trigger, Status) or (role == "server" and isinstance(state, UpdateState)))
+    if state.name == "NEW":
+        token = bound(session.identity)
+    else:
+        exchange = put(session, partner, state, mine)
+        token = exchange.token
+    if isinstance(trigger, Word):
+        outputs = drive(session, partner, exchange, trigger)
+    else:
+        fields = {"data_id": IDENTIFICATION_RESPONSE} if state is ServerState.IDENTIFYING else {}
+        outputs = session.receive(trigger_message(partner, token, trigger, **fields), T0, nonce())
+    names = [type(output.message if isinstance(output, Send) else output).__name__ for output in outputs]
+    assert names == expected
+    assert all(output.to == partner if isinstance(output, Send) else output.peer == partner for output in outputs)
+    if state is not DataState.NEW:
+        if state.name == "NEW":
+            exchange = exchange_of(session, partner, token)
+        assert exchange.state is after
+
+
+MESSAGES = [*m.SCHEMA[:], *Status, 0x99]
+
+
+@pytest.mark.parametrize("mine", [True, False], ids=["mine", "theirs"])
+@pytest.mark.parametrize("role", ROLES)
+def test_a_message_that_no_row_expects_changes_nothing(role, mine):
+    table, _, partner = ROLES[role]
+    states = [state for kind in KINDS.values() for state in kind if state.name != "NEW"]
+    tried = 0
+    for state in states:
+        for trigger in MESSAGES:
+            if (state, trigger) in table:
+                continue
+            session = new_session(role)
+            exchange = put(session, partner, state, mine)
+            before = snapshot(session, window=False)
+            message = trigger_message(partner, exchange.token, trigger)
+            outputs = session.receive(message, T0, nonce())
+            why = f"the exchange is in state {state.name}"
+            assert outputs == [Unexpected(partner, exchange.token, type(message), why)], (state, trigger)
+            assert snapshot(session, window=False) == before, (state, trigger)
+            # It was genuine: it counts as seen.
+            with pytest.raises(ReplayError):
+                session.receive(message, T0, nonce())
+            tried += 1
+    assert tried > 1000
+
+
+@pytest.mark.parametrize("member", [True, False], ids=["member", "stranger"])
+@pytest.mark.parametrize("role", ROLES)
+def test_what_begins_nothing_changes_nothing(role, member):
+    table, me, partner = ROLES[role]
+    news = [trigger for state, trigger in table if state.name == "NEW"]
+    tried = 0
+    for trigger in MESSAGES:
+        if trigger in news and (member or trigger is m.JoinRequest):
+            continue
+        session = new_session(role)
+        session._partners[partner].member = member
+        before = snapshot(session, window=False)
+        message = trigger_message(partner, bound(me), trigger)
+        [unexpected] = session.receive(message, T0, nonce())
+        assert (type(unexpected), unexpected.message) == (Unexpected, type(message))
+        assert snapshot(session, window=False) == before
+        tried += 1
+    assert tried > 35
+
+
+@pytest.mark.parametrize("mine", [True, False], ids=["mine", "theirs"])
+@pytest.mark.parametrize("role", ROLES)
+def test_a_decision_that_no_row_expects_is_refused(role, mine):
+    table, me, partner = ROLES[role]
+    words = {"device": set(Word) - {Word.ACTIVATE}, "server": {Word.ANSWER, Word.ACTIVATE}}[role] - {Word.EXPIRE}
+    for state in [state for kind in KINDS.values() for state in kind]:
+        if role == "device" and isinstance(state, ServerState):
+            continue  # a device has no answer_join
+        for word in words:
+            if (state, word) in table:
+                continue
+            session = new_session(role)
+            exchange = put(session, partner, state, mine)
+            before = snapshot(session)
+            with pytest.raises(PolicyError, match=f"is in state {state.name}"):
+                drive(session, partner, exchange, word)
+            assert snapshot(session) == before
+            exchange.token = bound(me)
+            with pytest.raises(PolicyError, match="not known"):
+                drive(session, partner, exchange, word)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_what_no_row_expires_is_forgotten_without_a_word(role):
+    table, _, partner = ROLES[role]
+    for state in [state for kind in KINDS.values() for state in kind if (state, Word.EXPIRE) not in table]:
+        session = new_session(role)
+        exchange = put(session, partner, state, False)
+        assert session.tick(exchange.expiry - 0.001) == []
+        assert exchanges(session, partner) == {exchange.token: exchange}
+        assert session.tick(exchange.expiry) == []
+        assert exchanges(session, partner) == {}
+        assert session.deadline() is None
+
+
+# Refusals leave no trace.
+
+
+def refused(session, error, message, now=T0):
+    before = snapshot(session)
+    with pytest.raises(error):
+        session.receive(message, now, nonce())
+    assert snapshot(session) == before
+
+
+MALFORMED = [
+    b"srup5:",
+    b"srup5:a5",
+    b"srup5:A5:1800000300:AAAAAAAAAAAAAAAAAAAAAA",
+    b"srup5:0a5:1800000300:AAAAAAAAAAAAAAAAAAAAAA",
+    b"srup5:a5:01800000300:AAAAAAAAAAAAAAAAAAAAAA",
+    b"srup5:a5:-1:AAAAAAAAAAAAAAAAAAAAAA",
+    b"srup5:a5:1800000300:AAAAAAAAAAAAAAAAAAAAA",
+    b"srup5:a5:1800000300:AAAAAAAAAAAAAAAAAAAAAA\n",
+    b"srup5:a5:1800000300:AAAAAAAAAAAAAAAAAAAAAA:a b",
+    b"srup5:10000000000000000:1800000300:AAAAAAAAAAAAAAAAAAAAAA",
+    b"srup5:a5:1000000000000000000:AAAAAAAAAAAAAAAAAAAAAA",
+]
+
+
+@pytest.mark.parametrize("token", MALFORMED)
+@pytest.mark.parametrize("cls", [m.JoinRequest, m.Action, m.Data, m.Response, m.ResignRequest])
+def test_a_malformed_bound_token_is_refused(token, cls):
+    refused(new_session("server"), PolicyError, make(cls, 1, DEVICE, token))
+
+
+def test_more_fields_may_follow_in_a_bound_token():
+    token = b"srup5:a5:1800000300:AAAAAAAAAAAAAAAAAAAAAA:v=2:"
+    outputs = new_session("server").receive(make(m.Action, 1, DEVICE, token), T0, nonce())
+    assert outputs == [ActionRequested(DEVICE, token, 7)]
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("cls", m.SCHEMA[:])
+def test_zero_and_seen_sequence_ids_are_refused(role, cls):
+    session = new_session(role)
+    me, partner = session.identity, ROLES[role][2]
+    refused(session, ReplayError, make(cls, 0, partner, bound(me)))
+    session.receive(make(m.Data, 5, partner, bound(me)), T0, nonce())
+    refused(session, ReplayError, make(cls, 5, partner, bound(me)))
+    session.receive(make(m.Data, 2000, partner, bound(me)), T0, nonce())
+    refused(session, ReplayError, make(cls, 2000 - 1024, partner, bound(me)))
+    session.receive(make(cls, 2000 - 1023, partner, bound(me)), T0, nonce())
+
+
+def test_refused_strangers_leave_no_trace():
+    session = ServerSession(SERVER, Policy(require_bound_tokens=True))
+    before = snapshot(session)
+    for token, sequence_id in [(b"uuid", 1), (bound(OTHER), 1), (bound(SERVER, T0 - 31), 1), (bound(SERVER), 0)]:
+        with pytest.raises((PolicyError, ReplayError)):
+            session.receive(make(m.JoinRequest, sequence_id, STRANGER, token), T0, nonce())
+    assert snapshot(session) == before
+
+
+COMMANDS = {
+    "action": lambda s: s.action(STRANGER, 1, T0, nonce()),
+    "data": lambda s: s.data(STRANGER, "x", b"", T0, nonce()),
+    "identify": lambda s: s.identify(STRANGER, T0, nonce()),
+    "terminate": lambda s: s.terminate(STRANGER, T0, nonce()),
+    "update": lambda s: s.update(STRANGER, URL, DIGEST, T0, nonce()),
+    "activate": lambda s: s.activate(STRANGER, b"x", T0),
+    "answer_join": lambda s: s.answer_join(STRANGER, b"x", Status.JOIN_SUCCESS, T0),
+    "answer_action": lambda s: s.answer_action(STRANGER, b"x", Status.ACTION_FAIL, T0),
+    "refuse_data": lambda s: s.refuse_data(STRANGER, b"x", T0),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_to_who_is_not_joined_are_refused(command):
+    session = new_session("server")
+    before = snapshot(session)
+    with pytest.raises(PolicyError):
+        COMMANDS[command](session)
+    assert snapshot(session) == before
+    assert not session.is_member(STRANGER)
+
+
+@pytest.mark.parametrize("status", [s for s in Status if "ACTION" not in s.name] + [0x20, 0x99, None])
+def test_an_action_is_answered_with_a_result_of_an_action(status):
+    session = new_session("device")
+    exchange = put(session, SERVER, ActionState.RUNNING, False)
+    before = snapshot(session)
+    with pytest.raises(EncodeError, match="status"):
+        session.answer_action(SERVER, exchange.token, status, T0)
+    assert snapshot(session) == before
+
+
+def test_values_that_do_not_fit_a_message_leave_no_trace():
+    session = new_session("server")
+    before = snapshot(session)
+    for command in (
+        lambda: session.action(DEVICE, 256, T0, nonce()),
+        lambda: session.data(DEVICE, "x" * 70_000, b"", T0, nonce()),
+        lambda: session.update(DEVICE, "a\0b", DIGEST, T0, nonce()),
+    ):
+        with pytest.raises(EncodeError):
+            command()
+    assert snapshot(session) == before
+
+
+# Sequence ids.
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_sequence_id_lies_above_everything_sent_and_accepted(role):
+    session = new_session(role)
+    me, partner = session.identity, ROLES[role][2]
+
+    def sent():
+        [send] = session.data(partner, "x", b"", T0, nonce())
+        return send.message.sequence_id
+
+    assert [sent(), sent()] == [1, 2]
+    session.receive(make(m.Data, 50, partner, bound(me)), T0, nonce())
+    assert [sent(), sent()] == [51, 52]
+    session.receive(make(m.Data, 52, partner, bound(me)), T0, nonce())  # crossing messages
+    session.receive(make(m.Data, 7, partner, bound(me)), T0, nonce())  # a late one
+    assert sent() == 53
+    # What was refused does not count.
+    refused(session, PolicyError, make(m.Data, 1000, partner, bound(OTHER)))
+    assert sent() == 54
+
+
+def test_every_partner_has_its_own_sequence_ids():
+    session = ServerSession(SERVER, first_sequence_id=100)
+    for identity, sequence_id in ((DEVICE, 3), (OTHER, 7000)):
+        session.receive(make(m.JoinRequest, sequence_id, identity, b"join"), T0, nonce())
+    ids = []
+    for identity in (DEVICE, OTHER, DEVICE):
+        if identity not in ids and not session.is_member(identity):
+            ids += [message.sequence_id for message in sends(session.answer_join(identity, b"join", Status(0x50), T0))]
+        else:
+            ids += [message.sequence_id for message in sends(session.action(identity, 1, T0, nonce()))]
+    assert ids == [100, 7001, 101]
+
+
+def test_the_last_sequence_id_harms_nobody_else():
+    session = new_session("server")
+    session._partners[OTHER] = Partner(OTHER, member=True, binds=True)
+    session._partners[DEVICE].binds = True
+    session.action(DEVICE, 1, T0, nonce())
+    session.action(OTHER, 1, T0, nonce())
+    running = session.receive(make(m.Action, 2, DEVICE, bound(SERVER)), T0, nonce())[0]
+    [unexpected] = session.receive(make(m.Response, MAX_ID, DEVICE, bound(SERVER), status=0x20), T0, nonce())
+    assert type(unexpected) is Unexpected
+    before = snapshot(session)
+    for command in (
+        lambda: session.action(DEVICE, 1, T0, nonce()),
+        lambda: session.terminate(DEVICE, T0, nonce()),
+        lambda: session.answer_action(DEVICE, running.token, Status.ACTION_SUCCESS, T0),
+        lambda: session.receive(make(m.ResignRequest, MAX_ID - 1, DEVICE, bound(SERVER)), T0, nonce()),
+        lambda: session.refuse_data(DEVICE, bound(SERVER), T0),
+    ):
+        with pytest.raises(PolicyError, match="no sequence id is left"):
+            command()
+        assert snapshot(session) == before
+    # Its retransmissions stop, those to others go on, and what it did not answer still ends.
+    assert [send.to for send in session.tick(T0 + 5)] == [OTHER]
+    assert session.deadline() == T0 + 15
+    told = session.tick(T0 + 300)
+    assert {event.peer for event in events(told, Unanswered)} == {DEVICE, OTHER}
+
+
+# Retransmission and expiry.
+
+
+def schedule(session, until):
+    """Let time go by; return when something was sent, and the messages."""
+    times, messages = [], []
+    while (due := session.deadline()) is not None and due <= until:
+        for message in sends(session.tick(due)):
+            times.append(due - T0)
+            messages.append(message)
+    return times, messages
+
+
+def binding(role, policy=None):
+    session = new_session(role, policy)
+    session._partners[ROLES[role][2]].binds = True
+    return session
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_unanswered_request_is_sent_again_ever_more_rarely(role):
+    session = binding(role, Policy(first_retry=5, max_retry=40, lifetime=200))
+    partner = ROLES[role][2]
+    [first] = session.action(partner, 9, T0, nonce())
+    times, again = schedule(session, T0 + 199)
+    assert times == [5, 15, 35, 75, 115, 155, 195]
+    assert [message.sequence_id for message in again] == list(range(2, 9))
+    assert {(message.token, message.action_id) for message in again} == {(first.message.token, 9)}
+    assert session.tick(T0 + 200) == [Unanswered(partner, first.message.token, m.Action)]
+    assert session.deadline() is None
+    assert exchanges(session, partner) == {}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_retransmission_stops_at_the_answer(role):
+    session = binding(role)
+    partner = ROLES[role][2]
+    [first] = session.action(partner, 9, T0, nonce())
+    session.tick(T0 + 5)
+    answer = make(m.Response, 1, partner, first.message.token, status=Status.ACTION_FAIL)
+    assert session.receive(answer, T0 + 6, nonce()) == [ActionAnswered(partner, first.message.token, Status(0x2F))]
+    assert schedule(session, T0 + 10_000) == ([], [])
+
+
+def test_an_answer_of_no_use_does_not_stop_retransmission():
+    session = binding("server")
+    [first] = session.action(DEVICE, 9, T0, nonce())
+    for sequence_id, status in enumerate([0x99, *(s for s in Status if "ACTION" not in s.name)], 1):
+        answer = make(m.Response, sequence_id, DEVICE, first.message.token, status=status)
+        assert [type(event) for event in session.receive(answer, T0, nonce())] == [Unexpected]
+    assert schedule(session, T0 + 299)[0] == [5, 15, 35, 75, 155]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_partner_that_does_not_bind_tokens_gets_nothing_twice(role):
+    session = new_session(role)
+    partner = ROLES[role][2]
+    session.action(partner, 9, T0, nonce())
+    if role == "server":
+        session.identify(partner, T0, nonce())
+        session.update(partner, URL, DIGEST, T0, nonce())
+    else:
+        session.resign(partner, T0, nonce())
+    assert schedule(session, T0 + 100_000) == ([], [])
+    assert exchanges(session, partner) == {}
+
+
+def test_a_policy_that_requires_binding_permits_retransmission():
+    session = new_session("server", Policy(require_bound_tokens=True))
+    session.action(DEVICE, 9, T0, nonce())
+    assert schedule(session, T0 + 20)[0] == [5, 15]
+
+
+def test_a_join_is_sent_again_whoever_the_server_is():
+    session = DeviceSession(DEVICE, [SERVER])
+    session.join(SERVER, T0, nonce())
+    times, messages = schedule(session, T0 + 299)
+    assert times == [5, 15, 35, 75, 155]
+    assert {type(message) for message in messages} == {m.JoinRequest}
+
+
+def test_an_update_is_sent_again_at_both_stages():
+    session = binding("server", Policy(update_lifetime=1000, first_retry=10, max_retry=10))
+    [first] = session.update(DEVICE, URL, DIGEST, T0, nonce(), hold=True)
+    assert schedule(session, T0 + 30)[0] == [10, 20, 30]
+    answer = make(m.Response, 1, DEVICE, first.message.token, status=Status.UPDATE_SUCCESS)
+    session.receive(answer, T0 + 31, nonce())
+    assert schedule(session, T0 + 60) == ([], [])  # the operator has the word
+    session.activate(DEVICE, first.message.token, T0 + 60)
+    times, messages = schedule(session, T0 + 80)
+    assert times == [70, 80]
+    assert {type(message) for message in messages} == {m.Activate}
+
+
+def test_a_value_is_sent_once():
+    session = binding("device")
+    session.data(SERVER, "x", b"", T0, nonce())
+    assert schedule(session, T0 + 10_000) == ([], [])
+
+
+def test_a_late_tick_sends_one_copy_and_not_one_for_every_pause():
+    session = binding("server")
+    session.action(DEVICE, 9, T0, nonce())
+    assert len(session.tick(T0 + 100)) == 1
+    assert session.deadline() == T0 + 110
+
+
+# Expiry of what comes in.
+
+
+@pytest.mark.parametrize("skew", [0.0, 30.0])
+def test_a_token_is_good_up_to_its_last_second_and_the_skew(skew):
+    policy = Policy(clock_skew=skew)
+    message = make(m.Action, 1, SERVER, bound(DEVICE, T0 + 10))
+    assert events(new_session("device", policy).receive(message, T0 + 10 + skew, nonce()), ActionRequested)
+    refused(new_session("device", policy), PolicyError, message, T0 + 10 + skew + 0.001)
+
+
+@pytest.mark.parametrize("skew", [0.0, 30.0])
+def test_a_token_cannot_be_used_again_in_its_last_moment(skew):
+    session = new_session("device", Policy(clock_skew=skew))
+    token, end = bound(DEVICE, T0 + 10), T0 + 10 + skew
+    assert events(session.receive(make(m.Action, 1, SERVER, token), T0, nonce()), ActionRequested)
+    session.answer_action(SERVER, token, Status.ACTION_SUCCESS, T0)
+    session.tick(end)
+    outputs = session.receive(make(m.Action, 2, SERVER, token), end, nonce())
+    assert events(outputs) == []
+    assert [answer.status for answer in sends(outputs)] == [Status.ACTION_SUCCESS]
+
+
+def test_an_end_without_a_clock_takes_expired_tokens_and_sends_none():
+    session = new_session("device", Policy(has_clock=False))
+    message = make(m.Action, 1, SERVER, bound(DEVICE, T0 + 10))
+    assert events(session.receive(message, 50.0, nonce()), ActionRequested)
+    assert events(session.receive(make(m.IdRequest, 2, SERVER, bound(DEVICE)), T0 * 2, nonce()), Unexpected) == []
+    sent = session.action(SERVER, 1, 50.0, nonce()) + session.data(SERVER, "x", b"", 50.0, nonce())
+    sent += [
+        Send(SERVER, message)
+        for message in sends(session.receive(make(m.IdRequest, 3, SERVER, bound(DEVICE)), 50.0, nonce()))
+    ]
+    assert len(sent) == 3
+    assert {parse(send.message.token).expiry for send in sent} == {NO_EXPIRY}
+    # Its own patience is a matter of intervals.
+    assert [type(event) for event in events(session.tick(50.0 + 300))] == [Unanswered]
+
+
+def test_a_device_without_a_clock_is_let_in_and_commanded():
+    pair = Pair(device_policy=Policy(has_clock=False))
+    pair.deliver([])
+    [requested] = [
+        output
+        for send in pair.device.join(SERVER, 12.0, nonce())
+        for output in pair.server.receive(send.message, T0, nonce())
+    ]
+    pair.deliver(pair.server.answer_join(DEVICE, requested.token, Status.JOIN_SUCCESS, T0))
+    assert pair.device.is_member(SERVER)
+    assert pair.action().action_id == 7
+
+
+# Binding.
+
+
+@pytest.mark.parametrize("cls", [m.Action, m.Data, m.JoinRequest, m.ResignRequest, m.Response])
+def test_a_policy_can_require_bound_tokens(cls):
+    strict = new_session("server", Policy(require_bound_tokens=True))
+    refused(strict, PolicyError, make(cls, 1, DEVICE, b"uuid"))
+    strict.receive(make(cls, 1, DEVICE, bound(SERVER)), T0, nonce())
+    new_session("server").receive(make(cls, 1, DEVICE, b"uuid"), T0, nonce())
+
+
+def test_who_has_bound_a_token_must_go_on():
+    session = new_session("server")
+    session.receive(make(m.Data, 1, DEVICE, b"uuid"), T0, nonce())
+    session.receive(make(m.Data, 2, DEVICE, bound(SERVER)), T0, nonce())
+    for cls in (m.Action, m.Data, m.JoinRequest, m.Response):
+        refused(session, PolicyError, make(cls, 3, DEVICE, b"uuid2"))
+    session.receive(make(m.Data, 3, DEVICE, bound(SERVER)), T0, nonce())
+
+
+def test_repeating_a_bound_token_is_not_binding():
+    session = new_session("server")
+    session.receive(make(m.Response, 1, DEVICE, bound(SERVER), status=0x20), T0, nonce())
+    assert events(session.receive(make(m.Action, 2, DEVICE, b"uuid"), T0, nonce()), ActionRequested)
+
+
+# Actions and values, in either direction.
+
+
+@pytest.mark.parametrize("status", [Status.ACTION_SUCCESS, Status.ACTION_UNKNOWN, Status.ACTION_FAIL])
+@pytest.mark.parametrize("asking", [SERVER, DEVICE])
+def test_an_action_and_its_answer(asking, status):
+    pair = Pair().joined()
+    asked = DEVICE if asking == SERVER else SERVER
+    [requested] = pair.deliver(pair.end(asking).action(asked, 200, T0, nonce()))
+    assert requested == ActionRequested(asking, requested.token, 200)
+    told = pair.deliver(pair.end(asked).answer_action(asking, requested.token, status, T0))
+    assert told == [ActionAnswered(asked, requested.token, status)]
+    with pytest.raises(PolicyError):
+        pair.end(asked).answer_action(asking, requested.token, status, T0)
+
+
+@pytest.mark.parametrize("sending", [SERVER, DEVICE])
+def test_a_value_and_its_refusal(sending):
+    pair = Pair().joined()
+    taking = DEVICE if sending == SERVER else SERVER
+    [received] = pair.deliver(pair.end(sending).data(taking, "humidity", b"\0\xff", T0, nonce()))
+    assert received == DataReceived(sending, received.token, "humidity", b"\0\xff")
+    assert pair.deliver(pair.end(taking).refuse_data(sending, received.token, T0)) == [
+        DataRefused(taking, received.token)
+    ]
+    assert pair.deliver(pair.end(taking).refuse_data(sending, received.token, T0)) == []
+
+
+def test_crossing_actions_do_not_meet():
+    pair = Pair().joined()
+    mine = pair.server.action(DEVICE, 1, T0, nonce())
+    theirs = pair.device.action(SERVER, 2, T0, nonce())
+    assert mine[0].message.sequence_id == theirs[0].message.sequence_id
+    told = pair.deliver(mine) + pair.deliver(theirs)
+    assert [(event.peer, event.action_id) for event in told] == [(SERVER, 1), (DEVICE, 2)]
+
+
+def test_a_response_to_nothing_is_unexpected():
+    session = new_session("server")
+    for sequence_id, status in enumerate([*Status, 0x99], 1):
+        outputs = session.receive(make(m.Response, sequence_id, DEVICE, b"uuid", status=status), T0, nonce())
+        assert outputs == [Unexpected(DEVICE, b"uuid", m.Response, "it answers nothing that is known")]
+
+
+def test_a_request_of_mine_cannot_be_turned_round():
+    """An exchange that I began is not one that the partner may continue as its own."""
+    pair = Pair().joined()
+    [send] = pair.server.action(DEVICE, 1, T0, nonce())
+    token = send.message.token
+    window = pair.server._partners[DEVICE].window
+    message = make(m.Action, window.highest + 1, DEVICE, token)
+    assert [type(event) for event in pair.server.receive(message, T0, nonce())] == [Unexpected]
+    requested = pair.deliver([send])[0]
+    pair.deliver(pair.device.answer_action(SERVER, requested.token, Status.ACTION_SUCCESS, T0))
+    refused(pair.server, PolicyError, make(m.Action, window.highest + 1, DEVICE, token))
+
+
+# Bounds.
+
+
+@pytest.mark.parametrize("sending", [SERVER, DEVICE])
+def test_a_flood_of_values_is_let_through_in_bounded_memory(sending):
+    pair = Pair().joined()
+    sender, taker = pair.end(sending), pair.device if sending == SERVER else pair.server
+    taking = taker.identity
+    received = 0
+    for number in range(10_000):
+        now = T0 + number / 1000
+        [send] = sender.data(taking, "x", b"", now, nonce())
+        received += len(events(taker.receive(send.message, now, nonce()), DataReceived))
+    assert received == 10_000
+    for session in (sender, taker):
+        assert sum(len(partner.exchanges) for partner in session._partners.values()) <= MAX_EXCHANGES + 8
+        assert len(session._timers) <= 64 + 4 * session._open
+
+
+def test_ones_own_values_do_not_crowd_out_what_the_partner_has_ordered():
+    pair = Pair().joined()
+    requested = pair.action()
+    pair.device.answer_action(SERVER, requested.token, Status.ACTION_SUCCESS, T0)
+    for _ in range(2 * MAX_EXCHANGES):
+        pair.device.data(SERVER, "x", b"", T0, nonce())
+    again = make(m.Action, pair.device._partners[SERVER].window.highest + 1, SERVER, requested.token)
+    outputs = pair.device.receive(again, T0, nonce())
+    assert events(outputs) == []
+    assert [answer.status for answer in sends(outputs)] == [Status.ACTION_SUCCESS]
+
+
+@pytest.mark.parametrize("asking", [SERVER, DEVICE])
+def test_a_thousand_open_actions(asking):
+    """So many are taken and no more; nothing is lost of those, and there is room again when one ends."""
+    pair = Pair().joined()
+    asked = DEVICE if asking == SERVER else SERVER
+    asker, doer = pair.end(asking), pair.end(asked)
+    tokens = []
+    for number in range(1000):
+        if len(tokens) < MAX_EXCHANGES:
+            [requested] = pair.deliver(asker.action(asked, number % 256, T0, nonce()))
+            tokens.append(requested.token)
+        else:
+            before = snapshot(asker)
+            with pytest.raises(PolicyError, match="open already"):
+                asker.action(asked, 1, T0, nonce())
+            if number % 100 == 0:
+                assert snapshot(asker) == before
+    # The other end holds to the same bound, whatever the partner sends.
+    window = doer._partners[asking].window
+    refused(doer, PolicyError, make(m.Action, window.highest + 1, asking, bound(asked)))
+    for token in tokens:
+        told = pair.deliver(doer.answer_action(asking, token, Status.ACTION_SUCCESS, T0))
+        assert told == [ActionAnswered(asked, token, Status.ACTION_SUCCESS)]
+    assert pair.deliver(asker.action(asked, 1, T0, nonce()))[0].action_id == 1
+
+
+def test_what_a_partner_has_open_does_not_bind_our_hands():
+    pair = Pair().joined()
+    for _ in range(MAX_EXCHANGES):
+        pair.deliver(pair.device.action(SERVER, 1, T0, nonce()))
+    with pytest.raises(PolicyError):
+        pair.device.action(SERVER, 1, T0, nonce())
+    assert pair.action().action_id == 7
+    assert pair.deliver(pair.device.data(SERVER, "x", b"", T0, nonce()))
+    pair.deliver(pair.server.terminate(DEVICE, T0, nonce()))
+    assert not pair.server.is_member(DEVICE)
+    assert not pair.device.is_member(SERVER)
+
+
+def test_a_full_table_does_not_keep_anyone_in():
+    pair = Pair().joined()
+    for _ in range(MAX_EXCHANGES):
+        pair.deliver(pair.server.action(DEVICE, 1, T0, nonce()))
+    [send, left] = pair.server.terminate(DEVICE, T0, nonce())
+    told = pair.deliver([send])
+    assert [event.token for event in told] == [left.token]
+    assert not pair.device.is_member(SERVER)
+    assert len(exchanges(pair.server, DEVICE)) <= 2 * MAX_EXCHANGES
+
+    pair = Pair().joined()
+    for _ in range(MAX_EXCHANGES):
+        pair.deliver(pair.device.action(SERVER, 1, T0, nonce()))
+    window = pair.server._partners[DEVICE].window
+    outputs = pair.server.receive(make(m.ResignRequest, window.highest + 1, DEVICE, bound(SERVER)), T0, nonce())
+    assert [answer.status for answer in sends(outputs)] == [Status.RESIGN_SUCCESS]
+    assert not pair.server.is_member(DEVICE)
+
+
+def test_timers_do_not_pile_up():
+    pair = Pair(Policy(first_retry=1), Policy(first_retry=1)).joined()
+    for number in range(5000):
+        pair.now += 0.01
+        requested = pair.action()
+        pair.deliver(pair.device.answer_action(SERVER, requested.token, Status.ACTION_SUCCESS, pair.now))
+        if number % 500 == 0:
+            pair.server.tick(pair.now)
+        for session in (pair.server, pair.device):
+            assert len(session._timers) <= 64 + 4 * session._open
+            assert session._open == sum(len(partner.exchanges) for partner in session._partners.values())
+    for session in (pair.server, pair.device):
+        session.tick(pair.now + 10**6)
+        assert (session._open, session._timers, session.deadline()) == (0, [], None)
+
+
+def test_nothing_is_due_in_the_beginning():
+    assert ServerSession(SERVER).deadline() is None
+    assert ServerSession(SERVER).tick(T0) == []
