@@ -128,6 +128,8 @@ Update.ACTIVATING ACTIVATE_SUCCESS -> ACTIVATED: UpdateChanged
 Update.ACTIVATING ACTIVATE_FAIL -> FAILED: UpdateChanged
 Update.ACTIVATING EXPIRE -> UNANSWERED: UpdateChanged
 Update.ACTIVATED ACTIVATE_SUCCESS -> ACTIVATED:
+Update.ACTIVATED UPDATE_SUCCESS -> ACTIVATED:
+Update.FAILED UPDATE_SUCCESS -> FAILED:
 Update.FAILED ACTIVATE_FAIL -> FAILED:
 Update.FAILED UPDATE_FAIL_HTTP_ERROR -> FAILED:
 Update.FAILED UPDATE_FAIL_SERVER -> FAILED:
@@ -349,16 +351,16 @@ def refused(session, error, message, now=T0):
 
 MALFORMED = [
     b"srup5:",
-    b"srup5:a5",
-    b"srup5:A5:1800000300:AAAAAAAAAAAAAAAAAAAAAA",
-    b"srup5:0a5:1800000300:AAAAAAAAAAAAAAAAAAAAAA",
-    b"srup5:a5:01800000300:AAAAAAAAAAAAAAAAAAAAAA",
-    b"srup5:a5:-1:AAAAAAAAAAAAAAAAAAAAAA",
-    b"srup5:a5:1800000300:AAAAAAAAAAAAAAAAAAAAA",
-    b"srup5:a5:1800000300:AAAAAAAAAAAAAAAAAAAAAA\n",
-    b"srup5:a5:1800000300:AAAAAAAAAAAAAAAAAAAAAA:a b",
-    b"srup5:10000000000000000:1800000300:AAAAAAAAAAAAAAAAAAAAAA",
-    b"srup5:a5:1000000000000000000:AAAAAAAAAAAAAAAAAAAAAA",
+    b"srup5:d1:a5",
+    b"srup5:d1:A5:1800000300:AAAAAAAAAAAAAAAAAAAAAA",
+    b"srup5:d1:0a5:1800000300:AAAAAAAAAAAAAAAAAAAAAA",
+    b"srup5:d1:a5:01800000300:AAAAAAAAAAAAAAAAAAAAAA",
+    b"srup5:d1:a5:-1:AAAAAAAAAAAAAAAAAAAAAA",
+    b"srup5:d1:a5:1800000300:AAAAAAAAAAAAAAAAAAAAA",
+    b"srup5:d1:a5:1800000300:AAAAAAAAAAAAAAAAAAAAAA\n",
+    b"srup5:d1:a5:1800000300:AAAAAAAAAAAAAAAAAAAAAA:a b",
+    b"srup5:d1:10000000000000000:1800000300:AAAAAAAAAAAAAAAAAAAAAA",
+    b"srup5:d1:a5:1000000000000000000:AAAAAAAAAAAAAAAAAAAAAA",
 ]
 
 
@@ -369,7 +371,7 @@ def test_a_malformed_bound_token_is_refused(token, cls):
 
 
 def test_more_fields_may_follow_in_a_bound_token():
-    token = b"srup5:a5:1800000300:AAAAAAAAAAAAAAAAAAAAAA:v=2:"
+    token = b"srup5:d1:a5:1800000300:AAAAAAAAAAAAAAAAAAAAAA:v=2:"
     outputs = new_session("server").receive(make(m.Action, 1, DEVICE, token), T0, nonce())
     assert outputs == [ActionRequested(DEVICE, token, 7)]
 
@@ -791,7 +793,7 @@ def test_a_thousand_open_actions(asking):
             tokens.append(requested.token)
         else:
             before = snapshot(asker)
-            with pytest.raises(PolicyError, match="open already"):
+            with pytest.raises(PolicyError, match="too many exchanges"):
                 asker.action(asked, 1, T0, nonce())
             if number % 100 == 0:
                 assert snapshot(asker) == before
@@ -821,7 +823,8 @@ def test_a_full_table_does_not_keep_anyone_in():
     pair = Pair().joined()
     for _ in range(MAX_EXCHANGES):
         pair.deliver(pair.server.action(DEVICE, 1, T0, nonce()))
-    [send, left] = pair.server.terminate(DEVICE, T0, nonce())
+    [send, left, *ended] = pair.server.terminate(DEVICE, T0, nonce())
+    assert [type(event) for event in ended] == [Unanswered] * MAX_EXCHANGES
     told = pair.deliver([send])
     assert [event.token for event in told] == [left.token]
     assert not pair.device.is_member(SERVER)
@@ -839,11 +842,12 @@ def test_a_full_table_does_not_keep_anyone_in():
 def test_timers_do_not_pile_up():
     pair = Pair(Policy(first_retry=1), Policy(first_retry=1)).joined()
     for number in range(5000):
-        pair.now += 0.01
+        pair.now += 0.1
         requested = pair.action()
         pair.deliver(pair.device.answer_action(SERVER, requested.token, Status.ACTION_SUCCESS, pair.now))
         if number % 500 == 0:
             pair.server.tick(pair.now)
+            pair.device.tick(pair.now)
         for session in (pair.server, pair.device):
             assert len(session._timers) <= 64 + 4 * session._open
             assert session._open == sum(len(partner.exchanges) for partner in session._partners.values())

@@ -12,48 +12,57 @@ TEXT = b"AAECAwQFBgcICQoLDA0ODw"
 
 
 def test_the_written_form():
-    """Part of the wire contract: recipient in hex, expiry in decimal, nonce in base64url."""
-    assert bind(0xDEADBEEF, 1_900_000_000, NONCE) == b"srup5:deadbeef:1900000000:" + TEXT
-    assert bind(0, 0, bytes(16)) == b"srup5:0:0:" + b"A" * 22
-    assert bind(2**64 - 1, 1.99, b"\xff" * 16) == b"srup5:ffffffffffffffff:1:" + b"_" * 21 + b"w"
-    assert bind(1, -5.5, NONCE) == b"srup5:1:0:" + TEXT
+    """Part of the wire contract: sender and recipient in hex, expiry in decimal, nonce in base64url."""
+    assert bind(0x5E, 0xDEADBEEF, 1_900_000_000, NONCE) == b"srup5:5e:deadbeef:1900000000:" + TEXT
+    assert bind(0, 0, 0, bytes(16)) == b"srup5:0:0:0:" + b"A" * 22
+    assert (
+        bind(2**64 - 1, 2**64 - 1, 1.99, b"\xff" * 16)
+        == b"srup5:ffffffffffffffff:ffffffffffffffff:1:" + b"_" * 21 + b"w"
+    )
+    assert bind(1, 1, -5.5, NONCE) == b"srup5:1:1:0:" + TEXT
 
 
-@given(st.integers(0, 2**64 - 1), st.integers(0, 10**18 - 1), st.binary(min_size=16, max_size=16))
-def test_round_trip(recipient, expiry, nonce):
-    token = bind(recipient, expiry, nonce)
-    assert parse(token)[:2] == (recipient, expiry)
+@given(
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 10**18 - 1),
+    st.binary(min_size=16, max_size=16),
+)
+def test_round_trip(sender, recipient, expiry, nonce):
+    token = bind(sender, recipient, expiry, nonce)
+    assert parse(token)[:3] == (sender, recipient, expiry)
     assert token.isascii()
     assert not set(token) & set(b" \0\r\n\t")
-    assert parse(bind(recipient, expiry, nonce)).nonce == parse(token).nonce
+    assert parse(bind(1, recipient, expiry, nonce)).nonce == parse(token).nonce
 
 
 @given(st.binary(min_size=16, max_size=16), st.binary(min_size=16, max_size=16))
 def test_different_nonces_give_different_tokens(one, other):
-    assert (bind(1, 1, one) == bind(1, 1, other)) == (one == other)
+    assert (bind(1, 1, 1, one) == bind(1, 1, 1, other)) == (one == other)
 
 
 @given(st.integers(0, 2**64 - 1), st.floats(0, 2**52))
 def test_an_expiry_is_rounded_down(recipient, expiry):
-    assert parse(bind(recipient, expiry, NONCE)).expiry == int(expiry) <= expiry
+    assert parse(bind(1, recipient, expiry, NONCE)).expiry == int(expiry) <= expiry
 
 
-@pytest.mark.parametrize("recipient", [-1, 2**64, 10**30])
-def test_bind_takes_identities_only(recipient):
-    with pytest.raises(ValueError, match=r"^a recipient is an identity in 0\.\.2\*\*64-1$"):
-        bind(recipient, 1, NONCE)
+@pytest.mark.parametrize("other", [-1, 2**64, 10**30])
+def test_bind_takes_identities_only(other):
+    for pair in ((other, 1), (1, other)):
+        with pytest.raises(ValueError, match=r"^sender and recipient are identities in 0\.\.2\*\*64-1$"):
+            bind(*pair, 1, NONCE)
 
 
 @pytest.mark.parametrize("expiry", [10**18, 1e30, float("inf"), float("nan")])
 def test_bind_makes_nothing_that_parse_refuses(expiry):
     with pytest.raises(ValueError, match=r"^an expiry is Unix time below 1000000000000000000, not "):
-        bind(1, expiry, NONCE)
+        bind(1, 1, expiry, NONCE)
 
 
 @pytest.mark.parametrize("size", [0, 15, 17, 32])
 def test_a_nonce_has_sixteen_bytes(size):
     with pytest.raises(ValueError, match=rf"^a nonce has 16 bytes, not {size}$"):
-        bind(1, 1, bytes(size))
+        bind(1, 1, 1, bytes(size))
     assert NONCE_SIZE == 16
 
 
@@ -63,9 +72,9 @@ def test_a_nonce_has_sixteen_bytes(size):
         b"t",
         b"",
         b"54e1bs12-f5ca-4deb-bf66-d1c03f31af405",
-        b"SRUP5:1:1:" + TEXT,
+        b"SRUP5:1:1:1:" + TEXT,
         b"srup:1",
-        b"srup6:1:1:" + TEXT,
+        b"srup6:1:1:1:" + TEXT,
         b"\xff",
     ],
 )
@@ -83,34 +92,38 @@ def test_any_other_bytes_are_opaque(token):
     [
         b"",
         b":::",
-        b"1:1",
-        b"1:1:",
-        b":1:" + TEXT,
-        b"1::" + TEXT,
-        b"01:1:" + TEXT,  # leading zeros would give one recipient two names
-        b"1:01:" + TEXT,
-        b"A:1:" + TEXT,
-        b"0x1:1:" + TEXT,
-        b"-1:1:" + TEXT,
-        b"1:-1:" + TEXT,
-        b"1:+1:" + TEXT,
-        b"1:1e9:" + TEXT,
-        b"1:1.5:" + TEXT,
-        b"1: 1:" + TEXT,
-        b"1:1_0:" + TEXT,
-        b"1" * 17 + b":1:" + TEXT,
-        b"1:" + b"1" * 19 + b":" + TEXT,
-        b"1:1:" + TEXT[:-1],
-        b"1:1:" + TEXT + b"A",
-        b"1:1:" + TEXT[:-1] + b"=",
-        b"1:1:" + TEXT[:-1] + b"+",
-        b"1:1:" + TEXT + b" ",
-        b"1:1:" + TEXT + b"\n",
-        b"1:1:" + TEXT + b"\0",
-        b"1:1:" + TEXT + b":a b",
-        b"1:1:" + TEXT + b":\xc3\xbc",
-        b"1:1:" + TEXT + b":x\n",
-        "1:\N{ARABIC-INDIC DIGIT ONE}:".encode() + TEXT,
+        b"7:1:1",
+        b"1:1:" + TEXT,  # three parts
+        b"07:1:1:" + TEXT,
+        b"A:1:1:" + TEXT,
+        b":1:1:" + TEXT,
+        b"7:1:1:",
+        b"7::1:" + TEXT,
+        b"7:1::" + TEXT,
+        b"7:01:1:" + TEXT,  # leading zeros would give one recipient two names
+        b"7:1:01:" + TEXT,
+        b"7:A:1:" + TEXT,
+        b"7:0x1:1:" + TEXT,
+        b"7:-1:1:" + TEXT,
+        b"7:1:-1:" + TEXT,
+        b"7:1:+1:" + TEXT,
+        b"7:1:1e9:" + TEXT,
+        b"7:1:1.5:" + TEXT,
+        b"7:1: 1:" + TEXT,
+        b"7:1:1_0:" + TEXT,
+        b"7:1" * 17 + b":1:" + TEXT,
+        b"7:1:" + b"1" * 19 + b":" + TEXT,
+        b"7:1:1:" + TEXT[:-1],
+        b"7:1:1:" + TEXT + b"A",
+        b"7:1:1:" + TEXT[:-1] + b"=",
+        b"7:1:1:" + TEXT[:-1] + b"+",
+        b"7:1:1:" + TEXT + b" ",
+        b"7:1:1:" + TEXT + b"\n",
+        b"7:1:1:" + TEXT + b"\0",
+        b"7:1:1:" + TEXT + b":a b",
+        b"7:1:1:" + TEXT + b":\xc3\xbc",
+        b"7:1:1:" + TEXT + b":x\n",
+        "7:1:\N{ARABIC-INDIC DIGIT ONE}:".encode() + TEXT,
     ],
 )
 def test_malformed_bound_tokens_are_refused_not_opaque(rest):
@@ -127,7 +140,7 @@ def test_the_refusal_of_a_long_token_is_short():
 
 @pytest.mark.parametrize("more", [b":", b"::", b":x", b":floor=12", b":a:b:c", b":~!" + b"y" * 60000])
 def test_further_fields_are_ignored(more):
-    assert parse(b"srup5:1f:99:" + TEXT + more) == BoundToken(0x1F, 99, TEXT)
+    assert parse(b"srup5:7:1f:99:" + TEXT + more) == BoundToken(7, 0x1F, 99, TEXT)
 
 
 @given(st.binary(max_size=40))
@@ -141,7 +154,7 @@ def test_every_bound_token_parses_or_is_refused(rest):
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 10**18 - 1), st.data())
 def test_no_cut_of_a_token_means_something_else(recipient, expiry, data):
-    token = bind(recipient, expiry, NONCE)
+    token = bind(recipient, recipient, expiry, NONCE)
     cut = token[: data.draw(st.integers(6, len(token) - 1))]
     with pytest.raises(PolicyError):
         parse(cut)

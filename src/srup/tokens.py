@@ -2,13 +2,15 @@
 
 A version 5 message does not say who it is for. A bound token does, and the signature covers it::
 
-    srup5:<recipient>:<expiry>:<nonce>
+    srup5:<sender>:<recipient>:<expiry>:<nonce>
 
-``recipient`` is the identity in lower-case hex without leading zeros, ``expiry`` the last second at which the message
-may take effect, in decimal Unix time, ``nonce`` 22 characters of base64url (128 random bits). More fields may follow,
-each after a colon; a reader of this version ignores them. The whole is ASCII without spaces, so a deployed peer takes
-it for an opaque text and repeats it in its answer. A token that begins with ``srup5:`` and does not have this form is
-malformed: it is refused, not taken for opaque.
+``sender`` is who begins the exchange and ``recipient`` whom the question is for: identities in lower-case hex without
+leading zeros. Without the sender, somebody else could ask under a token that he has overheard, and the signed answer to
+him would pass for the answer to its maker. ``expiry`` is the last second at which the message may take effect, in
+decimal Unix time, ``nonce`` 22 characters of base64url (128 random bits). More fields may follow, each after a colon; a
+reader of this version ignores them. The whole is ASCII without spaces, so a deployed peer takes it for an opaque text
+and repeats it in its answer. A token that begins with ``srup5:`` and does not have this form is malformed: it is
+refused, not taken for opaque.
 """
 
 import re
@@ -25,31 +27,34 @@ NONCE_SIZE: Final = 16
 _NEVER: Final = 10**18  # the first expiry that has too many digits
 _PREFIX: Final = b"srup5:"
 _FORM: Final = re.compile(
-    rb"srup5:(0|[1-9a-f][0-9a-f]{0,15}):(0|[1-9][0-9]{0,17}):([A-Za-z0-9_-]{22})((?::[!-9;-~]*)*)", re.ASCII
+    rb"srup5:(0|[1-9a-f][0-9a-f]{0,15}):(0|[1-9a-f][0-9a-f]{0,15}):(0|[1-9][0-9]{0,17}):([A-Za-z0-9_-]{22})"
+    rb"(?::[!-9;-~]*)*"
 )
 
 
 class BoundToken(NamedTuple):
     """What a bound token says; ``expiry`` in seconds of Unix time."""
 
+    sender: int
     recipient: int
     expiry: int
     nonce: bytes
 
 
-def bind(recipient: int, expiry: float, nonce: bytes) -> bytes:
-    """Return a new token for ``recipient`` that is good until ``expiry`` (Unix seconds, rounded down).
+def bind(sender: int, recipient: int, expiry: float, nonce: bytes) -> bytes:
+    """Return a new token of ``sender`` for ``recipient``, good until ``expiry`` (Unix seconds, rounded down).
 
     ``nonce`` is 16 bytes that are used once and nobody can guess. Raises ValueError for what :func:`parse` would
     refuse.
     """
-    if not 0 <= recipient < 1 << 64:
-        raise ValueError("a recipient is an identity in 0..2**64-1")
+    if not (0 <= sender < 1 << 64 and 0 <= recipient < 1 << 64):
+        raise ValueError("sender and recipient are identities in 0..2**64-1")
     if not expiry < _NEVER:
         raise ValueError(f"an expiry is Unix time below {_NEVER}, not {expiry}")
     if len(nonce) != NONCE_SIZE:
         raise ValueError(f"a nonce has {NONCE_SIZE} bytes, not {len(nonce)}")
-    return b"%s%x:%d:%s" % (_PREFIX, recipient, max(0, int(expiry)), urlsafe_b64encode(nonce).rstrip(b"="))
+    text = urlsafe_b64encode(nonce).rstrip(b"=")
+    return b"%s%x:%x:%d:%s" % (_PREFIX, sender, recipient, max(0, int(expiry)), text)
 
 
 def parse(token: bytes) -> BoundToken | None:
@@ -59,4 +64,4 @@ def parse(token: bytes) -> BoundToken | None:
     form = _FORM.fullmatch(token)
     if form is None:
         raise PolicyError(f"malformed bound token {token[:80]!r}")
-    return BoundToken(int(form[1], 16), int(form[2]), form[3])
+    return BoundToken(int(form[1], 16), int(form[2], 16), int(form[3]), form[4])

@@ -91,6 +91,8 @@ SERVER_TABLE: Final[Table] = {
     (_S.ACTIVATING, Status.ACTIVATE_SUCCESS): Step(_S.ACTIVATED, "update_changed"),
     (_S.ACTIVATING, Status.ACTIVATE_FAIL): Step(_S.FAILED, "update_changed"),
     (_S.ACTIVATED, Status.ACTIVATE_SUCCESS): Step(_S.ACTIVATED),
+    (_S.ACTIVATED, Status.UPDATE_SUCCESS): Step(_S.ACTIVATED),
+    (_S.FAILED, Status.UPDATE_SUCCESS): Step(_S.FAILED),
     (_S.FAILED, Status.ACTIVATE_FAIL): Step(_S.FAILED),
     **{(_S.FAILED, status): Step(_S.FAILED) for status in FETCH_FAILURES},
     (_S.FETCHING, Word.EXPIRE): Step(_S.UNANSWERED, "update_changed"),

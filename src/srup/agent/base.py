@@ -12,10 +12,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, ClassVar, Final, NamedTuple, Self, TypeVar
+from inspect import iscoroutinefunction
+from typing import Any, ClassVar, Final, NamedTuple, Self, TypeVar, get_args
 
 from ..codec import Frame, decode, encode
-from ..errors import PolicyError, ReplayError, SrupError, TransportError, UnansweredError, UnknownSenderError
+from ..errors import ReplayError, SrupError, TransportError, UnansweredError, UnknownSenderError
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, Message, ObservedJoinRequest, decode_data
 from ..session.base import Output, Send, Session
@@ -106,6 +107,7 @@ class Agent:
         self._handlers: dict[str, Callable[..., Any]] = {}
         self._application: Executor = Inline()
         self._thread: threading.Thread | None = None
+        self._started = False
         self._stopping = threading.Event()
         self._stopped = threading.Event()
 
@@ -116,42 +118,59 @@ class Agent:
 
         Without ``threads`` nothing happens by itself: call :meth:`step` when something may have arrived or be due.
         """
-        if self._thread is not None or self._stopping.is_set():
+        if self._started or self._stopping.is_set():
             raise TransportError(f"{self!r} was started before; make a new one")
         self._subscribe()
-        if threads:
-            name = f"srup-{self.identity:x}"
-            self._application = ThreadPoolExecutor(1, f"{name}-application")
-            self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
-            self._thread.start()
         self._transport.start(
             lambda delivery: self._inbox.put(lambda: self._deliver(delivery)),
             lambda connected, why: self._inbox.put(lambda: self._set_connected(connected, why)),
         )
+        self._started = True
+        if threads:
+            self._employ(f"srup-{self.identity:x}")
         self._begin()
         return self
+
+    def _employ(self, name: str) -> None:
+        """Start the threads, the agent's own last."""
+        self._application = ThreadPoolExecutor(1, f"{name}-application")
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._thread.start()
 
     def stop(self, timeout: float = 5.0) -> None:
         """End: send what can be sent within ``timeout`` seconds, disconnect, let the running handler finish.
 
-        Requests without an answer end with TransportError. A second call does nothing.
+        Requests without an answer end with TransportError, and so do all later ones. A second call does nothing.
         """
         if self._stopping.is_set():
             return
         self._stopping.set()
+        self._dismiss()
         self._inbox.put(lambda: None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
         self._transport.stop(timeout)
-        self._application.shutdown(wait=False, cancel_futures=True)
-        for future in self._pending.values():
-            future.set_exception(TransportError("stopped before the answer came"))
-        self._pending.clear()
         self._stopped.set()
+        self._drain()
+        while self._pending:
+            _, future = self._pending.popitem()
+            future.set_exception(TransportError("stopped before the answer came"))
+
+    def _dismiss(self) -> None:
+        """Let the threads of the application end."""
+        self._application.shutdown(wait=False, cancel_futures=True)
+
+    def _drain(self) -> None:
+        """Do what is left in the inbox."""
+        while True:
+            try:
+                self._fenced(self._inbox.get_nowait())
+            except queue.Empty:
+                return
 
     def run(self) -> None:
         """Start, unless that was done, and stay until :meth:`stop` is called or Ctrl-C is pressed."""
-        if self._thread is None:
+        if not self._started:
             self.start()
         try:
             while not self._stopped.wait(1.0):  # a bounded wait, so that Ctrl-C gets through everywhere
@@ -162,18 +181,14 @@ class Agent:
             self.stop()
 
     def __enter__(self) -> Self:
-        return self if self._thread is not None else self.start()
+        return self if self._started else self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
     def step(self) -> None:
         """Do everything that has arrived or is due now (the body of the agent's thread, for simulations)."""
-        while True:
-            try:
-                self._fenced(self._inbox.get_nowait())
-            except queue.Empty:
-                break
+        self._drain()
         self._fenced(lambda: self._perform(self._session.tick(self._clock())))
 
     def deadline(self) -> float | None:
@@ -203,6 +218,8 @@ class Agent:
         What it returns is answered: a Status, or False for ACTION_FAIL; anything else is ACTION_SUCCESS. If it raises
         the answer is ACTION_FAIL. Actions without a handler are answered ACTION_UNKNOWN.
         """
+        if type(action_id) is not int or not 0 <= action_id < 1 << 8:
+            raise ValueError(f"an action_id is a number from 0 to 255, not {action_id!r}")
         return self._register(self._actions, action_id)
 
     def on_data(self, data_id: str | None = None, kind: DataKind = "bytes") -> Callable[[Handler], Handler]:
@@ -211,22 +228,20 @@ class Agent:
         It is called with the partner's identity, the ``data_id`` and the value read as ``kind``. Values that nobody
         takes, or that do not have that form, are answered DATA_TYPE_UNKNOWN.
         """
+        if data_id is not None and not isinstance(data_id, str):
+            raise ValueError(f"a data_id is a str, or None for all, not {data_id!r}")
+        if kind not in get_args(DataKind):
+            raise ValueError(f"{kind!r} is no kind of data; the kinds are {', '.join(get_args(DataKind))}")
 
-        def decorate(handler: Handler) -> Handler:
-            self._data[data_id] = (kind, handler)
-            return handler
-
-        return decorate
+        return self._register(self._data, data_id, lambda handler: (kind, handler))
 
     def on_left(self, handler: Handler) -> Handler:
         """Decorate what is called with the partner's identity when a membership ends."""
-        self._handlers["left"] = handler
-        return handler
+        return self._register(self._handlers, "left")(handler)
 
     def on_refused(self, handler: Handler) -> Handler:
         """Decorate what is called with a :class:`Refusal` for every message that is refused."""
-        self._handlers["refused"] = handler
-        return handler
+        return self._register(self._handlers, "refused")(handler)
 
     # What the roles add.
 
@@ -266,12 +281,13 @@ class Agent:
                 self._fenced(job)
             self.step()
 
-    def _fenced(self, job: Callable[[], object]) -> None:
+    def _fenced(self, job: Callable[[], Result]) -> Result | None:
         try:
-            job()
-        except Exception:
+            return job()
+        except (Exception, SystemExit):  # a handler must not end the thread either
             self.counts["faults"] += 1
             log.exception("%r: a fault", self)
+            return None
 
     def _set_connected(self, connected: bool, why: str) -> None:
         self.connected = connected
@@ -279,6 +295,8 @@ class Agent:
 
     def _deliver(self, delivery: Delivery) -> None:
         """Open a message, step the session, settle the delivery whatever came of it."""
+        if self._stopping.is_set():
+            return  # not settled: the broker keeps it for the next start
         self.counts["received"] += 1
         try:
             message = self._open(delivery.topic, delivery.payload)
@@ -312,23 +330,26 @@ class Agent:
         log.log(level, "%r refused a message on %a: %s: %a", self, refusal.topic, type(error).__name__, str(error))
         self._tell("refused", refusal)
 
-    def _perform(self, outputs: Sequence[Output]) -> None:
-        """Send what is to be sent and tell what is to be told, each on its own."""
+    def _perform(self, outputs: Sequence[Output]) -> SrupError | None:
+        """Send what is to be sent and tell what is to be told, each on its own; return why something was not sent."""
+        trouble = None
         for output in outputs:
             if isinstance(output, Send):
-                self._fenced(lambda send=output: self._publish(send))  # type: ignore[misc]
+                trouble = self._fenced(lambda send=output: self._publish(send)) or trouble  # type: ignore[misc]
             elif (method := self.events.get(type(output))) is not None:
                 self._fenced(lambda event=output, method=method: getattr(self, method)(event))  # type: ignore[misc]
+        return trouble
 
-    def _publish(self, send: Send) -> None:
+    def _publish(self, send: Send) -> SrupError | None:
+        """Sign and send; return what is in the way. The session sends again what waits for an answer."""
         try:
             self._transport.publish(self._topic(send), encode(send.message, self._key))
-        except TransportError as error:
-            # The session sends again what waits for an answer.
+        except SrupError as error:
             self.counts["unsent"] += 1
             log.warning("%r could not send %s: %s", self, type(send.message).__name__, error)
-        else:
-            self.counts["sent"] += 1
+            return error
+        self.counts["sent"] += 1
+        return None
 
     def _topic(self, send: Send) -> str:
         if isinstance(send.message, _JOIN_REQUESTS):
@@ -342,7 +363,11 @@ class Agent:
     # Requests and their answers.
 
     def _request(self, make: Callable[[float, bytes], Sequence[Output]], answered: bool = True) -> "Future[Any]":
-        """Make a request on the agent's thread; the future ends with its answer, or at once if there is none."""
+        """Make a request on the agent's thread; the future ends with its answer, or at once if there is none.
+
+        Whatever prevents it ends the future too; only a request that has an answer survives a TransportError, because
+        it is sent again.
+        """
         future: Future[Any] = Future()
 
         def job() -> None:
@@ -350,18 +375,24 @@ class Agent:
                 if self._stopping.is_set():
                     raise TransportError(f"{self!r} is stopped")
                 outputs = make(self._clock(), self._entropy(16))
-            except SrupError as error:
+            except Exception as error:  # noqa: BLE001 - it belongs to the caller
                 future.set_exception(error)
                 return
-            for output in outputs:
-                if answered and isinstance(output, Send):
-                    self._pending[output.to, output.message.token] = future
-            self._perform(outputs)
-            if not answered:
+            tokens = [(output.to, output.message.token) for output in outputs if isinstance(output, Send)]
+            if answered:
+                self._pending.update(dict.fromkeys(tokens, future))
+            trouble = self._perform(outputs)
+            if trouble is not None and not (answered and isinstance(trouble, TransportError)):
+                for token in tokens:
+                    self._pending.pop(token, None)
+                future.set_exception(trouble)
+            elif not answered:
                 future.set_result(None)
 
         future.set_running_or_notify_cancel()
         self._inbox.put(job)
+        if self._stopped.is_set():
+            self._drain()  # nobody else would
         return future
 
     def _settle(self, event: Event, result: object) -> None:
@@ -380,7 +411,7 @@ class Agent:
         def job() -> None:
             try:
                 outputs = method(*arguments, self._clock())
-            except PolicyError as error:
+            except SrupError as error:
                 log.warning("%r: %s", self, error)  # it came too late
             else:
                 self._perform(outputs)
@@ -390,17 +421,21 @@ class Agent:
     # Handlers of the application.
 
     @staticmethod
-    def _register(table: dict[Any, Callable[..., Any]], name: object) -> Callable[[Handler], Handler]:
+    def _register(
+        table: dict[Any, Any], name: object, entry: Callable[[Any], Any] = lambda handler: handler
+    ) -> Callable[[Handler], Handler]:
         def decorate(handler: Handler) -> Handler:
-            table[name] = handler
+            if not callable(handler) or iscoroutinefunction(handler):
+                raise TypeError(f"a handler is a plain function, which {handler!r} is not")
+            table[name] = entry(handler)
             return handler
 
         return decorate
 
-    def _apply(self, job: Callable[[], None]) -> None:
-        """Run a job on the application's thread."""
+    def _apply(self, job: Callable[[], None], executor: Executor | None = None) -> None:
+        """Run a job on the application's thread, or another one."""
         try:
-            self._application.submit(self._fenced, job)
+            (executor or self._application).submit(self._fenced, job)
         except RuntimeError:
             log.info("%r is stopped; a handler was not called", self)
 
@@ -414,7 +449,7 @@ class Agent:
         """Call a handler and translate what it returns or raises; on the application's thread."""
         try:
             result = handler(*arguments)
-        except Exception:
+        except (Exception, SystemExit):
             self.counts["faults"] += 1
             log.exception("%r: a handler raised", self)
             return failure

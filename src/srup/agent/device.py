@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Final, Self
 
 from ..codec import Frame
-from ..errors import PolicyError, UpdateError
+from ..errors import PolicyError, TransportError, UpdateError
 from ..fetch import Fetcher, FetchPolicy, HttpFetcher, check_digest
 from ..keys import PrivateKey, PublicKey
-from ..messages import DataKind, JoinRequest
+from ..messages import Data, DataKind, JoinRequest
 from ..session import DeviceSession, Policy, Send
 from ..session.events import ActivationRequested, FetchRequested, JoinAnswered, Left, Unanswered
 from ..transport.base import Transport
 from ..transport.mqtt import MqttTransport
 from ..transport.topics import Address, device_topic
+from ..update import FETCH_FAILURES
 from ..wire import Status
 from .base import Agent, Handler, Inline, log, sequence_origin
 
@@ -24,6 +25,9 @@ __all__ = ["Device"]
 
 CURRENT: Final = "current"
 """The name of the link to the active firmware, made when the device has no activation handler."""
+
+LONGEST_DESCRIPTION: Final = 32768
+"""In bytes of UTF-8; it has to fit a message with any signature."""
 
 
 class Device(Agent):
@@ -55,6 +59,10 @@ class Device(Agent):
     ) -> None:
         if not isinstance(server_key, PublicKey):
             raise TypeError(f"server_key must be a PublicKey, not {type(server_key).__name__}")
+        if identity == server:
+            raise ValueError(f"device and server cannot both be {identity:x}")
+        if len(Data.encode_value(description, "text")) > LONGEST_DESCRIPTION:
+            raise ValueError(f"a description has at most {LONGEST_DESCRIPTION} bytes")
         transport = MqttTransport(broker, f"srup-{identity:x}") if isinstance(broker, str) else broker
         session = DeviceSession(identity, [server], policy, sequence_origin(clock), description)
         super().__init__(session, key, transport, clock, entropy)
@@ -68,6 +76,7 @@ class Device(Agent):
         self._fetcher = fetcher
         self._downloads: Executor = Inline()
         self._joined: Future[None] = Future()
+        self._wants_in = True
 
     def on_activate(self, handler: Handler) -> Handler:
         """Decorate what activates firmware. It is called with the file's path; the digest was checked just before.
@@ -75,18 +84,17 @@ class Device(Agent):
         If it raises or returns False the server is told ACTIVATE_FAIL. Without a handler the link ``current`` in the
         firmware folder is pointed at the file.
         """
-        self._handlers["activate"] = handler
-        return handler
+        return self._register(self._handlers, "activate")(handler)
 
     def on_joined(self, handler: Handler) -> Handler:
         """Decorate what is called, without arguments, when the server has let the device in."""
-        self._handlers["joined"] = handler
-        return handler
+        return self._register(self._handlers, "joined")(handler)
 
     def wait_joined(self, timeout: float | None = None) -> None:
         """Wait until the server has let the device in.
 
-        Raises PolicyError when it refuses, TimeoutError when ``timeout`` seconds are over (the device goes on trying).
+        Raises PolicyError when it refuses, TimeoutError when ``timeout`` seconds are over (the device goes on trying),
+        TransportError when the device is stopped.
         """
         self._joined.result(timeout)
 
@@ -101,26 +109,37 @@ class Device(Agent):
 
     def resign(self) -> "Future[None]":
         """Leave the server; done when it confirms, UnansweredError when it does not (we are out all the same)."""
+        self._wants_in = False
         return self._request(lambda now, nonce: self._session.resign(self.server, now, nonce))
 
     def join(self) -> None:
         """Ask the server again, after a refusal or after leaving. Not needed otherwise: the device does it itself."""
+        if self._joined.done():
+            self._joined = Future()  # now, so that wait_joined() waits for the new answer
+        self._wants_in = True
         self._inbox.put(self._join)
 
     def start(self, threads: bool = True) -> Self:
         """See :meth:`Agent.start`; the device then joins its server."""
-        if threads:
-            self._downloads = ThreadPoolExecutor(1, f"srup-{self.identity:x}-download")
         return super().start(threads)
 
     def stop(self, timeout: float = 5.0) -> None:
-        """See :meth:`Agent.stop`; a running download is broken off."""
+        """See :meth:`Agent.stop`; a running download is broken off, and goes on when the order comes again."""
+        super().stop(timeout)
+        if not self._joined.done():
+            self._joined.set_exception(TransportError("stopped before the server answered the join"))
+
+    # What the base asks for.
+
+    def _employ(self, name: str) -> None:
+        self._downloads = ThreadPoolExecutor(1, f"{name}-download")
+        super()._employ(name)
+
+    def _dismiss(self) -> None:
         if self._own_fetcher is not None:
             self._own_fetcher.close()
         self._downloads.shutdown(wait=False, cancel_futures=True)
-        super().stop(timeout)
-
-    # What the base asks for.
+        super()._dismiss()
 
     events = {
         **Agent.events,
@@ -155,7 +174,7 @@ class Device(Agent):
 
     def _unanswered(self, event: Unanswered) -> None:
         super()._unanswered(event)
-        if event.request is JoinRequest:
+        if event.request is JoinRequest and self._wants_in:
             self._join()
 
     def _join_answered(self, event: JoinAnswered) -> None:
@@ -170,6 +189,7 @@ class Device(Agent):
 
     def _left(self, event: Left) -> None:
         log.info("%r is no longer a member of server %x", self, event.peer)
+        self._wants_in = False
         if self._joined.done():
             self._joined = Future()
         self._settle(event, None)
@@ -182,8 +202,11 @@ class Device(Agent):
             try:
                 path = self._fetcher.fetch(event.url, event.digest, self.firmware)
             except UpdateError as error:
-                log.warning("%r: update refused: %s: %a", self, Status(error.status).name, error.reason)
-                self._drive(self._session.fetch_failed, event.peer, event.token, Status(error.status))
+                if self._stopping.is_set():
+                    return  # this is why: the server asks again, and the next start goes on where this one ended
+                status = Status(error.status) if error.status in FETCH_FAILURES else Status.UPDATE_FAIL_FILE
+                log.warning("%r: update refused: %s: %a", self, status.name, error.reason)
+                self._drive(self._session.fetch_failed, event.peer, event.token, status)
             except Exception:  # noqa: BLE001 - the server gets an answer whatever happens, and the fault is told here
                 self.counts["faults"] += 1
                 log.exception("%r: the download raised", self)
@@ -192,18 +215,23 @@ class Device(Agent):
                 log.info("%r fetched %s", self, path)
                 self._drive(self._session.fetched, event.peer, event.token)
 
-        self._downloads.submit(job)
+        self._apply(job, self._downloads)
 
     def _activation_requested(self, event: ActivationRequested) -> None:
-        def activate(path: Path) -> object:
-            check_digest(path, event.digest)  # again: the file may have been changed since it was fetched (T11)
-            return self._handlers.get("activate", self._point_current_at)(path)
+        def activate() -> bool:
+            path = self.firmware / event.digest
+            try:
+                check_digest(path, event.digest)  # again: the file may have been changed since it was fetched (T11)
+            except UpdateError as error:
+                self.counts["firmware changed"] += 1
+                log.error("%r does not activate: %a", self, error.reason)
+                return False
+            handler = self._handlers.get("activate", self._point_current_at)
+            status = self._ask(handler, path, failure=Status.ACTIVATE_FAIL, success=Status.ACTIVATE_SUCCESS)
+            return status is Status.ACTIVATE_SUCCESS
 
         def job() -> None:
-            path = self.firmware / event.digest
-            status = self._ask(activate, path, failure=Status.ACTIVATE_FAIL, success=Status.ACTIVATE_SUCCESS)
-            done = status is Status.ACTIVATE_SUCCESS
-            decision = self._session.activated if done else self._session.activation_failed
+            decision = self._session.activated if activate() else self._session.activation_failed
             self._drive(decision, event.peer, event.token)
 
         self._apply(job)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from ..codec import Frame
-from ..errors import PolicyError, SrupError, UnansweredError, UpdateError
+from ..errors import PolicyError, SrupError, TransportError, UnansweredError, UpdateError
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..session import Policy, Send, ServerSession
@@ -52,7 +52,10 @@ class UpdateOrder:
         self._done.add_done_callback(lambda _: callback(self))
 
     def activate(self) -> None:
-        """Let the device activate what it has fetched, if the order was made with ``hold``."""
+        """Let the device activate what it has fetched, if the order was made with ``hold``.
+
+        PolicyError unless the ``state`` is READY.
+        """
         self._server._drive_order(self)
 
     def __repr__(self) -> str:
@@ -97,18 +100,15 @@ class Server(Agent):
         What it returns is answered: a Status, or False for JOIN_REFUSED; anything else lets the device in. If it raises
         the answer is JOIN_FAIL. Without a handler every device whose key is registered may join.
         """
-        self._handlers["join"] = handler
-        return handler
+        return self._register(self._handlers, "join")(handler)
 
     def on_joined(self, handler: Handler) -> Handler:
         """Decorate what is called with a device's identity when it has joined."""
-        self._handlers["joined"] = handler
-        return handler
+        return self._register(self._handlers, "joined")(handler)
 
     def on_update(self, handler: Handler) -> Handler:
         """Decorate what is called with an :class:`UpdateOrder` whenever its state has changed."""
-        self._handlers["update"] = handler
-        return handler
+        return self._register(self._handlers, "update")(handler)
 
     def update(
         self, device: int, url: str, digest: str, *, hold: bool = False, lifetime: float | None = None
@@ -130,9 +130,14 @@ class Server(Agent):
 
         def refused(future: "Future[None]") -> None:
             error = future.exception()
-            if error is not None:
-                order.state = UpdateState.FAILED
-                order._done.set_exception(error)
+            if error is None:
+                return
+            if order._token.done():
+                if isinstance(error, TransportError):
+                    return  # it is sent again
+                del self._orders[device, order._token.result()]
+            order.state = UpdateState.FAILED
+            order._done.set_exception(error)
 
         self._request(begin, answered=False).add_done_callback(refused)
         return order
@@ -247,7 +252,6 @@ class Server(Agent):
                 return None
 
     def _drive_order(self, order: UpdateOrder) -> None:
-        token = order._token
-        if not token.done():
-            raise PolicyError("the order has not been sent yet")
-        self._drive(self._session.activate, order.device, token.result())
+        if order.state is not UpdateState.READY:
+            raise PolicyError(f"there is nothing to activate: the order is in state {order.state.name}")
+        self._drive(self._session.activate, order.device, order._token.result())

@@ -10,6 +10,7 @@ from ..errors import DecodeError
 from ..keys import PrivateKey
 from ..messages import Action
 from ..transport import Delivery, MqttTransport, device_topic
+from ..transport.topics import EVERYTHING
 
 __all__ = ["Attacker"]
 
@@ -24,7 +25,7 @@ class Attacker:
         self._transport = MqttTransport(broker, "attacker")
 
     def __enter__(self) -> Self:
-        self._transport.subscribe("SRUP/#")
+        self._transport.subscribe(EVERYTHING)
         ready = threading.Event()
         self._transport.start(self._hear, lambda connected, _: ready.set() if connected else None)
         if not ready.wait(30):
@@ -67,7 +68,7 @@ class Attacker:
         message = Action(
             sequence_id=int(now * 1e6) + 1_000_000,
             sender_id=server,
-            token=tokens.bind(device, now + 300, bytes(tokens.NONCE_SIZE)),
+            token=tokens.bind(server, device, now + 300, bytes(tokens.NONCE_SIZE)),
             action_id=action_id,
         )
         return encode(message, self._key)

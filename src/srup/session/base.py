@@ -1,7 +1,7 @@
 """What both ends have in common: partners, freshness, exchanges, retransmission."""
 
 import heapq
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
@@ -26,7 +26,10 @@ from .events import (
 __all__ = ["Exchange", "Now", "Opening", "Output", "Partner", "Policy", "Send", "Session", "check_status"]
 
 MAX_EXCHANGES: Final = 256
-"""How many exchanges each side may have with the other at a time; the oldest finished ones go first (T9)."""
+"""How many exchanges each side may have open with the other at a time (T9)."""
+
+MAX_SPENT: Final = 4096
+"""How many finished exchanges of a partner are remembered because their tokens are still good (T9, T11)."""
 
 MAX_SEQUENCE_ID: Final = (1 << 64) - 1
 NO_EXPIRY: Final = 10**18 - 1
@@ -94,6 +97,7 @@ class Exchange:
     status: Status | None = None  # the last answer
     retry: float = 0.0  # pause before the next retransmission; 0 for none
     due: float = 0.0  # when time changes something
+    spends: bool = False  # its token is good until the expiry, and must not work twice (T11)
     detail: Any = None  # what the role needs to know besides: what was ordered, and how
 
 
@@ -190,7 +194,7 @@ class Session:
         exchange = partner.exchanges.get(message.token)
         bound = None
         if exchange is None or not exchange.mine:
-            bound = self._bound_token(partner, message.token, now)
+            bound = self._bound_token(partner, message, now)
         partner.window.check(message.sequence_id)
         opening = self.openings.get(type(message))
         trigger: Trigger = type(message)
@@ -203,7 +207,7 @@ class Session:
             known = bound is not None and self.policy.has_clock
             # A second longer than the token is good for, or its last moment could see it taken twice.
             expiry = bound.expiry + self.policy.clock_skew + 1 if bound and known else now + self.policy.update_lifetime
-            exchange = Exchange(partner, message.token, opening.state, expiry, mine=False)
+            exchange = Exchange(partner, message.token, opening.state, expiry, mine=False, spends=known)
         step = None if exchange is None else self.table.get((exchange.state, trigger))
         outputs: list[Output]
         if exchange is None or step is None:
@@ -320,17 +324,21 @@ class Session:
         partner = self._partners.get(identity)
         return partner or Partner(identity, last_sent=self._first_sequence_id - 1)
 
-    def _bound_token(self, partner: Partner, token: bytes, now: float) -> tokens.BoundToken | None:
-        """Check the token of a message that is no answer to us: is it for us, and still good (T3, T4)."""
-        bound = tokens.parse(token)
+    def _bound_token(self, partner: Partner, message: Message, now: float) -> tokens.BoundToken | None:
+        """Check the token of a message that answers nothing known: is it from him, for us, and still good (T3, T4)."""
+        bound = tokens.parse(message.token)
         if bound is None:
             if partner.binds:
                 raise PolicyError(f"the token is not bound, although {partner.identity:x} binds its tokens")
             if self.policy.require_bound_tokens:
                 raise PolicyError(f"the token of {partner.identity:x} is not bound, and the policy requires that")
             return None
+        if isinstance(message, Response) and bound[:2] == (self.identity, partner.identity):
+            return None  # a late answer to what has been forgotten
         if bound.recipient != self.identity:
             raise PolicyError(f"the message is for {bound.recipient:x}, not for {self.identity:x}")
+        if bound.sender != partner.identity:
+            raise PolicyError(f"the token is one of {bound.sender:x}, not of {partner.identity:x}")
         if self.policy.has_clock and now > bound.expiry + self.policy.clock_skew:
             raise PolicyError(f"the message expired {now - bound.expiry:.0f} seconds ago")
         return bound
@@ -382,7 +390,7 @@ class Session:
         if not side.member and cls not in self.for_strangers:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
         expiry = now + (self.policy.lifetime if lifetime is None else lifetime)
-        token = tokens.bind(partner, self._token_expiry(expiry), nonce)
+        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce)
         exchange = Exchange(side, token, state, expiry, mine=True, detail=detail)
         self._check_room(exchange)
         send = self._send(exchange, cls, **fields)
@@ -430,11 +438,11 @@ class Session:
     def _remember(self, exchange: Exchange, now: float) -> None:
         known = exchange.partner.exchanges
         if exchange.token not in known:
-            full, oldest = self._check_room(exchange)
+            oldest = self._check_room(exchange)
+            if oldest is exchange:
+                return
             if oldest is not None:
                 self._forget(oldest)
-            elif full:
-                return
             known[exchange.token] = exchange
             self._open += 1
         self._schedule(exchange, now)
@@ -442,22 +450,32 @@ class Session:
     def _is_open(self, exchange: Exchange) -> bool:
         return (exchange.state, Word.EXPIRE) in self.table
 
-    def _check_room(self, new: Exchange) -> tuple[bool, Exchange | None]:
-        """Tell whether there is no room, and the oldest finished exchange, which is to make some.
+    def _check_room(self, new: Exchange) -> Exchange | None:
+        """Return which exchange is to be forgotten for a new one: None, an old one, or the new one itself.
 
-        Each side has its own room: what one of them opens must not crowd out what the other is doing. Where all are
-        open, an exchange that is finished at once (a termination, a value) goes unremembered; any other is refused.
+        Each side has its own room: what one of them opens must not crowd out what the other is doing. What is finished
+        goes first, unless its token could then be used again. Where that does not help, an exchange that is finished
+        at once (a termination, a value) goes unremembered; any other is refused with PolicyError.
         """
         known = new.partner.exchanges
         if len(known) < MAX_EXCHANGES:
-            return False, None
+            return None
         same = [exchange for exchange in known.values() if exchange.mine is new.mine]
-        if len(same) < MAX_EXCHANGES:
-            return False, None
-        oldest = next((exchange for exchange in same if not self._is_open(exchange)), None)
+        spent = sum(exchange.spends and not self._is_open(exchange) for exchange in same)
+        if len(same) - spent < MAX_EXCHANGES and spent < MAX_SPENT:
+            return None
+        oldest = next((old for old in same if not old.spends and not self._is_open(old)), None)
         if oldest is None and self._is_open(new):
-            raise PolicyError(f"{MAX_EXCHANGES} exchanges with {new.partner.identity:x} are open already")
-        return True, oldest
+            raise PolicyError(f"there are too many exchanges with {new.partner.identity:x}: {len(same)}")
+        return oldest or new
+
+    def _abandon(self, exchanges: Iterable[Exchange], now: float) -> list[Output]:
+        """End exchanges of ours as if their time were over."""
+        outputs: list[Output] = []
+        for exchange in exchanges:
+            self._forget(exchange)
+            outputs += self._take(exchange, self.table[exchange.state, Word.EXPIRE], None, Now(now, b""))
+        return outputs
 
     def _schedule(self, exchange: Exchange, now: float) -> None:
         due = min(exchange.expiry, now + exchange.retry) if exchange.retry else exchange.expiry

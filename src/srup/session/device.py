@@ -124,7 +124,7 @@ class DeviceSession(Session):
 
     def resign_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
         """The server confirmed that we leave, or failed to; either way we are out."""
-        return self._leave(exchange.partner, exchange.token)
+        return self._leave(exchange.partner, exchange.token, now.time)
 
     def resign_unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """The server did not confirm that we leave; we are out all the same."""
@@ -133,12 +133,14 @@ class DeviceSession(Session):
 
     def terminated(self, exchange: Exchange, cause: TerminateCommand, now: Now) -> list[Output]:
         """The server put us out."""
-        return self._leave(exchange.partner, exchange.token)
+        return self._leave(exchange.partner, exchange.token, now.time)
 
     def identify(self, exchange: Exchange, cause: IdRequest, now: Now) -> list[Output]:
         """Say what we are: a Data message with a token of its own (FLOWS.md, "Tokens")."""
         partner = exchange.partner
-        token = tokens.bind(partner.identity, self._token_expiry(now.time + self.policy.lifetime), now.nonce)
+        token = tokens.bind(
+            self.identity, partner.identity, self._token_expiry(now.time + self.policy.lifetime), now.nonce
+        )
         fields = {"data_id": IDENTIFICATION_RESPONSE, "data": self.description.encode()}
         return [self._send(Exchange(partner, token, _S.ANSWERED, now.time, mine=True), Data, **fields)]
 
@@ -173,6 +175,8 @@ class DeviceSession(Session):
 
     # Mechanism.
 
-    def _leave(self, partner: Partner, token: bytes) -> list[Output]:
+    def _leave(self, partner: Partner, token: bytes, now: float) -> list[Output]:
         partner.member = False
-        return [Left(partner.identity, token)]
+        # A join that is still being asked for would bring us back in.
+        joins = [exchange for exchange in partner.exchanges.values() if exchange.state is _S.JOINING]
+        return [Left(partner.identity, token), *self._abandon(joins, now)]

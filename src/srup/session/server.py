@@ -17,7 +17,7 @@ from ..messages import (
 )
 from ..update import SERVER_TABLE, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
-from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Send, Session, check_status
+from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Send, Session, check_status
 from .events import Identified, JoinAnswered, JoinRequested, Left, UpdateChanged
 
 __all__ = ["TABLE", "ServerSession", "ServerState"]
@@ -73,8 +73,7 @@ class ServerSession(Session):
     def terminate(self, device: int, now: float, nonce: bytes) -> list[Output]:
         """Put a device out. It does not answer; its messages are refused from now on."""
         [send] = self._ask(device, _S.ANSWERED, TerminateCommand, now, nonce, None, resend=False)
-        self._partner(device).member = False
-        return [send, Left(device, send.message.token)]
+        return [send, *self._part(self._partner(device), send.message.token, now)]
 
     def update(
         self,
@@ -128,8 +127,7 @@ class ServerSession(Session):
     def resigned(self, exchange: Exchange, cause: ResignRequest, now: Now) -> list[Output]:
         """A device leaves."""
         outputs = self.answer(exchange, Status.RESIGN_SUCCESS, now)
-        exchange.partner.member = False
-        return [*outputs, Left(exchange.partner.identity, exchange.token)]
+        return [*outputs, *self._part(exchange.partner, exchange.token, now.time)]
 
     def data_received(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
         """A value, or the answer to an IdRequest, which has a token of its own (FLOWS.md, "Tokens")."""
@@ -165,3 +163,11 @@ class ServerSession(Session):
         status = Status(cause.status) if isinstance(cause, Response) else None
         assert isinstance(exchange.state, UpdateState)  # noqa: S101 - only rows of SERVER_TABLE lead here
         return [UpdateChanged(exchange.partner.identity, exchange.token, exchange.state, status)]
+
+    # Mechanism.
+
+    def _part(self, device: Partner, token: bytes, now: float) -> list[Output]:
+        """End the membership, and what was still asked of the device: no answer to that will be taken any more."""
+        device.member = False
+        asked = [exchange for exchange in device.exchanges.values() if exchange.mine and self._is_open(exchange)]
+        return [Left(device.identity, token), *self._abandon(asked, now)]

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from srup.errors import PolicyError, TransportError
 
 __all__ = [
+    "EVERYTHING",
     "Address",
     "check_filter",
     "check_topic",
@@ -25,6 +26,9 @@ __all__ = [
     "matches",
     "parse_topic",
 ]
+
+EVERYTHING: Final = "SRUP/#"
+"""The filter of a listener to all SRUP traffic."""
 
 _IDENTITY: Final = "(?:0|[1-9a-f][0-9a-f]{0,15})"
 _TOPIC: Final = re.compile(f"SRUP/(?:servers/(?P<server>{_IDENTITY})/)?(?P<device>{_IDENTITY})")

@@ -1,0 +1,255 @@
+"""What the tests of running devices and servers share: keys, simulated time, a fleet in memory, a firmware host."""
+
+import hashlib
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from srup import Device, KeyRing, Policy, PrivateKey, Server
+from srup.fetch import MemoryFetcher
+from srup.transport import MemoryNetwork, MemoryTransport
+
+SERVER = 0x5E
+URL = "https://firmware.example/image"
+FIRMWARE = b"the firmware" * 100
+DIGEST = hashlib.sha256(FIRMWARE).hexdigest()
+START = 1_800_000_000.0
+WAIT = 30.0
+"""How long a test waits for what must happen; it only takes that long when it fails."""
+
+
+def key_of(identity: int, scheme: str = "ed25519") -> PrivateKey:
+    """The key of an identity, the same in all tests of a run."""
+    return _key_of(identity, scheme)
+
+
+@cache
+def _key_of(_: int, scheme: str) -> PrivateKey:
+    return PrivateKey.generate(scheme)
+
+
+def wait_until(condition: Callable[[], object], what: str = "the condition") -> None:
+    """Poll where there is nothing to wait on: for what another process or thread does of itself."""
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come true"
+        time.sleep(0.005)
+
+
+class Clock:
+    """Simulated Unix time."""
+
+    def __init__(self, now: float = START) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Fleet:
+    """A server and devices on one in-memory network, in simulated time, without threads.
+
+    ``faults`` are those of MemoryNetwork; without any, one :meth:`settle` does all that there is to do.
+    """
+
+    def __init__(self, tmp_path, size=1, seed=0, *, scheme="ed25519", device_policy=None, server_policy=None, **faults):
+        self.clock = Clock()
+        self.network = MemoryNetwork(seed, clock=self.clock, **faults)
+        self.network.advance(self.clock.now)
+        self.randbytes = random.Random(seed).randbytes
+        self.tmp_path = tmp_path
+        self.scheme = scheme
+        self.device_policy = device_policy
+        self.fetcher = MemoryFetcher({URL: FIRMWARE})
+        self.refusals = []
+        self.ring = KeyRing()
+        self.server = Server(
+            SERVER,
+            key_of(SERVER, scheme),
+            devices=self.ring,
+            broker=MemoryTransport(self.network, "server"),
+            policy=server_policy or Policy(),
+            clock=self.clock,
+            entropy=self.randbytes,
+        )
+        self.server.on_refused(lambda refusal: self.refusals.append((self.server, refusal)))
+        self.devices = {}
+        for identity in range(0xD0, 0xD0 + size):
+            self.add(identity)
+
+    @property
+    def device(self):
+        return next(iter(self.devices.values()))
+
+    @property
+    def agents(self):
+        return [self.server, *self.devices.values()]
+
+    def add(self, identity, **options):
+        """Make a device, not started; one that has this identity already is replaced."""
+        if identity not in self.ring:
+            self.ring.add(identity, key_of(identity, self.scheme).public_key)
+        options = {
+            "server": SERVER,
+            "server_key": key_of(SERVER, self.scheme).public_key,
+            "broker": MemoryTransport(self.network, f"device-{identity:x}"),
+            "firmware": self.tmp_path / f"{identity:x}",
+            "description": f"device {identity:x}",
+            "policy": self.device_policy,
+            "fetcher": self.fetcher,
+            "clock": self.clock,
+            "entropy": self.randbytes,
+        } | options
+        device = self.devices[identity] = Device(identity, key_of(identity, self.scheme), **options)
+        device.on_refused(lambda refusal: self.refusals.append((device, refusal)))
+        return device
+
+    def start(self):
+        for agent in self.agents:
+            agent.start(threads=False)
+        return self
+
+    def all_joined(self):
+        """Whether both ends say that all devices are members."""
+        return self.server.members == self.devices.keys() and all(device.joined for device in self.devices.values())
+
+    def joined(self):
+        """Start, and let all devices join at once."""
+        self.start().settle()
+        assert self.all_joined()
+        return self
+
+    def settle(self):
+        """Let everything happen that takes no time."""
+        while True:
+            before = len(self.network.log)
+            for agent in self.agents:
+                agent.step()
+            if len(self.network.log) == before:
+                return
+
+    def run(self, until, seconds):
+        """Let time pass until ``until()`` holds, for no more than ``seconds``."""
+        end = self.clock.now + seconds
+        while True:
+            self.settle()
+            if until():
+                return
+            due = [at for at in (self.network.next_due(), *(agent.deadline() for agent in self.agents)) if at]
+            assert due, "nothing will ever happen again"
+            self.clock.now = max(self.clock.now, min(due))
+            assert self.clock.now <= end, f"it did not come true within {seconds} simulated seconds"
+            self.network.advance(self.clock.now)
+
+    def errors(self, by=None):
+        """The names of the errors for which an agent, or any, refused messages since the last call, in order."""
+        names = [type(refusal.error).__name__ for agent, refusal in self.refusals if by in (None, agent)]
+        self.refusals.clear()
+        return names
+
+    def faults(self):
+        return sum(agent.counts["faults"] for agent in self.agents)
+
+    def stop(self):
+        for agent in self.agents:
+            agent.stop()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+
+def certificate(folder):
+    """Write a self-signed certificate for 127.0.0.1 and its key; return the two paths."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    cert = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    cert_file, key_file = folder / "https.crt", folder / "https.key"
+    cert_file.write_bytes(cert.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return cert_file, key_file
+
+
+class FirmwareHost(ThreadingHTTPServer):
+    """A real HTTP(S) server on the loopback interface; ``pages`` maps paths to bytes or to ``page(handler)``."""
+
+    daemon_threads = True
+
+    def __init__(self, pages, tls=None):
+        self.pages = pages
+        self.asked = []
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.tls = None
+        if tls is not None:
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(*tls)
+
+    @property
+    def url(self):
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.server_address[1]}"
+
+    def finish_request(self, request, client_address):
+        if self.tls is None:
+            super().finish_request(request, client_address)
+            return
+        with self.tls.wrap_socket(request, server_side=True) as secure:
+            super().finish_request(secure, client_address)
+
+    def handle_error(self, request, client_address):
+        """A client that hangs up is part of the tests."""
+
+    @contextmanager
+    def running(self):
+        thread = threading.Thread(target=self.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.shutdown()
+            thread.join()
+            self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        page = self.server.pages.get(self.path)
+        if page is None:
+            self.send_error(404)
+        elif callable(page):
+            page(self)
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+    def log_message(self, *_):
+        pass

@@ -1,0 +1,746 @@
+"""Device and Server as an application meets them: handlers, futures, errors, and the ways to begin and to end."""
+
+import logging
+import os
+import signal
+import threading
+from contextlib import ExitStack
+
+import pytest
+
+from srup import (
+    Action,
+    Device,
+    EncodeError,
+    KeyRing,
+    Policy,
+    PolicyError,
+    PrivateKey,
+    Server,
+    Status,
+    TransportError,
+    UnansweredError,
+    UpdateError,
+    encode,
+)
+from srup.fetch import MemoryFetcher
+from srup.transport import MemoryNetwork, MemoryTransport
+from srup.update import UpdateState
+
+from .fleet import DIGEST, FIRMWARE, SERVER, URL, WAIT, Fleet, key_of, wait_until
+
+DEVICE = 0xD0
+
+
+class Pair:
+    """A server and a device in threads, on a network that delivers at once."""
+
+    def __init__(self, tmp_path, **options):
+        self.network = MemoryNetwork()
+        self.ring = KeyRing({DEVICE: key_of(DEVICE).public_key})
+        self.fetcher = MemoryFetcher({URL: FIRMWARE})
+        policy = Policy(first_retry=0.05, max_retry=0.1)
+        broker = MemoryTransport(self.network, "server")
+        self.server = Server(SERVER, key_of(SERVER), devices=self.ring, broker=broker, policy=policy)
+        self.device = Device(
+            DEVICE,
+            key_of(DEVICE),
+            server=SERVER,
+            server_key=key_of(SERVER).public_key,
+            broker=MemoryTransport(self.network, "device"),
+            firmware=tmp_path,
+            fetcher=self.fetcher,
+            policy=policy,
+            **options,
+        )
+
+    def action(self, action_id=1, **options):
+        return self.server.action(DEVICE, action_id, **options)
+
+    def update(self, **options):
+        return self.server.update(DEVICE, URL, DIGEST, **options)
+
+    def __enter__(self):
+        self.server.start()
+        self.device.start()
+        return self
+
+    def __exit__(self, *_):
+        self.device.stop()
+        self.server.stop()
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Started and joined."""
+    with Pair(tmp_path) as pair:
+        pair.device.wait_joined(WAIT)
+        yield pair
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    """One device, joined, in simulated time."""
+    with Fleet(tmp_path) as fleet:
+        yield fleet.joined()
+
+
+# What handlers return.
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "faults"),
+    [
+        (None, Status.ACTION_SUCCESS, 0),
+        (True, Status.ACTION_SUCCESS, 0),
+        (0, Status.ACTION_SUCCESS, 0),
+        ("", Status.ACTION_SUCCESS, 0),
+        (0x2F, Status.ACTION_SUCCESS, 0),  # a number is not a Status
+        (False, Status.ACTION_FAIL, 0),
+        (Status.ACTION_SUCCESS, Status.ACTION_SUCCESS, 0),
+        (Status.ACTION_UNKNOWN, Status.ACTION_UNKNOWN, 0),
+        (Status.ACTION_FAIL, Status.ACTION_FAIL, 0),
+        (Status.JOIN_SUCCESS, Status.ACTION_FAIL, 1),
+        (Status.UPDATE_SUCCESS, Status.ACTION_FAIL, 1),
+    ],
+)
+def test_what_an_action_handler_returns_is_answered(fleet, result, status, faults):
+    fleet.device.on_action(1)(lambda partner: result)
+    future = fleet.server.action(fleet.device.identity, 1)
+    fleet.settle()
+    assert future.result(0) is status
+    assert fleet.device.counts["faults"] == faults
+
+
+def test_an_action_goes_the_other_way_too(fleet):
+    asked = []
+    fleet.server.on_action(255)(asked.append)
+    future = fleet.device.action(SERVER, 255)
+    fleet.settle()
+    assert future.result(0) is Status.ACTION_SUCCESS
+    assert asked == [fleet.device.identity]
+
+
+def test_an_action_without_a_handler_is_unknown(fleet):
+    fleet.device.on_action(2)(lambda partner: None)
+    future = fleet.server.action(fleet.device.identity, 1)
+    fleet.settle()
+    assert future.result(0) is Status.ACTION_UNKNOWN
+
+
+def test_handlers_that_could_never_be_called_are_refused(fleet):
+    for wrong in (256, -1, "1", True, lambda partner: None):
+        with pytest.raises(ValueError, match="0 to 255"):
+            fleet.device.on_action(wrong)
+    with pytest.raises(ValueError, match="data_id is a str"):
+        fleet.device.on_data(lambda *arguments: None)
+    with pytest.raises(ValueError, match="no kind of data"):
+        fleet.device.on_data("x", "string")
+
+
+@pytest.mark.parametrize(
+    ("decide", "error"),
+    [
+        (lambda device: True, None),
+        (lambda device: None, None),
+        (lambda device: Status.JOIN_SUCCESS, None),
+        (lambda device: False, "JOIN_REFUSED"),
+        (lambda device: Status.JOIN_REFUSED, "JOIN_REFUSED"),
+        (lambda device: Status.JOIN_FAIL, "JOIN_FAIL"),
+        (lambda device: Status.ACTION_SUCCESS, "JOIN_FAIL"),
+        (lambda device: 1 // 0, "JOIN_FAIL"),
+    ],
+)
+def test_what_a_join_handler_returns_decides(tmp_path, decide, error):
+    with Fleet(tmp_path) as fleet:
+        asked, joined = [], []
+        fleet.server.on_join(lambda device: (asked.append(device), decide(device))[1])
+        fleet.server.on_joined(joined.append)
+        fleet.device.on_joined(lambda: joined.append("here"))
+        fleet.start().settle()
+        assert asked == [fleet.device.identity]
+        if error is None:
+            fleet.device.wait_joined(0)
+            assert joined == [fleet.device.identity, "here"] or joined == ["here", fleet.device.identity]
+            assert fleet.server.members == {fleet.device.identity}
+        else:
+            with pytest.raises(PolicyError, match=error):
+                fleet.device.wait_joined(0)
+            assert joined == []
+            assert fleet.server.members == frozenset()
+        assert fleet.device.joined is (error is None)
+
+
+def test_after_a_refusal_a_device_asks_again_when_it_is_told_to(tmp_path):
+    with Fleet(tmp_path) as fleet:
+        answers = iter([False, True])
+        fleet.server.on_join(lambda device: next(answers))
+        fleet.start().settle()
+        with pytest.raises(PolicyError):
+            fleet.device.wait_joined(0)
+        fleet.device.join()
+        with pytest.raises(TimeoutError):  # and not with the refusal that is over
+            fleet.device.wait_joined(0)
+        fleet.settle()
+        fleet.device.wait_joined(0)
+
+
+def test_a_stranger_is_not_let_in(tmp_path):
+    with Fleet(tmp_path) as fleet:
+        fleet.ring.remove(fleet.device.identity)
+        fleet.start().settle()
+        assert fleet.errors() == ["UnknownSenderError"]
+        assert not fleet.device.joined
+        fleet.ring.add(fleet.device.identity, key_of(fleet.device.identity).public_key)
+        fleet.run(lambda: fleet.device.joined, 10.0)  # the keys may come while the server runs
+
+
+# Values.
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "wanted"),
+    [
+        (b"\0\xff", None, "bytes"),
+        ("tür", None, "text"),
+        (-5, None, "int32"),
+        (2.5, None, "double"),
+        (7, "uint8", "uint8"),
+    ],
+)
+def test_values_arrive_as_what_they_are(fleet, value, kind, wanted):
+    heard = []
+    fleet.server.on_data("v", wanted)(lambda *arguments: heard.append(arguments))
+    future = fleet.device.send("v", value, kind)
+    fleet.settle()
+    assert future.result(0) is None
+    assert heard == [(fleet.device.identity, "v", value)]
+
+
+def test_values_that_nobody_takes_are_refused(fleet):
+    heard = []
+    fleet.server.on_data("number", "int32")(lambda *arguments: heard.append(arguments))
+    for data_id, value in (("other", b""), ("number", b"12345"), ("number", "no number")):
+        fleet.device.send(data_id, value)
+    fleet.settle()
+    assert heard == []
+    assert fleet.device.counts["data refused"] == 3
+    fleet.server.on_data()(lambda *arguments: heard.append(arguments))
+    fleet.device.send("other", b"1")
+    fleet.settle()
+    assert heard == [(fleet.device.identity, "other", b"1")]
+    assert fleet.device.counts["data refused"] == 3
+
+
+def test_what_cannot_be_sent_is_told_to_the_caller(fleet):
+    with pytest.raises(EncodeError):
+        fleet.device.send("v", object())
+    too_long = fleet.device.send("v", bytes(65_500))  # a field of this size is possible, the whole message is not
+    wrong = [
+        fleet.server.action(fleet.device.identity, 256),
+        fleet.server.action(fleet.device.identity, 1, lifetime=float("inf")),
+        fleet.server.action("a device", 1),
+        fleet.server.identify(None),
+    ]
+    orders = [
+        fleet.server.update(fleet.device.identity, URL, "no digest"),
+        fleet.server.update(fleet.device.identity, "x" * 65_400, DIGEST),
+        fleet.server.update(fleet.device.identity, URL, None),
+    ]
+    fleet.settle()
+    assert isinstance(too_long.exception(0), EncodeError)
+    for future in wrong:
+        assert future.exception(0) is not None
+    for order in orders:
+        assert order.state is UpdateState.FAILED
+        assert order._done.exception(0) is not None
+    assert fleet.server._pending == {}
+    assert fleet.server._orders == {}
+    assert fleet.faults() == 0
+    ok = fleet.server.action(fleet.device.identity, 1)
+    fleet.settle()
+    assert ok.done()
+
+
+def test_a_full_queue_is_told_where_nothing_is_sent_again(tmp_path):
+    with Fleet(tmp_path) as fleet:
+        fleet.add(0xD0, broker=MemoryTransport(fleet.network, "device-d0", max_queued=1))
+        fleet.joined()
+        fleet.server.identify(fleet.device.identity)  # shows that the server knows what a retransmission is
+        fleet.settle()
+        fleet.network.cut("device-d0")
+        first, second = fleet.device.send("v", b"1"), fleet.device.send("v", b"2")
+        fleet.settle()
+        assert first.result(0) is None
+        assert isinstance(second.exception(0), TransportError)
+        resigned = fleet.device.resign()  # cannot be queued either, and is sent again later
+        fleet.settle()
+        assert not resigned.done()
+        fleet.network.heal("device-d0")
+        fleet.run(resigned.done, 60.0)
+        assert resigned.result(0) is None
+
+
+# Membership.
+
+
+def test_whoever_is_not_joined_is_refused_at_once(tmp_path):
+    with Fleet(tmp_path) as fleet:
+        fleet.ring.remove(fleet.device.identity)
+        device, server = fleet.device, fleet.server
+        early = [device.send("v", b""), device.resign(), server.action(device.identity, 1), server.identify(1234)]
+        early += [server.terminate(device.identity)]
+        order = server.update(device.identity, URL, DIGEST)
+        fleet.start().settle()
+        for future in early:
+            assert isinstance(future.exception(0), PolicyError)
+        with pytest.raises(PolicyError):
+            order.result(0)
+        assert order.state is UpdateState.FAILED
+
+
+def test_a_termination_is_told_on_both_sides(fleet):
+    left = []
+    fleet.device.on_left(lambda server: left.append(("device", server)))
+    fleet.server.on_left(lambda device: left.append(("server", device)))
+    future = fleet.server.terminate(fleet.device.identity)
+    fleet.settle()
+    assert future.result(0) is None
+    assert sorted(left) == [("device", SERVER), ("server", fleet.device.identity)]
+    assert not fleet.device.joined
+    with pytest.raises(TimeoutError):
+        fleet.device.wait_joined(0)
+
+
+def test_a_resignation_that_nobody_confirms_is_one_all_the_same(fleet):
+    fleet.network.cut("server")
+    future = fleet.device.resign()
+    fleet.run(future.done, 400.0)
+    assert isinstance(future.exception(0), UnansweredError)
+    assert not fleet.device.joined
+
+
+def test_what_a_device_is(tmp_path):
+    with Fleet(tmp_path, 0) as fleet:
+        device = fleet.add(0xD0, description="Türöffner 3")
+        fleet.joined()
+        future = fleet.server.identify(device.identity)
+        fleet.settle()
+        assert future.result(0) == "Türöffner 3"
+    for wrong in ("\ud800", b"bytes", "x" * 40_000):
+        with pytest.raises((ValueError, EncodeError)):
+            fleet.add(0xD1, description=wrong)
+    with pytest.raises(ValueError, match="cannot both be"):
+        fleet.add(SERVER)
+
+
+# Updates.
+
+
+def test_an_update_that_is_held_waits_for_the_operator(fleet):
+    states = []
+    fleet.server.on_update(lambda order: states.append(order.state))
+    order = fleet.server.update(fleet.device.identity, URL, DIGEST, hold=True)
+    with pytest.raises(PolicyError, match="NEW"):
+        order.activate()
+    fleet.settle()
+    assert (order.state, order.done, order.status) == (UpdateState.READY, False, Status.UPDATE_SUCCESS)
+    assert not (fleet.device.firmware / "current").exists()
+    order.activate()
+    fleet.settle()
+    assert order.result(0) is UpdateState.ACTIVATED
+    assert states[0] is UpdateState.READY
+    assert states[-1] is UpdateState.ACTIVATED
+    assert (fleet.device.firmware / "current").read_bytes() == FIRMWARE
+    with pytest.raises(PolicyError, match="ACTIVATED"):
+        order.activate()
+
+
+def test_an_order_that_is_not_activated_in_time_expires_on_both_sides(fleet):
+    order = fleet.server.update(fleet.device.identity, URL, DIGEST, hold=True, lifetime=600.0)
+    ended = []
+    order.add_done_callback(ended.append)
+    fleet.run(lambda: order.done, 601.0)
+    with pytest.raises(UnansweredError):
+        order.result(0)
+    assert ended == [order]
+    with pytest.raises(PolicyError):
+        order.activate()
+    assert not (fleet.device.firmware / "current").exists()
+
+
+@pytest.mark.parametrize("result", [False, Status.ACTIVATE_FAIL, Status.ACTION_SUCCESS, "raise"])
+def test_an_activation_that_fails_is_told(fleet, result):
+    fleet.device.on_activate(lambda path: 1 // 0 if result == "raise" else result)
+    order = fleet.server.update(fleet.device.identity, URL, DIGEST)
+    fleet.settle()
+    with pytest.raises(UpdateError) as caught:
+        order.result(0)
+    assert caught.value.status == Status.ACTIVATE_FAIL
+    assert str(order) == f"<UpdateOrder {DIGEST[:16]} for d0: FAILED>"
+
+
+@pytest.mark.parametrize("odd", [0x77, Status.UPDATE_SUCCESS, Status.ACTION_FAIL, ZeroDivisionError])
+def test_whatever_a_fetcher_raises_the_server_gets_an_answer(fleet, odd):
+    def content():
+        raise UpdateError(odd, "odd") if isinstance(odd, int) else odd
+
+    fleet.fetcher.contents = {URL: content}
+    order = fleet.server.update(fleet.device.identity, URL, DIGEST)
+    fleet.settle()
+    with pytest.raises(UpdateError) as caught:
+        order.result(0)
+    assert caught.value.status == Status.UPDATE_FAIL_FILE
+
+
+def test_a_device_is_updated_again_and_again(fleet):
+    fleet.fetcher.contents = {URL: FIRMWARE, URL + "2": b"more"}
+    other = "187897ce0afcf20b50ba2b37dca84a951b7046f29ed5ab94f010619f69d6e189"
+    for url, digest in ((URL, DIGEST), (URL + "2", other), (URL, DIGEST)):
+        order = fleet.server.update(fleet.device.identity, url, digest)
+        fleet.settle()
+        assert order.result(0) is UpdateState.ACTIVATED
+        assert (fleet.device.firmware / "current").readlink().name == digest
+    assert fleet.fetcher.asked == [URL, URL + "2"]  # what is there already is not fetched again
+
+
+# What is counted and logged.
+
+
+def test_what_is_counted(fleet):
+    server, device = fleet.server, fleet.device
+    device.on_action(1)(lambda partner: None)
+    server.action(device.identity, 1)
+    fleet.settle()
+    # The server hears the join request, its own two messages and the answer, the device the same but the first.
+    assert server.counts == {"received": 4, "verified": 2, "sent": 2}
+    assert device.counts == {"received": 3, "verified": 2, "sent": 2}
+    fleet.network.inject(f"SRUP/{device.identity:x}", b"junk")
+    fleet.settle()
+    assert (server.counts["DecodeError"], device.counts["DecodeError"]) == (1, 1)
+
+
+def test_a_refused_message_is_handed_over_with_its_error(fleet):
+    refused = []
+    fleet.device.on_refused(refused.append)
+    wire = encode(Action(sequence_id=1, sender_id=SERVER, token=b"t", action_id=1), PrivateKey.generate("ed25519"))
+    fleet.network.inject("SRUP/d0", wire)
+    fleet.settle()
+    assert [(r.topic, r.wire, type(r.error).__name__) for r in refused] == [("SRUP/d0", wire, "SignatureError")]
+
+
+EVIL = "\r\n\x1b[2J\x00\u202e2026 INFO all is well"
+
+
+def test_t17_control_characters_do_not_reach_the_log(fleet, caplog):
+    caplog.set_level(logging.DEBUG)
+    formatter = logging.Formatter("%(message)s")
+    server, device = fleet.server, fleet.device
+    server.on_data(None, "int32")(lambda *arguments: None)
+    for data_id in (EVIL.replace("\0", ""), "number"):
+        device.send(data_id, EVIL)
+    server.update(device.identity, URL + "/" + EVIL.replace("\0", ""), DIGEST)
+    fleet.settle()
+    for topic in ("SRUP/d0", "SRUP/servers/5e/d0", f"SRUP/servers/5e/{EVIL.replace(chr(0), '')}"):
+        fleet.network.inject(topic, EVIL.encode())
+    token = b"srup5:" + EVIL.encode()
+    action = Action(sequence_id=5, sender_id=SERVER, token=token, action_id=1)
+    fleet.network.inject("SRUP/d0", encode(action, key_of(SERVER)))
+    fleet.settle()
+    messages = [formatter.format(record) for record in caplog.records]
+    assert len(fleet.errors()) >= 4
+    assert any("all is well" in message for message in messages)  # it is told, and cannot do anything
+    for message in messages:
+        assert message.isascii(), ascii(message)
+        assert message.isprintable(), ascii(message)
+
+
+def test_t17_no_keys_in_the_log(fleet, caplog):
+    caplog.set_level(logging.DEBUG)
+    fleet.device.on_action(1)(lambda partner: 1 // 0)
+    fleet.server.action(fleet.device.identity, 1)
+    fleet.server.update(fleet.device.identity, URL, DIGEST)
+    fleet.network.inject("SRUP/d0", b"junk")
+    fleet.settle()
+    assert caplog.records
+    text = caplog.text + repr(vars(fleet.server)) + repr(vars(fleet.device))
+    for identity in (SERVER, DEVICE):
+        private = key_of(identity)._private
+        assert "PRIVATE KEY" not in text
+        assert private.private_bytes_raw().hex() not in text
+        assert repr(private.private_bytes_raw())[2:-1] not in text
+    for topic, wire in fleet.network.log:
+        assert repr(wire)[2:40] not in text, topic
+
+
+# Threads.
+
+
+def test_with_threads_everything_happens_by_itself(pair):
+    threads = {}
+
+    @pair.device.on_action(1)
+    def act(partner):
+        threads["handler"] = threading.current_thread().name
+        return partner == SERVER
+
+    assert pair.action().result(WAIT) is Status.ACTION_SUCCESS
+    assert pair.update().result(WAIT) is UpdateState.ACTIVATED
+    assert pair.server.identify(DEVICE).result(WAIT) == ""
+    assert threads["handler"].startswith("srup-d0-application")
+    assert pair.device.connected
+    assert pair.server.connected
+
+
+def test_a_slow_handler_delays_neither_the_protocol_nor_the_rest(pair):
+    begun, go_on = threading.Event(), threading.Event()
+
+    @pair.device.on_action(1)
+    def slow(partner):
+        begun.set()
+        assert go_on.wait(WAIT)
+
+    slow_one = pair.action()
+    assert begun.wait(WAIT)
+    assert pair.server.identify(DEVICE).result(WAIT) == ""  # the protocol goes on
+    next_one = pair.action(2)
+    assert not slow_one.done()
+    assert not next_one.done()  # one handler at a time
+    go_on.set()
+    assert slow_one.result(WAIT) is Status.ACTION_SUCCESS
+    assert next_one.result(WAIT) is Status.ACTION_UNKNOWN
+
+
+def test_a_slow_download_delays_no_action(pair):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def content():
+        begun.set()
+        assert go_on.wait(WAIT)
+        return FIRMWARE
+
+    pair.fetcher.contents = {URL: content}
+    order = pair.update()
+    assert begun.wait(WAIT)
+    assert pair.action().result(WAIT) is Status.ACTION_UNKNOWN
+    assert not order.done
+    go_on.set()
+    assert order.result(WAIT) is UpdateState.ACTIVATED
+
+
+def test_a_handler_may_wait_for_what_the_other_side_does(pair):
+    pair.server.on_action(2)(lambda partner: None)
+    pair.device.on_action(1)(lambda partner: pair.device.action(partner, 2).result(WAIT))
+    assert pair.action().result(WAIT) is Status.ACTION_SUCCESS
+
+
+def test_handlers_that_raise_do_not_end_their_thread(pair):
+    def fails(*_):
+        raise SystemExit("a handler that wants out")
+
+    pair.device.on_action(1)(fails)
+    pair.device.on_refused(fails)
+    for _ in range(3):
+        assert pair.action().result(WAIT) is Status.ACTION_FAIL
+        pair.network.inject("SRUP/d0", b"junk")
+    pair.device.on_action(2)(lambda partner: None)
+    assert pair.action(2).result(WAIT) is Status.ACTION_SUCCESS
+    wait_until(lambda: pair.device.counts["faults"] == 6)
+
+
+def test_a_callback_that_raises_does_not_end_the_thread(pair, caplog):
+    future = pair.action()
+    future.add_done_callback(lambda _: 1 // 0)
+    future.result(WAIT)
+    assert pair.action().result(WAIT) is Status.ACTION_UNKNOWN
+
+
+# The end.
+
+
+def test_stop_ends_everything_that_is_under_way(pair):
+    begun, go_on = threading.Event(), threading.Event()
+    pair.device.on_action(1)(lambda partner: (begun.set(), go_on.wait(WAIT)))
+    pair.fetcher.contents = {URL: lambda: (go_on.wait(WAIT), FIRMWARE)[1]}
+    future, order = pair.action(), pair.update()
+    wait_until(lambda: order.state is UpdateState.FETCHING)
+    assert begun.wait(WAIT)
+    pair.server.stop()
+    assert isinstance(future.exception(0), TransportError)
+    with pytest.raises((UnansweredError, TransportError)):
+        order.result(0)
+    pair.device.stop()
+    go_on.set()
+
+
+def test_stop_twice_and_from_many_threads(pair):
+    threads = [threading.Thread(target=pair.device.stop) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    pair.device.stop()
+    assert not pair.device._thread.is_alive()
+
+
+def test_after_stop_requests_end_at_once(pair):
+    pair.server.stop()
+    pair.device.stop()
+    late = [pair.action(), pair.server.identify(DEVICE), pair.device.send("v", b""), pair.device.resign()]
+    order = pair.update()
+    for future in late:
+        assert isinstance(future.exception(WAIT), TransportError)
+    with pytest.raises(TransportError):
+        order.result(WAIT)
+    pair.device.join()  # does nothing
+
+
+def test_requests_before_a_stop_without_a_start_end_too(tmp_path):
+    pair = Pair(tmp_path)
+    future, order = pair.action(), pair.update()
+    pair.server.stop()
+    assert isinstance(future.exception(0), TransportError)
+    with pytest.raises(TransportError):
+        order.result(0)
+
+
+def test_a_download_that_the_stop_breaks_off_is_not_reported_as_a_failure(fleet):
+    def content():
+        fleet.device.stop()
+        raise UpdateError(Status.UPDATE_FAIL_SERVER, "the fetcher is closed")
+
+    fleet.fetcher.contents = {URL: content}
+    order = fleet.server.update(fleet.device.identity, URL, DIGEST)
+    fleet.settle()
+    assert fleet.fetcher.asked == [URL]
+    assert fleet.device.counts["unsent"] == 0  # it did not even try
+    assert order.state is UpdateState.FETCHING
+
+
+def test_requests_race_with_stop_and_all_of_them_end(tmp_path):
+    with Pair(tmp_path) as pair:
+        pair.device.wait_joined(WAIT)
+        futures = []
+        begun = threading.Event()
+
+        def ask():
+            while len(futures) < 2000:
+                futures.append(pair.server.identify(DEVICE))
+                begun.set()
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert begun.wait(WAIT)
+        pair.server.stop()
+        thread.join(WAIT)
+        for future in futures:
+            assert future.exception(WAIT) is None or isinstance(future.exception(), TransportError | PolicyError)
+
+
+def test_whoever_waits_to_join_is_told_that_the_device_stops(tmp_path):
+    with ExitStack() as stack:
+        device = Pair(tmp_path).device.start()
+        stack.callback(device.stop)
+        with pytest.raises(TimeoutError):
+            device.wait_joined(0)
+        told = []
+
+        def wait():
+            with pytest.raises(TransportError):
+                device.wait_joined(WAIT)
+            told.append(True)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        device.stop()
+        thread.join(WAIT)
+        assert told == [True]
+
+
+def test_stop_in_a_handler_and_in_a_callback(pair):
+    stopped = threading.Event()
+    pair.device.on_action(1)(lambda partner: (pair.device.stop(), stopped.set()))
+    pair.action()
+    assert stopped.wait(WAIT)
+    pair.device._thread.join(WAIT)
+    assert not pair.device._thread.is_alive()
+    future = pair.server.terminate(DEVICE)
+    ended = threading.Event()
+    future.add_done_callback(lambda _: (pair.server.stop(), ended.set()))
+    assert ended.wait(WAIT)
+    pair.server._thread.join(WAIT)
+    assert not pair.server._thread.is_alive()
+
+
+def test_an_agent_is_started_once(tmp_path):
+    pair = Pair(tmp_path)
+    with pair:
+        downloads = pair.device._downloads
+        for threads in (True, False):
+            with pytest.raises(TransportError, match="started before"):
+                pair.device.start(threads)
+        assert pair.device._downloads is downloads
+        pair.device.wait_joined(WAIT)
+    with pytest.raises(TransportError):
+        pair.device.start()
+    never = Pair(tmp_path).device
+    never.stop()
+    with pytest.raises(TransportError):
+        never.start()
+
+
+def test_a_transport_that_does_not_start_leaves_no_thread_behind(tmp_path):
+    with Pair(tmp_path) as pair:
+        before = set(threading.enumerate())
+        server = Server(1, key_of(1), devices=pair.ring, broker=pair.server._transport)
+        with pytest.raises(TransportError):
+            server.start()
+        assert set(threading.enumerate()) <= before
+
+
+def test_context_managers_start_what_is_not_started(tmp_path):
+    pair = Pair(tmp_path)
+    with pair.server as server, pair.device.start() as device:
+        assert (server, device) == (pair.server, pair.device)
+        device.wait_joined(WAIT)
+    assert not server._thread.is_alive()
+    assert not device._thread.is_alive()
+    with Pair(tmp_path).device.start(threads=False) as device:
+        assert device._thread is None
+
+
+def test_run_stays_until_stop(tmp_path):
+    with Pair(tmp_path) as pair:
+        other = Pair(tmp_path).device
+        thread = threading.Thread(target=other.run)
+        thread.start()
+        wait_until(lambda: other.connected)
+        assert thread.is_alive()
+        other.stop()
+        thread.join(WAIT)
+        assert not thread.is_alive()
+        pair.device.wait_joined(WAIT)
+
+
+def test_run_ends_on_ctrl_c(tmp_path):
+    device = Pair(tmp_path).device
+
+    @device.on_refused
+    def interrupt(refusal):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    device.start()
+    device._transport._network.inject("SRUP/d0", b"junk")
+    device.run()
+    assert not device._thread.is_alive()
+    device.run()  # it is over: nothing happens
+
+
+def test_what_is_no_key_is_refused_when_the_agent_is_made(tmp_path):
+    pem = key_of(DEVICE).to_pem()
+    with pytest.raises(TypeError, match="PrivateKey"):
+        Server(1, pem, devices=KeyRing(), broker=MemoryTransport(MemoryNetwork(), "s"))
+    with pytest.raises(TypeError, match="PublicKey"):
+        Device(1, key_of(1), server=2, server_key=pem, broker=MemoryTransport(MemoryNetwork(), "d"))
+    with pytest.raises(TransportError):
+        Server(1, key_of(1), devices=KeyRing(), broker="http://example")
