@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from srup_native import BACKEND
 
-from .codec import Frame, Header, decode, encode, peek, verify_many
+from .codec import BackendInfo, Frame, Header, backend_info, decode, encode, peek, verify_many
 from .errors import (
     DecodeError,
     EncodeError,
@@ -88,6 +88,7 @@ __all__ = [
     "BACKEND",
     "Action",
     "Activate",
+    "BackendInfo",
     "Data",
     "DecodeError",
     "DeregisterCommand",
@@ -138,6 +139,7 @@ __all__ = [
     "UnknownSenderError",
     "UpdateError",
     "UpdateOrder",
+    "backend_info",
     "decode",
     "encode",
     "file_digest",

@@ -1,8 +1,7 @@
 """Messages to signed bytes and back (WIRE.md)."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import srup_native
 from srup_native import Header
@@ -22,7 +21,24 @@ if TYPE_CHECKING:
 else:
     from srup_native import Frame
 
-__all__ = ["Frame", "Header", "decode", "encode", "peek", "verify_many"]
+__all__ = ["BackendInfo", "Frame", "Header", "backend_info", "decode", "encode", "peek", "verify_many"]
+
+
+class BackendInfo(NamedTuple):
+    """What verifies signatures in this process."""
+
+    backend: str  # "native" or "python"
+    rsa_kernel: bool  # whether verify_many has the multi-buffer RSA-2048 kernel
+    rsa_kernel_reason: str  # which one, or why not
+    openssl: str  # the libcrypto that is asked
+
+
+def backend_info() -> BackendInfo:
+    """Tell which backend runs, with which libcrypto, and whether the multi-buffer kernel is active.
+
+    The environment variable ``SRUP_RSA_KERNEL=off`` keeps the kernel off.
+    """
+    return BackendInfo(srup_native.BACKEND, **srup_native.info())
 
 
 def encode(message: Message, key: PrivateKey) -> bytes:
@@ -54,28 +70,17 @@ def peek(wire: bytes) -> Header:
     return SCHEMA.peek(wire)
 
 
-def _verify_one(wire: bytes, keyring: Mapping[int, PublicKey]) -> Message | SrupError:
-    try:
-        frame = decode(wire)
-        key = keyring.get(frame.sender_id)
-        if key is None:
-            return UnknownSenderError(frame.sender_id)
-        return frame.verify(key)
-    except SrupError as error:
-        return error
-
-
 def verify_many(
     wires: Sequence[bytes], keyring: Mapping[int, PublicKey], threads: int = 1
 ) -> list[Message | SrupError]:
     """Decode and verify each message with its sender's key; return messages and errors in order.
 
-    A bad message gives an error object in its place (DecodeError, UnknownSenderError, SignatureError), never an
-    exception for the batch. ``threads`` is at least 1.
+    A bad message, one that is not bytes included, gives an error object in its place (DecodeError, UnknownSenderError,
+    SignatureError), never an exception for the batch. ``keyring`` is asked once per message, so it may change
+    meanwhile. Up to ``threads`` (at least 1) threads share batches of more than 64; they live as long as the call, so
+    a process may fork between two calls. Batches are worth it where :func:`backend_info` says that the multi-buffer
+    kernel is active: two or more messages with RSA-2048 keys are then verified together.
     """
     if type(threads) is not int or threads < 1:
         raise ValueError(f"threads must be an int of at least 1, not {threads!r}")
-    if threads == 1 or len(wires) < 2:
-        return [_verify_one(wire, keyring) for wire in wires]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda wire: _verify_one(wire, keyring), wires))
+    return srup_native.verify_many(SCHEMA, wires, keyring, threads, UnknownSenderError)

@@ -27,10 +27,12 @@ __all__ = [
     "Schema",
     "Signer",
     "Verifier",
+    "info",
     "pack",
     "signer",
     "splice",
     "verifier",
+    "verify_many",
 ]
 
 _demanded = os.environ.get("SRUP_BACKEND", "")
@@ -63,3 +65,5 @@ pack = _codec.pack
 splice = _codec.splice
 signer = _verify.signer
 verifier = _verify.verifier
+verify_many = _verify.verify_many
+info = _verify.info

@@ -28,7 +28,6 @@ cdef enum:
     K_BINARY = 3
     K_TEXT = 4
     K_TEXTZ = 5
-    MAX_BODY = 8
 
 if (VERSION, MAX_MESSAGE_SIZE) != (C_VERSION, C_MAX):
     raise ImportError("the twins disagree about version or size")
@@ -67,15 +66,6 @@ cdef inline unsigned char* _write_block(unsigned char* at, const char* content, 
 @cython.final
 @cython.auto_pickle(False)
 cdef class Layout:
-    cdef readonly int type
-    cdef readonly str name
-    cdef readonly tuple body
-    cdef readonly tuple fields
-    cdef readonly tuple names
-    cdef readonly Py_ssize_t padding
-    cdef int size  # body fields
-    cdef int kinds[MAX_BODY]
-
     # Not __init__, which could run again under records that were made after the old layout.
     def __cinit__(self, type, name, fields, padding=0):
         cdef tuple body = tuple(fields)
@@ -154,8 +144,6 @@ cdef class _Field:
 
 
 cdef class Record:
-    cdef tuple _values
-
     @classmethod
     def bind(cls, layout):
         cls.layout = layout
@@ -349,12 +337,6 @@ cdef Py_ssize_t _take_header(const unsigned char* data, Py_ssize_t* offset, Py_s
 @cython.freelist(256)
 @cython.auto_pickle(False)
 cdef class Frame:
-    cdef bytes _wire
-    cdef type _cls
-    cdef Layout _layout
-    cdef int _token_size
-    cdef int _signature_size
-
     def __init__(self):
         raise TypeError("frames are made by decode()")
 
@@ -384,17 +366,25 @@ cdef class Frame:
         return PyBytes_FromStringAndSize(<const char*>self.data() + 20, self._token_size)
 
     def verify(self, key):
-        cdef const unsigned char* data = self.data()
+        self.data()
         verifier = getattr(key, "verifier", None)
         if verifier is None:
             raise TypeError(f"verify() takes a PublicKey, not {_kind_name(key)}")
         if not verifier.verify(self._wire, 22 + self._token_size, self._signature_size):
-            raise SignatureError(
-                f"{self._layout.name} {self.sequence_id} of sender {self.sender_id:x} is not signed by its key"
-            )
+            raise self.refusal()
+        return self.record()
+
+    cdef object record(self):
+        """Make the typed message; the signature has been verified."""
         record = (<PyTypeObject*>self._cls).tp_new(self._cls, <PyObject*>_EMPTY, NULL)
-        (<Record?>record)._values = self.values(data)
+        (<Record?>record)._values = self.values(self.data())
         return record
+
+    cdef object refusal(self):
+        """Make the error for a signature that does not verify."""
+        return SignatureError(
+            f"{self._layout.name} {self.sequence_id} of sender {self.sender_id:x} is not signed by its key"
+        )
 
     cdef tuple values(self, const unsigned char* data):
         """Make the values of a message whose form has been checked."""
@@ -432,9 +422,6 @@ cdef class Frame:
 
 @cython.final
 cdef class Schema:
-    cdef list _classes
-    cdef list _layouts
-
     def __cinit__(self):
         self._classes = [None] * 256
         self._layouts = [None] * 256
@@ -468,7 +455,7 @@ cdef class Schema:
         token = PyBytes_FromStringAndSize(<const char*>data + 20, size)
         return Header(C_VERSION, code, _read_le(data + 2, 8), _read_le(data + 10, 8), token)
 
-    def decode(self, wire):
+    cpdef Frame decode(self, wire):
         cdef int code = _open(wire), kind, index
         cdef const unsigned char* data = <const unsigned char*>PyBytes_AS_STRING(wire)
         cdef Py_ssize_t offset = 2, end = PyBytes_GET_SIZE(wire), size, token_size, signature_size

@@ -6,12 +6,14 @@ Keys come as DER: SubjectPublicKeyInfo for a verifier, unencrypted PKCS #8 for a
 (:mod:`srup.keys`) has checked type and strength.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.backends.openssl import backend
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
@@ -19,6 +21,11 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPubl
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_private_key, load_der_public_key
+
+from .errors import SrupError
+
+if TYPE_CHECKING:
+    from ._codec_py import HasVerifier, Schema
 
 try:
     from cryptography.hazmat.primitives.asymmetric import mldsa
@@ -137,3 +144,39 @@ def verifier(algorithm: str, public_der: bytes) -> Verifier:
 def signer(algorithm: str, private_der: bytes) -> Signer:
     """Return a signer; KeyError for an unknown algorithm, ValueError for what is no key of it."""
     return _Signer(algorithm, private_der)
+
+
+def verify_many(
+    schema: "Schema",
+    wires: Sequence[bytes],
+    keys: Mapping[int, "HasVerifier"],
+    threads: int,
+    unknown: Callable[[int], SrupError],
+) -> list[Any]:
+    """Decode and verify each message with the key that ``keys`` has for its sender.
+
+    Returns, in order, the record, or the error that it deserves: DecodeError, what ``unknown(sender_id)`` makes, or
+    SignatureError. Up to ``threads`` threads share the work where that can gain something.
+    """
+
+    def one(wire: bytes) -> Any:
+        try:
+            frame = schema.decode(wire)
+            key = keys.get(frame.sender_id)
+            return unknown(frame.sender_id) if key is None else frame.verify(key)
+        except SrupError as error:
+            return error
+
+    if threads == 1 or len(wires) < 2:
+        return [one(wire) for wire in wires]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(one, wires))
+
+
+def info() -> dict[str, Any]:
+    """Return what verifies: ``rsa_kernel`` (bool), ``rsa_kernel_reason`` and the version of ``openssl``."""
+    return {
+        "rsa_kernel": False,
+        "rsa_kernel_reason": "the pure backend has none",
+        "openssl": backend.openssl_version_text(),
+    }

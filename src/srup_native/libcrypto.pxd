@@ -1,5 +1,16 @@
 """The declarations of OpenSSL 3 that are used. See the manual pages of each function."""
 
+cdef extern from "openssl/crypto.h" nogil:
+    const char* OpenSSL_version(int what)
+    unsigned long OpenSSL_version_num()
+
+cdef extern from "openssl/bn.h" nogil:
+    ctypedef struct BIGNUM
+    void BN_free(BIGNUM* number)
+    int BN_num_bits(const BIGNUM* number)
+    int BN_is_word(const BIGNUM* number, unsigned long word)
+    int BN_bn2binpad(const BIGNUM* number, unsigned char* target, int size)
+
 cdef extern from "openssl/evp.h" nogil:
     ctypedef struct EVP_PKEY
     ctypedef struct EVP_PKEY_CTX
@@ -10,6 +21,7 @@ cdef extern from "openssl/evp.h" nogil:
     void EVP_PKEY_free(EVP_PKEY* key)
     int EVP_PKEY_is_a(const EVP_PKEY* key, const char* name)
     int EVP_PKEY_get_size(const EVP_PKEY* key)
+    int EVP_PKEY_get_bn_param(const EVP_PKEY* key, const char* name, BIGNUM** number)
     EVP_PKEY_CTX* EVP_PKEY_CTX_new(EVP_PKEY* key, ENGINE* engine)
     EVP_PKEY_CTX* EVP_PKEY_CTX_dup(const EVP_PKEY_CTX* context)
     void EVP_PKEY_CTX_free(EVP_PKEY_CTX* context)
