@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from srup import Policy, PolicyError, Status, UnansweredError, UpdateError
+from srup.agent import base
 from srup.update import UpdateState
 
 from .fleet import DIGEST, FIRMWARE, SERVER, URL, Fleet
@@ -176,3 +177,50 @@ def test_a_device_goes_on_trying_while_nobody_answers(tmp_path):
         fleet.run(lambda: fleet.device.joined, DAY)
         fleet.device.wait_joined(0)
         assert fleet.errors().count("PolicyError") > 0  # the requests that had expired meanwhile
+
+
+# What has arrived is verified together.
+
+
+def test_a_batch_is_what_has_arrived_and_keeps_its_order(tmp_path, monkeypatch):
+    fleet = Fleet(tmp_path, size=2).joined()
+    sizes, heard = [], []
+    genuine = base.verify_many
+
+    def counted(wires, keys, threads):
+        sizes.append(len(wires))
+        return genuine(wires, keys, threads)
+
+    monkeypatch.setattr(base, "verify_many", counted)
+    fleet.server.on_data(kind="uint32")(lambda device, name, value: heard.append((device, value)))
+    for value in range(300):
+        for device in fleet.devices.values():
+            device.send("n", value, "uint32")
+    for device in fleet.devices.values():
+        device.step()
+    fleet.network.inject(f"SRUP/{min(fleet.devices):x}", b"junk")
+    sizes.clear()
+    fleet.server.step()
+    assert sizes == [256, 256, 89]
+    for identity in fleet.devices:
+        assert [value for device, value in heard if device == identity] == list(range(300))
+    assert fleet.errors(fleet.server) == ["DecodeError"]
+
+
+def test_more_than_can_wait_is_left_with_the_broker(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "_MAX_WAITING", 5)
+    fleet = Fleet(tmp_path, size=1).joined()
+    heard = []
+    fleet.server.on_data(kind="uint32")(lambda device, name, value: heard.append(value))
+    for value in range(9):
+        fleet.device.send("n", value, "uint32")
+    fleet.device.step()
+    fleet.settle()
+    assert heard == [0, 1, 2, 3, 4]
+    assert fleet.server.counts["overflow"] == 4
+    # They were not acknowledged, so the next connection brings them.
+    fleet.network.cut("server")
+    fleet.settle()
+    fleet.network.heal("server")
+    fleet.settle()
+    assert heard == list(range(9))

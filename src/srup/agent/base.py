@@ -1,7 +1,9 @@
 """What devices and servers have in common: three threads and who does what on them.
 
-The transport's thread only enqueues. The agent's own thread takes what is there, in order: it opens messages, steps the
-session, signs and publishes. The application's handlers run on a third thread, one at a time and in order, so that a
+The transport's thread only enqueues. The agent's own thread takes what is there, in order: it verifies messages in
+batches as large as what has arrived, never waiting for more, steps the session, signs and publishes. A message is
+settled with the broker after it has been handled, so the broker's limit of unsettled messages (MQTT 5: receive maximum)
+bounds the queue. The application's handlers run on a third thread, one at a time and in order, so that a
 slow one delays neither the protocol nor the link. Whatever raises on any of them is counted and logged, and the next
 message is served (T8).
 """
@@ -13,9 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from inspect import iscoroutinefunction
+from itertools import count
 from typing import Any, ClassVar, Final, NamedTuple, Self, TypeVar, get_args
 
-from ..codec import Frame, decode, encode
+from ..codec import encode, verify_many
 from ..errors import ReplayError, SrupError, TransportError, UnansweredError, UnknownSenderError
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, Message, ObservedJoinRequest, decode_data
@@ -42,6 +45,12 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 _JOIN_REQUESTS: Final = (JoinRequest, HumanJoinRequest, ObservedJoinRequest)
 _IDLE: Final = 3600.0  # the longest sleep when no deadline is near, in seconds
+_BATCH: Final = 256  # messages that are verified together at most
+_MAX_WAITING: Final = 10_000  # messages that wait to be verified at most
+
+
+def _nothing() -> None:
+    """Do what an empty inbox asks for."""
 
 
 class Refusal(NamedTuple):
@@ -86,9 +95,11 @@ class Agent:
         self,
         session: Session,
         key: PrivateKey,
+        keys: Mapping[int, PublicKey],
         transport: Transport,
         clock: Callable[[], float],
         entropy: Callable[[int], bytes],
+        threads: int = 1,
     ) -> None:
         if not isinstance(key, PrivateKey):
             raise TypeError(f"key must be a PrivateKey, not {type(key).__name__}")
@@ -97,10 +108,12 @@ class Agent:
         self.connected = False
         self._session = session
         self._key = key
+        self._keys = keys  # of the partners
+        self._threads = threads
         self._transport = transport
         self._clock = clock
         self._entropy = entropy
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Delivery | Callable[[], None]] = queue.SimpleQueue()
         self._pending: dict[tuple[int, bytes], Future[Any]] = {}
         self._actions: dict[int, Callable[..., Any]] = {}
         self._data: dict[str | None, tuple[DataKind, Callable[..., Any]]] = {}
@@ -122,7 +135,7 @@ class Agent:
             raise TransportError(f"{self!r} was started before; make a new one")
         self._subscribe()
         self._transport.start(
-            lambda delivery: self._inbox.put(lambda: self._deliver(delivery)),
+            self._arrived,
             lambda connected, why: self._inbox.put(lambda: self._set_connected(connected, why)),
         )
         self._started = True
@@ -160,13 +173,29 @@ class Agent:
         """Let the threads of the application end."""
         self._application.shutdown(wait=False, cancel_futures=True)
 
-    def _drain(self) -> None:
-        """Do what is left in the inbox."""
-        while True:
+    def _drain(self, limit: int | None = None, patience: float = 0.0) -> None:
+        """Do what is in the inbox, or so many things of it; deliveries that stand together are one batch.
+
+        Waits up to ``patience`` seconds for the first thing and for nothing else.
+        """
+        batch: list[Delivery] = []
+        for _ in count() if limit is None else range(limit):
             try:
-                self._fenced(self._inbox.get_nowait())
+                work = self._inbox.get(patience > 0, patience)
             except queue.Empty:
-                return
+                if not batch:
+                    return
+                work = _nothing
+            patience = 0.0
+            if isinstance(work, Delivery):
+                batch.append(work)
+                if len(batch) < _BATCH:
+                    continue
+            self._deliver(batch)
+            batch = []
+            if not isinstance(work, Delivery):
+                self._fenced(work)
+        self._deliver(batch)
 
     def run(self) -> None:
         """Start, unless that was done, and stay until :meth:`stop` is called or Ctrl-C is pressed."""
@@ -189,7 +218,7 @@ class Agent:
     def step(self) -> None:
         """Do everything that has arrived or is due now (the body of the agent's thread, for simulations)."""
         self._drain()
-        self._fenced(lambda: self._perform(self._session.tick(self._clock())))
+        self._tick()
 
     def deadline(self) -> float | None:
         """Return when :meth:`step` has something to do next even if nothing arrives; None for never."""
@@ -261,10 +290,8 @@ class Agent:
     def _begin(self) -> None:
         """Do what is to be done at the start."""
 
-    def _key_of(self, sender: int) -> PublicKey | None:
-        raise NotImplementedError
-
-    def _check_address(self, address: Address, frame: Frame) -> None:
+    def _check_address(self, address: Address, sender: int) -> None:
+        """Raise PolicyError unless this sender's messages belong on this topic."""
         raise NotImplementedError
 
     # The agent's thread.
@@ -273,13 +300,11 @@ class Agent:
         while not self._stopping.is_set():
             deadline = self.deadline()
             pause = _IDLE if deadline is None else min(_IDLE, max(0.0, deadline - self._clock()))
-            try:
-                job = self._inbox.get(timeout=pause)
-            except queue.Empty:
-                pass
-            else:
-                self._fenced(job)
-            self.step()
+            self._drain(_BATCH, pause)
+            self._tick()
+
+    def _tick(self) -> None:
+        self._fenced(lambda: self._perform(self._session.tick(self._clock())))
 
     def _fenced(self, job: Callable[[], Result]) -> Result | None:
         try:
@@ -293,35 +318,37 @@ class Agent:
         self.connected = connected
         log.info("%r is %s: %s", self, "connected" if connected else "not connected", ascii(why))
 
-    def _deliver(self, delivery: Delivery) -> None:
-        """Open a message, step the session, settle the delivery whatever came of it."""
-        if self._stopping.is_set():
-            return  # not settled: the broker keeps it for the next start
-        self.counts["received"] += 1
+    def _arrived(self, delivery: Delivery) -> None:
+        """Take a delivery on the transport's thread."""
+        if self._inbox.qsize() >= _MAX_WAITING:
+            self.counts["overflow"] += 1  # not settled: a broker without a limit of its own sends it again later
+        else:
+            self._inbox.put(delivery)
+
+    def _deliver(self, batch: list[Delivery]) -> None:
+        """Verify messages together, then step the session with each; settle each whatever came of it."""
+        if self._stopping.is_set() or not batch:
+            return  # not settled: the broker keeps them for the next start
+        self.counts["received"] += len(batch)
+        opened = verify_many([delivery.payload for delivery in batch], self._keys, self._threads)
+        for delivery, message in zip(batch, opened, strict=True):
+            self._fenced(lambda delivery=delivery, message=message: self._handle(delivery, message))  # type: ignore[misc]
+            delivery.ack()
+
+    def _handle(self, delivery: Delivery, message: Message | SrupError) -> None:
+        """Let a message take effect, or say why not."""
         try:
-            message = self._open(delivery.topic, delivery.payload)
-            if message is None:
-                return
+            if isinstance(message, SrupError):
+                if isinstance(message, UnknownSenderError) and message.sender_id == self.identity:
+                    return  # our own: both ends share a device's topic (FLOWS.md, "Identities, topics, transport")
+                raise message
             self.counts["verified"] += 1
+            self._check_address(parse_topic(delivery.topic), message.sender_id)
             outputs = self._session.receive(message, self._clock(), self._entropy(16))
         except SrupError as error:
             self._refuse(Refusal(delivery.topic, delivery.payload, error))
         else:
             self._perform(outputs)
-        finally:
-            delivery.ack()
-
-    def _open(self, topic: str, wire: bytes) -> Message | None:
-        """Return the verified message, None for one's own echo; raise an SrupError that says what is wrong."""
-        address = parse_topic(topic)
-        frame = decode(wire)
-        if frame.sender_id == self.identity:
-            return None  # both ends share a device's topic (FLOWS.md, "Identities, topics, transport")
-        self._check_address(address, frame)
-        key = self._key_of(frame.sender_id)
-        if key is None:
-            raise UnknownSenderError(frame.sender_id)
-        return frame.verify(key)
 
     def _refuse(self, refusal: Refusal) -> None:
         error = refusal.error

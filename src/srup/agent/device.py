@@ -7,7 +7,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Self
 
-from ..codec import Frame
 from ..errors import PolicyError, TransportError, UpdateError
 from ..fetch import Fetcher, FetchPolicy, HttpFetcher, check_digest
 from ..keys import PrivateKey, PublicKey
@@ -65,11 +64,10 @@ class Device(Agent):
             raise ValueError(f"a description has at most {LONGEST_DESCRIPTION} bytes")
         transport = MqttTransport(broker, f"srup-{identity:x}") if isinstance(broker, str) else broker
         session = DeviceSession(identity, [server], policy, sequence_origin(clock), description)
-        super().__init__(session, key, transport, clock, entropy)
+        super().__init__(session, key, {server: server_key}, transport, clock, entropy)
         self.server = server
         self.firmware = Path(firmware)
         self._session: DeviceSession = session
-        self._server_key = server_key
         self._own_fetcher: HttpFetcher | None = None
         if fetcher is None:
             fetcher = self._own_fetcher = HttpFetcher(fetch)
@@ -155,10 +153,7 @@ class Device(Agent):
     def _begin(self) -> None:
         self._inbox.put(self._join)
 
-    def _key_of(self, sender: int) -> PublicKey | None:
-        return self._server_key if sender == self.server else None
-
-    def _check_address(self, address: Address, frame: Frame) -> None:
+    def _check_address(self, address: Address, sender: int) -> None:
         if address != Address(None, self.identity):
             raise PolicyError("the topic is not this device's")
 

@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from ..codec import Frame
 from ..errors import PolicyError, SrupError, TransportError, UnansweredError, UpdateError
 from ..keyring import KeyRing
-from ..keys import PrivateKey, PublicKey
+from ..keys import PrivateKey
 from ..session import Policy, Send, ServerSession
 from ..session.events import Identified, JoinAnswered, JoinRequested, Left, UpdateChanged
 from ..transport.base import Transport
@@ -67,7 +66,7 @@ class Server(Agent):
 
     ``devices`` holds the keys of all devices that may ever join; it can grow while the server runs. ``broker`` is a
     URL, ``mqtt://host:port`` or ``mqtts://host:port``, or a transport of one's own making. ``policy`` is about tokens,
-    clocks and retries.
+    clocks and retries. ``threads`` share the verification of large batches.
     """
 
     def __init__(
@@ -78,12 +77,13 @@ class Server(Agent):
         devices: KeyRing,
         broker: str | Transport,
         policy: Policy | None = None,
+        threads: int = 1,
         clock: Callable[[], float] = time.time,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         transport = MqttTransport(broker, f"srup-{identity:x}") if isinstance(broker, str) else broker
         session = ServerSession(identity, policy, sequence_origin(clock))
-        super().__init__(session, key, transport, clock, entropy)
+        super().__init__(session, key, devices, transport, clock, entropy, threads)
         self.devices = devices
         self._session: ServerSession = session
         self._members: set[int] = set()
@@ -171,12 +171,9 @@ class Server(Agent):
     def _subscribe(self) -> None:
         self._transport.subscribe(join_filter(self.identity))
 
-    def _key_of(self, sender: int) -> PublicKey | None:
-        return self.devices.get(sender)
-
-    def _check_address(self, address: Address, frame: Frame) -> None:
-        if address.device != frame.sender_id or address.server not in (None, self.identity):
-            raise PolicyError(f"sender {frame.sender_id:x} does not publish on this topic")
+    def _check_address(self, address: Address, sender: int) -> None:
+        if address.device != sender or address.server not in (None, self.identity):
+            raise PolicyError(f"sender {sender:x} does not publish on this topic")
 
     def _device_of(self, send: Send) -> int:
         return send.to
