@@ -6,10 +6,12 @@ from collections import Counter
 import pytest
 
 from srup import Policy, PolicyError, Status, UnansweredError, UpdateError
-from srup.agent import base
+from srup.agent import Server, base
+from srup.agent.device import REJOIN
+from srup.transport import MemoryTransport
 from srup.update import UpdateState
 
-from .fleet import DIGEST, FIRMWARE, SERVER, URL, Fleet
+from .fleet import DIGEST, FIRMWARE, SERVER, URL, Fleet, key_of
 
 FAULTS = {"loss": 0.2, "duplicate": 0.2, "delay": (0.01, 2.0), "reorder": 0.2}
 QUICK = Policy(first_retry=2.0, max_retry=60.0)
@@ -224,3 +226,65 @@ def test_more_than_can_wait_is_left_with_the_broker(tmp_path, monkeypatch):
     fleet.network.heal("server")
     fleet.settle()
     assert heard == list(range(9))
+
+
+# A server that has forgotten its devices finds them again.
+
+
+def _restarted(fleet):
+    """The server as a new process would be: same identity, key and session at the broker, no memory."""
+    fleet.server.stop()
+    fleet.clock.now += 1
+    fleet.server = Server(
+        SERVER,
+        key_of(SERVER, fleet.scheme),
+        devices=fleet.ring,
+        broker=MemoryTransport(fleet.network, "server"),
+        clock=fleet.clock,
+        entropy=fleet.randbytes,
+    )
+    fleet.server.start(threads=False)
+    fleet.settle()
+    assert fleet.server.members == frozenset()
+    return fleet.server
+
+
+def test_after_a_loss_of_the_link_a_device_joins_again(tmp_path):
+    fleet = Fleet(tmp_path).joined()
+    server = _restarted(fleet)
+    for step in (fleet.network.cut, fleet.network.heal):
+        step(f"device-{fleet.device.identity:x}")
+        fleet.settle()
+    assert server.members == fleet.devices.keys()
+    assert server.action(fleet.device.identity, 9) is not None
+
+
+def test_a_member_joins_again_every_now_and_then(tmp_path):
+    fleet = Fleet(tmp_path).joined()
+    server = _restarted(fleet)
+    fleet.run(lambda: bool(server.members), REJOIN * 1.3)
+    assert server.members == fleet.devices.keys()
+    fleet.device.wait_joined(0)
+
+
+def test_a_member_that_asks_again_is_not_announced_again(tmp_path):
+    fleet = Fleet(tmp_path)
+    announced, asked = [], []
+    fleet.server.on_joined(announced.append)
+    fleet.server.on_join(asked.append)
+    fleet.joined()
+    fleet.run(lambda: len(asked) == 3, REJOIN * 3)
+    assert announced == [fleet.device.identity]
+    assert fleet.all_joined()
+
+
+def test_who_has_left_does_not_come_back_by_itself(tmp_path):
+    fleet = Fleet(tmp_path).joined()
+    fleet.device.resign()
+    fleet.settle()
+    for _ in range(5):
+        fleet.clock.now += REJOIN
+        fleet.network.advance(fleet.clock.now)
+        fleet.settle()
+    assert not fleet.device.joined
+    assert fleet.server.members == frozenset()

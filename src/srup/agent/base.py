@@ -10,11 +10,13 @@ message is served (T8).
 
 import logging
 import queue
+import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from inspect import iscoroutinefunction
+from contextlib import contextmanager
+from inspect import isawaitable, iscoroutine, iscoroutinefunction
 from itertools import count
 from typing import Any, ClassVar, Final, NamedTuple, Self, TypeVar, get_args
 
@@ -33,6 +35,7 @@ from ..session.events import (
     Unexpected,
 )
 from ..transport.base import Delivery, Transport
+from ..transport.mqtt import MqttTransport
 from ..transport.topics import Address, device_topic, join_topic, parse_topic
 from ..wire import IDENTIFICATION_RESPONSE, Status
 
@@ -53,6 +56,23 @@ def _nothing() -> None:
     """Do what an empty inbox asks for."""
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a block as Ctrl-C does; only the main thread may ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Refusal(NamedTuple):
     """A message that had no effect: where it came in, the bytes, and why it was refused."""
 
@@ -68,6 +88,28 @@ def sequence_origin(clock: Callable[[], float]) -> int:
     between two starts makes partners refuse messages until it has caught up.
     """
     return max(1, int(clock() * 1e6))
+
+
+def check_identity(identity: object, what: str = "identity") -> None:
+    """Raise ValueError unless this is an identity."""
+    if type(identity) is not int or not 0 <= identity < 1 << 64:
+        raise ValueError(f"{what} must be an int in 0..2**64-1, not {identity!r}")
+
+
+def check_type(value: object, wanted: type | tuple[type, ...], what: str) -> None:
+    """Raise TypeError unless ``value`` is one of these."""
+    if not isinstance(value, wanted):
+        names = " or ".join(cls.__name__ for cls in (wanted if isinstance(wanted, tuple) else (wanted,)))
+        raise TypeError(f"{what} must be a {names}, not {type(value).__name__}")
+
+
+def transport_to(broker: "str | Transport", identity: int) -> Transport:
+    """Return what a ``broker`` argument means: a transport as it is, or one to a URL."""
+    if isinstance(broker, str):
+        return MqttTransport(broker, f"srup-{identity:x}")
+    if not hasattr(broker, "publish"):
+        raise TypeError(f"broker must be a URL or a Transport, not {type(broker).__name__}")
+    return broker
 
 
 class Inline(Executor):
@@ -101,11 +143,11 @@ class Agent:
         entropy: Callable[[int], bytes],
         threads: int = 1,
     ) -> None:
-        if not isinstance(key, PrivateKey):
-            raise TypeError(f"key must be a PrivateKey, not {type(key).__name__}")
+        check_type(key, PrivateKey, "key")
         self.identity = session.identity
         self.counts: Counter[str] = Counter()
         self.connected = False
+        self._link = "not started"  # what the transport said last
         self._session = session
         self._key = key
         self._keys = keys  # of the partners
@@ -162,7 +204,7 @@ class Agent:
         self._inbox.put(lambda: None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
-        self._transport.stop(timeout)
+        self._transport.stop(timeout if self.connected else 0.0)  # what waits for a link that is down, waits in vain
         self._stopped.set()
         self._drain()
         while self._pending:
@@ -198,12 +240,13 @@ class Agent:
         self._deliver(batch)
 
     def run(self) -> None:
-        """Start, unless that was done, and stay until :meth:`stop` is called or Ctrl-C is pressed."""
+        """Start, unless that was done, and stay until :meth:`stop` is called, Ctrl-C is pressed or SIGTERM arrives."""
         if not self._started:
             self.start()
         try:
-            while not self._stopped.wait(1.0):  # a bounded wait, so that Ctrl-C gets through everywhere
-                pass
+            with _terminable():
+                while not self._stopped.wait(1.0):  # a bounded wait, so that Ctrl-C gets through everywhere
+                    pass
         except KeyboardInterrupt:
             log.info("%r is interrupted", self)
         finally:
@@ -237,7 +280,10 @@ class Agent:
     def send_data(
         self, partner: int, data_id: str, value: bytes | str | int | float, kind: DataKind | None = None
     ) -> "Future[None]":
-        """Send a value (see :meth:`Data.encode_value`); done when it is handed to the transport, there is no answer."""
+        """Send a value (see :meth:`Data.encode_value`); done when it is handed to the transport, there is no answer.
+
+        It survives what MQTT's QoS 1 and a persistent session survive; a broker that forgets sessions loses it.
+        """
         data = Data.encode_value(value, kind)
         return self._request(lambda now, nonce: self._session.data(partner, data_id, data, now, nonce), answered=False)
 
@@ -315,8 +361,9 @@ class Agent:
             return None
 
     def _set_connected(self, connected: bool, why: str) -> None:
-        self.connected = connected
-        log.info("%r is %s: %s", self, "connected" if connected else "not connected", ascii(why))
+        self.connected, self._link = connected, why
+        level = logging.INFO if connected or self._stopping.is_set() else logging.WARNING
+        log.log(level, "%r is %s: %s", self, "connected" if connected else "not connected", ascii(why))
 
     def _arrived(self, delivery: Delivery) -> None:
         """Take a delivery on the transport's thread."""
@@ -354,6 +401,8 @@ class Agent:
         error = refusal.error
         self.counts[type(error).__name__] += 1
         level = logging.INFO if isinstance(error, ReplayError) else logging.WARNING
+        if isinstance(error, ReplayError) and refusal.topic.count("/") > 1:
+            level = logging.WARNING  # a join request: a device whose ids have gone back is locked out until it notices
         log.log(level, "%r refused a message on %a: %s: %a", self, refusal.topic, type(error).__name__, str(error))
         self._tell("refused", refusal)
 
@@ -479,6 +528,12 @@ class Agent:
         except (Exception, SystemExit):
             self.counts["faults"] += 1
             log.exception("%r: a handler raised", self)
+            return failure
+        if isawaitable(result):
+            self.counts["faults"] += 1
+            log.error("%r: %r returned something to await; a handler is a plain function", self, handler)
+            if iscoroutine(result):
+                result.close()
             return failure
         if isinstance(result, Status):
             if result >> 4 == success >> 4:  # codes of one family share their high digit

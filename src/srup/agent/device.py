@@ -1,5 +1,6 @@
 """A device that runs."""
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -14,16 +15,18 @@ from ..messages import Data, DataKind, JoinRequest
 from ..session import DeviceSession, Policy, Send
 from ..session.events import ActivationRequested, FetchRequested, JoinAnswered, Left, Unanswered
 from ..transport.base import Transport
-from ..transport.mqtt import MqttTransport
 from ..transport.topics import Address, device_topic
 from ..update import FETCH_FAILURES
 from ..wire import Status
-from .base import Agent, Handler, Inline, log, sequence_origin
+from .base import Agent, Handler, Inline, check_identity, check_type, log, sequence_origin, transport_to
 
 __all__ = ["Device"]
 
 CURRENT: Final = "current"
 """The name of the link to the active firmware, made when the device has no activation handler."""
+
+REJOIN: Final = 900.0
+"""After how many seconds, a random part more, a member asks its server again."""
 
 LONGEST_DESCRIPTION: Final = 32768
 """In bytes of UTF-8; it has to fit a message with any signature."""
@@ -35,9 +38,12 @@ class Device(Agent):
     ``identity`` is a number from 0 to 2**64 - 1, ``server`` and ``server_key`` are whom it obeys. ``broker`` is a URL,
     ``mqtt://host:port`` or ``mqtts://host:port``, or a transport of one's own making. Firmware goes to the folder
     ``firmware``, named by its digest; ``fetch`` says what may be downloaded (https only, unless it allows more).
-    ``description`` is what the device says it is. ``policy`` is about tokens, clocks and retries.
+    ``description`` is what the device says it is. ``policy`` is about tokens, clocks and retries. A device whose clock
+    may go back between two starts gives a ``first_sequence_id`` above all that it has ever used; otherwise it comes
+    from the clock.
 
-    It joins when it is started and, until it is refused or leaves, again whenever the server stays silent.
+    It joins when it is started and, until it is refused or leaves, again whenever the server stays silent, after every
+    loss of the link, and every quarter of an hour, so that a server that has forgotten its devices finds them again.
     """
 
     def __init__(
@@ -55,15 +61,22 @@ class Device(Agent):
         fetcher: Fetcher | None = None,
         clock: Callable[[], float] = time.time,
         entropy: Callable[[int], bytes] = os.urandom,
+        first_sequence_id: int | None = None,
     ) -> None:
-        if not isinstance(server_key, PublicKey):
-            raise TypeError(f"server_key must be a PublicKey, not {type(server_key).__name__}")
+        check_identity(identity)
+        check_identity(server, "server")
+        check_type(server_key, PublicKey, "server_key")
+        check_type(policy, (Policy, type(None)), "policy")
+        check_type(fetch, (FetchPolicy, type(None)), "fetch")
+        if fetcher is not None and not hasattr(fetcher, "fetch"):
+            raise TypeError(f"fetcher must have a fetch(), which {fetcher!r} has not")
         if identity == server:
             raise ValueError(f"device and server cannot both be {identity:x}")
         if len(Data.encode_value(description, "text")) > LONGEST_DESCRIPTION:
             raise ValueError(f"a description has at most {LONGEST_DESCRIPTION} bytes")
-        transport = MqttTransport(broker, f"srup-{identity:x}") if isinstance(broker, str) else broker
-        session = DeviceSession(identity, [server], policy, sequence_origin(clock), description)
+        transport = transport_to(broker, identity)
+        first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
+        session = DeviceSession(identity, [server], policy, first, description)
         super().__init__(session, key, {server: server_key}, transport, clock, entropy)
         self.server = server
         self.firmware = Path(firmware)
@@ -75,6 +88,8 @@ class Device(Agent):
         self._downloads: Executor = Inline()
         self._joined: Future[None] = Future()
         self._wants_in = True
+        self._was_connected = False
+        self._join_again_at = math.inf
 
     def on_activate(self, handler: Handler) -> Handler:
         """Decorate what activates firmware. It is called with the file's path; the digest was checked just before.
@@ -94,7 +109,11 @@ class Device(Agent):
         Raises PolicyError when it refuses, TimeoutError when ``timeout`` seconds are over (the device goes on trying),
         TransportError when the device is stopped.
         """
-        self._joined.result(timeout)
+        try:
+            self._joined.result(timeout)
+        except TimeoutError:
+            link = "connected" if self.connected else f"not connected ({self._link!a})"
+            raise TimeoutError(f"server {self.server:x} has not answered the join; the device is {link}") from None
 
     @property
     def joined(self) -> bool:
@@ -162,10 +181,32 @@ class Device(Agent):
 
     # Joining and leaving.
 
+    def deadline(self) -> float | None:
+        """See :meth:`Agent.deadline`."""
+        session = super().deadline()
+        if not (self._wants_in and self.joined):
+            return session
+        return self._join_again_at if session is None else min(session, self._join_again_at)
+
+    def _tick(self) -> None:
+        super()._tick()
+        if self.joined and self._wants_in and self._clock() >= self._join_again_at:
+            self._fenced(self._join)  # the server may have forgotten us; it answers a member without further ado
+
+    def _set_connected(self, connected: bool, why: str) -> None:
+        back = connected and not self.connected and self._was_connected
+        super()._set_connected(connected, why)
+        self._was_connected = self._was_connected or connected
+        if back and self.joined:
+            self._join()
+
     def _join(self) -> None:
-        if self._joined.done():
+        if self._joined.done() and not self.joined:
             self._joined = Future()
-        self._perform(self._session.join(self.server, self._clock(), self._entropy(16)))
+        now = self._clock()
+        # A fleet that lost its server together must not come back in step.
+        self._join_again_at = now + REJOIN * (1 + int.from_bytes(self._entropy(2)) / 0x10000 / 4)
+        self._perform(self._session.join(self.server, now, self._entropy(16)))
 
     def _unanswered(self, event: Unanswered) -> None:
         super()._unanswered(event)

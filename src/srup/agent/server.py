@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
 from ..errors import PolicyError, SrupError, TransportError, UnansweredError, UpdateError
@@ -11,11 +11,10 @@ from ..keys import PrivateKey
 from ..session import Policy, Send, ServerSession
 from ..session.events import Identified, JoinAnswered, JoinRequested, Left, UpdateChanged
 from ..transport.base import Transport
-from ..transport.mqtt import MqttTransport
 from ..transport.topics import Address, device_filter, join_filter
 from ..update import UpdateState
 from ..wire import Status
-from .base import Agent, Handler, log, sequence_origin
+from .base import Agent, Handler, check_identity, check_type, log, sequence_origin, transport_to
 
 __all__ = ["Server", "UpdateOrder"]
 
@@ -66,7 +65,8 @@ class Server(Agent):
 
     ``devices`` holds the keys of all devices that may ever join; it can grow while the server runs. ``broker`` is a
     URL, ``mqtt://host:port`` or ``mqtts://host:port``, or a transport of one's own making. ``policy`` is about tokens,
-    clocks and retries. ``threads`` share the verification of large batches.
+    clocks and retries. ``threads`` share the verification of large batches. ``first_sequence_id`` lies
+    above all ids that this server has ever used; without it, it comes from the clock.
     """
 
     def __init__(
@@ -80,9 +80,14 @@ class Server(Agent):
         threads: int = 1,
         clock: Callable[[], float] = time.time,
         entropy: Callable[[int], bytes] = os.urandom,
+        first_sequence_id: int | None = None,
     ) -> None:
-        transport = MqttTransport(broker, f"srup-{identity:x}") if isinstance(broker, str) else broker
-        session = ServerSession(identity, policy, sequence_origin(clock))
+        check_identity(identity)
+        check_type(devices, Mapping, "devices")
+        check_type(policy, (Policy, type(None)), "policy")
+        transport = transport_to(broker, identity)
+        first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
+        session = ServerSession(identity, policy, first)
         super().__init__(session, key, devices, transport, clock, entropy, threads)
         self.devices = devices
         self._session: ServerSession = session
@@ -103,7 +108,7 @@ class Server(Agent):
         return self._register(self._handlers, "join")(handler)
 
     def on_joined(self, handler: Handler) -> Handler:
-        """Decorate what is called with a device's identity when it has joined."""
+        """Decorate what is called with a device's identity when it has joined; not when a member merely asks again."""
         return self._register(self._handlers, "joined")(handler)
 
     def on_update(self, handler: Handler) -> Handler:
@@ -197,11 +202,11 @@ class Server(Agent):
 
     def _join_answered(self, event: JoinAnswered) -> None:
         log.info("%r: join of %x: %s", self, event.peer, event.status.name)
-        if event.status is Status.JOIN_SUCCESS:
+        if event.status is Status.JOIN_SUCCESS and event.peer not in self._members:
             self._members.add(event.peer)
             self._transport.subscribe(device_filter(event.peer))
             self._tell("joined", event.peer)
-        else:
+        elif event.status is not Status.JOIN_SUCCESS:
             self._leave(event.peer)
 
     def _left(self, event: Left) -> None:
