@@ -1,40 +1,40 @@
 """What all benchmarks share: both twins side by side, the data of the tests, and one table after the run.
 
-``pytest benchmarks --benchmark-only`` measures everything; ``--benchmark-max-time=0.1`` makes it short, and
-``--benchmark-json=PATH`` keeps the statistics. Nothing is asserted about time. A module says by the marker
-``table(title, unit, reference)`` where its figures go and what they are compared with. pytest-benchmark's own table
-is left out unless one of its display options asks for it.
+``pytest benchmarks --benchmark-only`` measures everything; ``--short --benchmark-max-time=0.1`` makes it short, and
+``--results DIR`` keeps the reports. Nothing is asserted about time. A module says by the marker ``table(title, unit,
+reference)`` where its figures go and what they are compared with, and by ``AIMS`` which ratios matter; its name says
+which report it belongs to. pytest-benchmark's own table is left out unless one of its display options asks for it.
 """
 
-import ctypes
 import importlib
 import json
-import os
-import platform
-import shlex
 from collections.abc import Callable
 from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import cpuinfo
-import cryptography
 import pytest
-from cryptography.hazmat.backends.openssl import backend as cryptography_backend
 
-import srup
 import srup_native
 from srup.messages import SCHEMA
 
+from .report import Report, describe
+
 VECTORS: Final = Path(__file__).parent.parent / "tests" / "vectors" / "wire-v5.json"
 UNITS: Final = {"ns": 1e9, "µs": 1e6, "ms": 1e3}
+LIBRARIES: Final = ("msgspec", "cbor2", "protobuf")
+QUESTIONS: Final = {
+    "codec": "how long from bytes to a message and back, without the signature?",
+    "signing": "how long does a signature take?",
+}
 OWN_DISPLAY: Final = ("benchmark_columns", "benchmark_compare", "benchmark_cprofile", "benchmark_verbose")
 
 
 class Figure(NamedTuple):
     """One measured case: where it stands in the tables and its seconds per call."""
 
+    benchmark: str
     title: str
     unit: str
     reference: str
@@ -44,6 +44,20 @@ class Figure(NamedTuple):
     median: float
 
 
+class Aim(NamedTuple):
+    """What is set beside what: how many times as fast ``contender`` should be as ``beside``, or as slow ``at_most``.
+
+    ``case`` is a case of the table, or how a case begins.
+    """
+
+    case: str
+    contender: str
+    beside: str
+    aim: float
+    at_most: bool = False
+
+
+AIMS: Final = pytest.StashKey[dict[str, list[Aim]]]()
 FIGURES: Final = pytest.StashKey[list[Figure]]()
 
 
@@ -121,14 +135,16 @@ def vectors() -> Vectors:
 
 @pytest.fixture
 def measure(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., Any]:
-    """Give ``run(case, contender, call, *args, calls)``, which measures ``call(*args)`` and returns its last result.
+    """Give ``run(case, contender, call, *args, calls, items=1)``: it measures ``call(*args)``, returns its last result.
 
     ``calls`` of them make one iteration of pytest-benchmark, so that its own cost (about 0.1 µs) is spread over them;
-    all figures are per call.
+    all figures are per call, or per item where a call works on several.
     """
     title, unit, reference = request.node.get_closest_marker("table").args
+    name = request.path.stem.split("_")[1]
+    request.config.stash[AIMS][title] = getattr(request.module, "AIMS", [])
 
-    def run(case: str, contender: str, call: Callable[..., Any], *args: Any, calls: int) -> Any:
+    def run(case: str, contender: str, call: Callable[..., Any], *args: Any, calls: int, items: int = 1) -> Any:
         benchmark.group = f"{title}: {case}"
         benchmark.extra_info.update(case=case, contender=contender, reference=reference)
 
@@ -140,52 +156,42 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., Any
         result = benchmark(iteration)
         if benchmark.stats:
             stats = benchmark.stats.stats
-            stats.data = [seconds / calls for seconds in stats.data]
-            benchmark.stats.iterations *= calls
-            figure = Figure(title, unit, reference, case, contender, stats.min, stats.median)
+            stats.data = [seconds / (calls * items) for seconds in stats.data]
+            benchmark.stats.iterations *= calls * items
+            figure = Figure(name, title, unit, reference, case, contender, stats.min, stats.median)
             request.config.stash[FIGURES].append(figure)
         return result
 
     return run
 
 
+@pytest.fixture(scope="session")
+def short(request: pytest.FixtureRequest) -> bool:
+    """Tell whether this is a short run."""
+    return bool(request.config.getoption("short"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the benchmarks."""
+    group = parser.getgroup("srup benchmarks")
+    group.addoption("--short", action="store_true", default=False, help="less material, for rough figures")
+    group.addoption("--results", type=Path, default=None, metavar="DIR", help="write <benchmark>.json files there")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Set what holds for all benchmarks; pytest-benchmark reads it afterwards."""
     config.addinivalue_line("markers", "table(title, unit, reference): where the figures go, what they are set beside")
     config.stash[FIGURES] = []
+    config.stash[AIMS] = {}
     config.option.benchmark_disable_gc = True
     if not any(config.getoption(name, None) for name in OWN_DISPLAY):
         config.option.benchmark_quiet = True
 
 
-def _linked_openssl() -> str:
-    """Return the version of the libcrypto behind the extension, as far as it can be asked."""
-    found = load_twin("native")
-    if found is None:
-        return "none (no extension)"
-    try:
-        version = ctypes.CDLL(found.verify.__file__).OpenSSL_version
-    except (OSError, AttributeError):
-        return "unknown"
-    version.restype = ctypes.c_char_p
-    return str(version(0).decode())
-
-
-def describe() -> dict[str, str]:
-    """Return what the figures depend on."""
-    return {
-        "srup": f"{srup.__version__}, {'native and python' if load_twin('native') else 'python only'}",
-        "Python": f"{platform.python_implementation()} {platform.python_version()}",
-        "cryptography": f"{cryptography.__version__} with {cryptography_backend.openssl_version_text()}",
-        "extension": _linked_openssl(),
-        "CPU": f"{cpuinfo.get_cpu_info().get('brand_raw', platform.machine())}, {os.cpu_count()} cores",
-    }
-
-
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     """Put the versions into the JSON, and leave the machine's name out of it."""
     machine_info.pop("node", None)
-    machine_info["srup"] = describe()
+    machine_info["srup"] = describe(*LIBRARIES)
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
@@ -194,46 +200,49 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
         bench["stats"].pop("data", None)
 
 
-def _number(seconds: float, unit: str) -> str:
-    value = seconds * UNITS[unit]
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+def _rows(figures: list[Figure]) -> list[list[object]]:
+    """Return the rows of one table: the contenders of a case below each other, the reference first."""
+    rows: list[list[object]] = []
+    for case in dict.fromkeys(figure.case for figure in figures):
+        contenders = [figure for figure in figures if figure.case == case]
+        contenders.sort(key=lambda figure: figure.contender != figure.reference)
+        base = contenders[0] if contenders[0].contender == contenders[0].reference else None
+        for figure in contenders:
+            scale = UNITS[figure.unit]
+            times = base.best / figure.best if base else None
+            rows.append([case, figure.contender, figure.best * scale, figure.median * scale, times])
+    return rows
 
 
-def _cell(figure: Figure | None, base: Figure | None) -> str:
-    if figure is None:
-        return f"{'-':>9} {'':>9} {'':>6}"
-    times = base.best / figure.best if base and base is not figure else 0
-    ratio = f"{times:.{2 if times < 10 else 1}f}" if times else ""
-    return f"{_number(figure.best, figure.unit):>9} {_number(figure.median, figure.unit):>9} {ratio:>6}"
-
-
-def _table(figures: list[Figure]) -> list[str]:
-    """Return the lines of one table: a row per case, three columns per contender, the reference first."""
-    title, unit, reference = figures[0][:3]
-    contenders = sorted({figure.contender for figure in figures}, key=lambda name: (name != reference, name))
-    cells = {(figure.case, figure.contender): figure for figure in figures}
-    cases = list(dict.fromkeys(figure.case for figure in figures))
-    width = max(map(len, [title, *cases]))
-    lines = [
-        "",
-        "  ".join([" " * width, *(f"{name:^26}" for name in contenders)]),
-        "  ".join([f"{f'{title}, {unit}':<{width}}", *[f"{'best':>9} {'median':>9} {'ratio':>6}"] * len(contenders)]),
-    ]
-    for case in cases:
-        base = cells.get((case, reference))
-        lines.append("  ".join([f"{case:<{width}}", *(_cell(cells.get((case, name)), base) for name in contenders)]))
-    return [*lines, f"ratio: how many times as fast as {reference}, by the best rounds"]
+def _add_ratios(report: Report, figures: list[Figure], aims: list[Aim]) -> None:
+    """Say of every aim how it was met in this run, as far as both of its sides were measured."""
+    best = {(figure.case, figure.contender): figure.best for figure in figures}
+    for aim in aims:
+        for case in dict.fromkeys(figure.case for figure in figures):
+            new, old = best.get((case, aim.contender)), best.get((case, aim.beside))
+            if not (case == aim.case or case.startswith(f"{aim.case} ")) or new is None or old is None:
+                continue
+            times = new / old if aim.at_most else old / new
+            if aim.case.startswith("decode") and case.startswith("decode and"):
+                report.ratio(f"{case}: {aim.contender} against {aim.beside}", times)
+            else:
+                report.ratio(f"{case}: {aim.contender} against {aim.beside}", times, aim.aim, aim.at_most)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the tables, what they depend on, and how to get them again."""
+    """Print tables and ratios with what they depend on, and keep them where ``--results`` says."""
     figures = config.stash[FIGURES]
-    if not figures:
-        return
-    terminalreporter.section("benchmarks: time per call")
-    for name, value in describe().items():
-        terminalreporter.write_line(f"{name:<13} {value}")
-    terminalreporter.write_line(f"{'again with':<13} {shlex.join(['pytest', *config.invocation_params.args])}")
-    for title in dict.fromkeys(figure.title for figure in figures):
-        for line in _table([figure for figure in figures if figure.title == title]):
-            terminalreporter.write_line(line.rstrip())
+    folder = config.getoption("results")
+    for name in dict.fromkeys(figure.benchmark for figure in figures):
+        own = [figure for figure in figures if figure.benchmark == name]
+        report = Report(name, QUESTIONS.get(name, name), LIBRARIES if name == "codec" else ())
+        for title in dict.fromkeys(figure.title for figure in own):
+            some = [figure for figure in own if figure.title == title]
+            columns = ["case", "contender", f"best, {some[0].unit}", "median", f"times as fast as {some[0].reference}"]
+            report.table(title, columns, _rows(some))
+            _add_ratios(report, some, config.stash[AIMS].get(title, []))
+        if config.getoption("short"):
+            report.note("a short run: rough figures")
+        terminalreporter.write_line("\n".join(report.lines()))
+        if folder is not None:
+            report.save(folder / f"{name}.json")

@@ -744,3 +744,74 @@ def test_what_is_no_key_is_refused_when_the_agent_is_made(tmp_path):
         Device(1, key_of(1), server=2, server_key=pem, broker=MemoryTransport(MemoryNetwork(), "d"))
     with pytest.raises(TransportError):
         Server(1, key_of(1), devices=KeyRing(), broker="http://example")
+
+
+# What constructors do not take.
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"identity": "d1"},
+        {"identity": None},
+        {"identity": -1},
+        {"identity": 1 << 64},
+        {"identity": True},
+        {"server": "5e"},
+        {"server": 1 << 64},
+        {"server_key": "pem"},
+        {"key": "pem"},
+        {"broker": None},
+        {"broker": 7},
+        {"policy": {}},
+        {"fetch": {"allow_http": True}},
+        {"fetcher": 5},
+    ],
+    ids=repr,
+)
+def test_a_device_says_which_argument_is_wrong(tmp_path, wrong):
+    arguments = {
+        "identity": DEVICE,
+        "key": key_of(DEVICE, "ed25519"),
+        "server": SERVER,
+        "server_key": key_of(SERVER, "ed25519").public_key,
+        "broker": MemoryTransport(MemoryNetwork(), "d"),
+        "firmware": tmp_path,
+    }
+    Device(**arguments)
+    with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
+        Device(**(arguments | wrong))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"identity": "5e"}, {"devices": "devices"}, {"devices": None}, {"policy": "x"}], ids=repr
+)
+def test_a_server_says_which_argument_is_wrong(wrong):
+    arguments = {
+        "identity": SERVER,
+        "key": key_of(SERVER, "ed25519"),
+        "devices": KeyRing(),
+        "broker": MemoryTransport(MemoryNetwork(), "s"),
+    }
+    Server(**arguments)
+    with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
+        Server(**(arguments | wrong))
+
+
+def test_a_handler_is_a_plain_function(fleet):
+    async def later(server):
+        return True
+
+    with pytest.raises(TypeError, match="plain function"):
+        fleet.device.on_action(1)(later)
+    fleet.device.on_action(2)(lambda server: later(server))
+    future = fleet.server.action(fleet.device.identity, 2)
+    fleet.settle()
+    assert future.result(0) is Status.ACTION_FAIL
+    assert fleet.device.counts["faults"] == 1
+
+
+def test_a_timeout_says_how_the_link_is(tmp_path):
+    device = Fleet(tmp_path).device
+    with pytest.raises(TimeoutError, match=r"has not answered the join; the device is not connected \('not started'\)"):
+        device.wait_joined(0)

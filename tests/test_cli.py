@@ -1,6 +1,7 @@
 """The srup command, as its own process."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -70,3 +71,42 @@ def test_the_demo_shows_what_happened(tmp_path: Path) -> None:
         assert line in done.stdout
     assert "Everything happened as it should" in done.stdout
     assert "✗" not in done.stdout
+
+
+def _brokers() -> set[str]:
+    """The processes that have a configuration of the broker helper on their command line."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"srup-broker" in path.read_bytes():
+                found.add(path.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_the_demo_ends_cleanly_when_it_is_told_to(tmp_path: Path, ending: signal.Signals) -> None:
+    before = _brokers()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "srup", "demo", "--devices", "30", "--scheme", "rsa2048"],
+        env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("Firmware"):
+        assert process.poll() is None
+    process.send_signal(ending)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + ending
+    assert _brokers() <= before
+    assert list(tmp_path.glob("srup-*")) == []
+
+
+def test_a_narrow_terminal_still_shows_what_matters() -> None:
+    done = _srup("demo", "--scheme", "ed25519", "--broker", "amqtt", DEVICES="3", COLUMNS="40")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "refused (FF)" in done.stdout
+    assert "d102" in done.stdout

@@ -4,6 +4,9 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -231,3 +234,15 @@ def test_no_message_names_in_srup_native():
     for path in SOURCE.glob("srup_native/*.py*"):
         if path.suffix in (".py", ".pyx"):
             assert not names & set(path.read_text().replace("(", " ").replace(".", " ").split()), path
+
+
+def test_the_transport_package_is_there_without_asking():
+    code = "import srup; print(srup.transport.MqttTransport.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "MqttTransport\n"
+
+
+def test_documents_have_no_gaps():
+    root = Path(__file__).parents[1]
+    for path in [*root.glob("*.md"), *root.glob("docs/*.md")]:
+        assert re.findall(r"@[A-Z]+@|TODO|FIXME", path.read_text()) == [], path

@@ -385,3 +385,27 @@ def test_equality(scheme_keys):
     assert len({public.fingerprint for public in publics}) == len(publics)
     assert publics[0] != publics[0].fingerprint
     assert repr(publics[0]) == f"<PublicKey rsa2048 {publics[0].fingerprint[:16]}>"
+
+
+def test_only_a_file_is_written_over(tmp_path, vector_keys):
+    key = vector_keys["A2048"]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for path in (folder, tmp_path / "pipe", "", "a\0b"):
+        with pytest.raises(InvalidKeyError):
+            key.save(path)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    (tmp_path / "real.pem").write_text("old")
+    (tmp_path / "link.pem").symlink_to("real.pem")
+    key.save(tmp_path / "link.pem")
+    assert (tmp_path / "link.pem").is_symlink()
+    assert PrivateKey.load(tmp_path / "real.pem").public_key == key.public_key
+
+
+@pytest.mark.parametrize(
+    "password", [5, "", "\ud800", "x" * 5000, ["a"]], ids=["int", "empty", "surrogate", "long", "list"]
+)
+def test_a_password_that_is_none(vector_keys, password):
+    with pytest.raises(InvalidKeyError, match="password"):
+        vector_keys["A2048"].to_pem(password)

@@ -76,11 +76,13 @@ _AT_FIRST_USE = {
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name == "transport":
+        return import_module("srup.transport")
     module = _AT_FIRST_USE.get(name)
     if module is None:
         raise AttributeError(f"module 'srup' has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(f"srup.{module}"), name)
 
 

@@ -519,7 +519,7 @@ class HttpFetcher:
         self._lock = threading.Lock()
         self._running: set[_Leash] = set()
 
-    def fetch(self, url: str, digest: str, folder: Path) -> Path:
+    def fetch(self, url: str, digest: str, folder: Path | str) -> Path:
         """Return ``folder/<digest>`` (mode 0600), whose content has this SHA-256; UpdateError as in the module's table.
 
         ``folder`` is made if missing. A right file that is there already is returned without a request, and a .part
@@ -537,7 +537,7 @@ class HttpFetcher:
                 leash.check()
                 self._sleep(_LOCK_POLL)
 
-            return _deliver(folder, digest, wait, lambda part: self._download(address, part, leash, tls))
+            return _deliver(Path(folder), digest, wait, lambda part: self._download(address, part, leash, tls))
 
     def close(self) -> None:
         """Make every running fetch, and every later one, fail with UPDATE_FAIL_SERVER; from any thread."""
@@ -669,7 +669,7 @@ class MemoryFetcher:
         self.policy = policy or FetchPolicy()
         self.asked: list[str] = []
 
-    def fetch(self, url: str, digest: str, folder: Path) -> Path:
+    def fetch(self, url: str, digest: str, folder: Path | str) -> Path:
         """As :meth:`HttpFetcher.fetch`, without its network errors unless the dict holds them."""
 
         def download(part: _Part) -> None:
@@ -683,4 +683,4 @@ class MemoryFetcher:
             part.restart()
             part.write(content)
 
-        return _deliver(folder, _clean_digest(digest), lambda: time.sleep(_LOCK_POLL), download)
+        return _deliver(Path(folder), _clean_digest(digest), lambda: time.sleep(_LOCK_POLL), download)

@@ -54,6 +54,7 @@ if mldsa is not None:
     SCHEMES["mldsa44"] = _Scheme("mldsa", mldsa.MLDSA44PrivateKey.generate)
     SCHEMES["mldsa65"] = _Scheme("mldsa", mldsa.MLDSA65PrivateKey.generate)
 
+_UNENCRYPTED: Final = serialization.NoEncryption()
 _PEM_END: Final = b"-----END "
 
 
@@ -116,11 +117,27 @@ def _load(what: str, load: Callable[..., Any], *arguments: Any) -> Any:
         raise InvalidKeyError(f"{what}: {error}") from None
 
 
+def _secret(password: bytes | str | None) -> bytes | None:
+    if isinstance(password, str):
+        try:
+            return password.encode()
+        except UnicodeEncodeError:
+            raise InvalidKeyError("the password has a lone surrogate, which is no text") from None
+    if password is not None and type(password) is not bytes:
+        raise InvalidKeyError(f"a password is bytes or str, not {type(password).__name__}")
+    return password
+
+
 def _read(path: str | os.PathLike[str]) -> bytes:
     try:
         return Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidKeyError(f"{os.fspath(path)}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: str | os.PathLike[str], error: OSError | ValueError) -> InvalidKeyError:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return InvalidKeyError(f"{os.fspath(path) or 'an empty path'}: {reason}")
 
 
 def _named(path: str | os.PathLike[str], error: InvalidKeyError) -> InvalidKeyError:
@@ -237,9 +254,9 @@ class PrivateKey:
     @classmethod
     def generate(cls, scheme: str = "rsa2048") -> Self:
         """Make a new key (see SCHEMES); RSA takes 0.1 s and more. Raises InvalidKeyError for an unknown scheme."""
-        entry = SCHEMES.get(scheme)
+        entry = SCHEMES.get(scheme) if isinstance(scheme, str) else None
         if entry is None:
-            hint = " (it needs cryptography 47 or newer)" if str(scheme).startswith("mldsa") else ""
+            hint = " (it needs cryptography 47 or newer)" if scheme in ("mldsa44", "mldsa65") else ""
             raise InvalidKeyError(f"unknown scheme {scheme!r}{hint}; here there are {', '.join(SCHEMES)}")
         try:
             private = entry.generate()
@@ -261,7 +278,7 @@ class PrivateKey:
         Raises InvalidKeyError for junk, a wrong, missing or superfluous password, another kind of key, and RSA keys
         that are weaker than the minima (T7).
         """
-        secret = password.encode() if isinstance(password, str) else password
+        secret = _secret(password)
         signing, *sealing = _blocks(pem, "private key")
         private = _load("private key", serialization.load_pem_private_key, signing, secret)
         exchange = _load("sealing key", serialization.load_pem_private_key, sealing[0], secret) if sealing else None
@@ -285,15 +302,13 @@ class PrivateKey:
 
     def to_pem(self, password: bytes | str | None = None) -> bytes:
         """Return PKCS #8 text, encrypted when a password is given; a second block holds the X25519 key if any."""
-        secret = password.encode() if isinstance(password, str) else password
+        secret = _secret(password)
         if secret is not None and not secret:
             raise InvalidKeyError("the password is empty; give None to leave the key unencrypted")
-        encryption = serialization.BestAvailableEncryption(secret) if secret else serialization.NoEncryption()
-        return b"".join(
-            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-            for key in (self._private, self._sealing)
-            if key is not None
-        )
+        encryption = _load("password", serialization.BestAvailableEncryption, secret) if secret else _UNENCRYPTED
+        form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+        keys = [key for key in (self._private, self._sealing) if key is not None]
+        return b"".join([_load("password", key.private_bytes, *form) for key in keys])
 
     def save(self, path: str | os.PathLike[str], password: bytes | str | None = None) -> None:
         """Write the PEM file with mode 0600, replacing an old one in one step."""
@@ -322,9 +337,11 @@ class PrivateKey:
 
 
 def _write(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file that is whole or absent, with mode 0600 from its first moment."""
-    target = Path(path)
+    """Write a file that is whole or absent, with mode 0600 from its first moment; a link is followed."""
     try:
+        target = Path(path).resolve()
+        if target.exists() and not target.is_file():
+            raise InvalidKeyError(f"{os.fspath(path) or 'an empty path'}: not a file")
         with NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as temporary:
             try:
                 temporary.write(content)
@@ -334,5 +351,5 @@ def _write(path: str | os.PathLike[str], content: bytes) -> None:
             except BaseException:
                 Path(temporary.name).unlink(missing_ok=True)
                 raise
-    except OSError as error:
-        raise InvalidKeyError(f"{os.fspath(path)}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise _unusable(path, error) from None

@@ -22,13 +22,10 @@ try:
 except ImportError:  # before cryptography 47
     hpke = None  # type: ignore[assignment]
 
-__all__ = ["MAX_PLAINTEXT", "PEER_PLAINTEXT", "seal", "unseal"]
+__all__ = ["MAX_PLAINTEXT", "seal", "unseal"]
 
 MAX_PLAINTEXT: Final = 4111
 """The longest plaintext in bytes; a longer one overflows a buffer in deployed peers."""
-
-PEER_PLAINTEXT: Final = 32
-"""Peers always read exactly 32 bytes: a shorter plaintext for an RSA key is padded with NULs up to that."""
 
 _INFO: Final = b"SRUP-v5 seal"
 _KEY: Final = 32
@@ -45,9 +42,11 @@ def _suite() -> Any:
 def seal(plaintext: bytes, public_key: PublicKey) -> bytes:
     """Return ``plaintext`` (at most 4,111 bytes) so that only the owner of ``public_key`` can read it.
 
-    For an RSA key a plaintext under 32 bytes is padded with NULs to 32, as deployed peers expect, and :func:`unseal`
-    gives the padded form. Raises SealError for a longer plaintext or a key that nothing can be sealed to.
+    Deployed peers pad what they seal with NULs to 32 bytes and read exactly 32: seal 32 bytes for them. Raises
+    SealError for a longer plaintext or a key that nothing can be sealed to.
     """
+    if not isinstance(public_key, PublicKey):
+        raise TypeError(f"seal() takes a PublicKey, not {type(public_key).__name__}")
     if type(plaintext) is not bytes:
         raise SealError(f"the plaintext must be bytes, not {type(plaintext).__name__}")
     if len(plaintext) > MAX_PLAINTEXT:
@@ -57,7 +56,6 @@ def seal(plaintext: bytes, public_key: PublicKey) -> bytes:
         raise SealError(f"no X25519 key is registered beside this {public_key.scheme} key")
     if not isinstance(key, rsa.RSAPublicKey):
         return bytes(_suite().encrypt(plaintext, key, _INFO))
-    plaintext = plaintext.ljust(PEER_PLAINTEXT, b"\0")
     secret, iv = os.urandom(_KEY), os.urandom(_IV)
     padder = PKCS7(8 * _BLOCK).padder()
     encryptor = Cipher(AES(secret), CBC(iv)).encryptor()
@@ -68,6 +66,8 @@ def seal(plaintext: bytes, public_key: PublicKey) -> bytes:
 
 def unseal(sealed: bytes, private_key: PrivateKey) -> bytes:
     """Return the plaintext of a sealed value; raise SealError, always the same one, when it does not open."""
+    if not isinstance(private_key, PrivateKey):
+        raise TypeError(f"unseal() takes a PrivateKey, not {type(private_key).__name__}")
     key = private_key.unsealing_key()
     try:
         if isinstance(key, rsa.RSAPrivateKey):

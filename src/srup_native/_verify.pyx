@@ -15,6 +15,7 @@ from threading import Thread
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
@@ -137,7 +138,11 @@ cdef class _Verifier(_Key):
         cdef const unsigned char* der = <const unsigned char*>PyBytes_AS_STRING(self.der)
         cdef const unsigned char* end = der + PyBytes_GET_SIZE(self.der)
         self.key = d2i_PUBKEY(NULL, &der, <long>(end - der))
-        return self.prepare(self.algorithm, False, der == end)
+        try:
+            return self.prepare(self.algorithm, False, der == end)
+        except:
+            self.unload()  # a key without its context must not look loaded the next time
+            raise
 
     def verify(self, wire, Py_ssize_t offset, Py_ssize_t size):
         _expect_bytes("verify() takes", wire)
@@ -279,6 +284,7 @@ cdef class _Batch:
     def run(self):
         try:
             while self.failure is None and self.begun < len(self.wires):
+                PyErr_CheckSignals()  # Ctrl-C ends a long batch
                 first = self.begun
                 self.begun = min(first + CHUNK, len(self.wires))
                 self.verify(first, self.begun)
@@ -298,17 +304,16 @@ cdef class _Batch:
         for place in range(first, last):
             try:
                 frame = self.schema.decode(self.wires[place])
+                key = self.keys.get(frame.sender_id)
+                if key is None:
+                    self.results[place] = self.unknown(frame.sender_id)
+                    continue
+                found = getattr(key, "verifier", None)
+                if type(found) is not _Verifier:
+                    self.results[place] = frame.verify(key)
+                    continue
             except SrupError as error:
                 self.results[place] = error
-                continue
-            key = self.keys.get(frame.sender_id)
-            if key is None:
-                self.results[place] = self.unknown(frame.sender_id)
-                continue
-            found = key.verifier
-            if type(found) is not _Verifier:
-                good = found.verify(frame._wire, 22 + frame._token_size, frame._signature_size)
-                self.results[place] = frame.record() if good else frame.refusal()
                 continue
             verifier = found
             frames.append(frame)
@@ -351,7 +356,7 @@ cdef class _Batch:
         return 0
 
 
-def verify_many(schema, wires, keys, int threads, unknown):
+def verify_many(schema, wires, keys, threads, unknown):
     cdef _Batch batch = _Batch(schema, list(wires), keys, unknown)
     # A thread that would find no chunk to take is not worth starting.
     helpers = [Thread(target=batch.run) for _ in range(min(threads, (len(batch.wires) + CHUNK - 1) // CHUNK) - 1)]

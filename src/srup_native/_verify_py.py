@@ -167,6 +167,7 @@ def verify_many(
         except SrupError as error:
             return error
 
+    wires = list(wires)
     if threads == 1 or len(wires) < 2:
         return [one(wire) for wire in wires]
     with ThreadPoolExecutor(threads) as pool:

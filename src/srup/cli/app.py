@@ -1,11 +1,15 @@
 """The commands and their options; what they do is elsewhere."""
 
+import io
 import logging
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 import srup
 from srup.keys import SCHEMES
@@ -23,6 +27,9 @@ errors = Console(stderr=True)
 def _options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log of the library.")] = False,
 ) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what this terminal has no sign for is shown as another
     level = logging.INFO if verbose else logging.CRITICAL
     logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
 
@@ -40,6 +47,8 @@ def keygen(
     password: Annotated[bool, typer.Option("--password", help="Ask for a password to encrypt the key.")] = False,
 ) -> None:
     """Make a key pair: PATH (mode 0600) and PATH.pub."""
+    if not path.name:
+        _fail("the path is empty or a folder")
     public_path = path.with_name(f"{path.name}.pub")
     for existing in (path, public_path):
         if existing.exists():
@@ -51,7 +60,8 @@ def keygen(
         key.public_key.save(public_path)
     except srup.SrupError as error:
         _fail(str(error))
-    console.print(f"{path} and {public_path}: {key.scheme}, fingerprint {key.public_key.fingerprint}", highlight=False)
+    made = f"{path} and {public_path}: {key.scheme}, fingerprint {key.public_key.fingerprint}"
+    console.print(escape(made), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -68,13 +78,15 @@ def demo(
         from .demo import show
     except ModuleNotFoundError as error:
         _fail(f"the demo needs {error.name}: pip install 'srup[demo]'")
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda number, _frame: sys.exit(128 + number))  # so that the broker ends with us
     try:
         passed = show(console, devices, scheme, None if broker == "auto" else broker)
-    except (srup.SrupError, TimeoutError, ValueError, ImportError) as error:
+    except (srup.SrupError, OSError, ValueError, ImportError) as error:
         _fail(str(error))
     raise typer.Exit(0 if passed else 1)
 
 
 def _fail(message: str) -> None:
-    errors.print(f"[red]error:[/] {message}", highlight=False)
+    errors.print(f"[red]error:[/] {escape(message)}", highlight=False)
     raise typer.Exit(2)

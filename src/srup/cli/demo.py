@@ -37,7 +37,7 @@ def show(console: Console, devices: int, scheme: str, broker: BrokerKind | None)
             announce=lambda line: bars.console.print(line, highlight=False),
         )
         report = scenario.run()
-    console.print(_devices(report))
+    console.print(_devices(report, wide=console.width >= 70))
     console.print(_checks(report))
     console.print(
         f"{report.messages} messages by the server and its devices, {report.attacks} by the attacker; "
@@ -49,22 +49,28 @@ def show(console: Console, devices: int, scheme: str, broker: BrokerKind | None)
     return report.passed
 
 
-def _devices(report: Report) -> Table:
+def _devices(report: Report, wide: bool) -> Table:
+    """Return the table of devices; where it is narrow, only what matters most."""
     table = Table(title="Devices")
-    for heading in ("device", "attacked by", "joined", "update", "firmware"):
-        table.add_column(heading)
-    table.add_column("verified", justify="right")
-    table.add_column("refused", justify="right")
+    table.add_column("device", no_wrap=True)
+    table.add_column("joined", no_wrap=True)
+    table.add_column("update", no_wrap=True)
+    if wide:
+        table.add_column("firmware", no_wrap=True)
+        table.add_column("attacked by")
+        table.add_column("verified", justify="right")
+        table.add_column("refused", justify="right")
     for row in report.rows:
-        table.add_row(
+        cells = [
             f"{row.device:x}",
-            row.role,
             "[green]yes[/]" if row.joined else "[red]no[/]",
             escape(row.update) if row.update == "activated" else f"[yellow]{escape(row.update)}[/]",
             row.active or "[dim]none[/]",
+            row.role,
             str(row.verified),
             str(row.refused) if row.refused else "[dim]0[/]",
-        )
+        ]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 

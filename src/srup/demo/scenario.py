@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import tempfile
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from ..agent import Device, Refusal, Server, UpdateOrder
-from ..errors import PolicyError, ReplayError, SignatureError, SrupError, UpdateError
+from ..errors import PolicyError, ReplayError, SignatureError, SrupError, TransportError, UpdateError
 from ..fetch import FetchPolicy, file_digest
 from ..keyring import KeyRing
 from ..keys import PrivateKey
@@ -143,6 +144,7 @@ class Scenario:
     def run(self) -> Report:
         """Run it all and return the report. Raises SrupError or TimeoutError when the stage itself cannot be set."""
         began = time.monotonic()
+        _allow_open_files(20 * len(self._identities) + 200)
         with ExitStack() as stage:
             folder = Path(stage.enter_context(tempfile.TemporaryDirectory(prefix="srup-demo-")))
             image = folder / "firmware.bin"
@@ -306,6 +308,16 @@ class Scenario:
             self.report.refused == 3 and not faults,
             f"{self.report.refused} messages refused, {faults} faults",
         )
+
+
+def _allow_open_files(needed: int) -> None:
+    """Raise the soft limit of open files as far as the hard one allows; SrupError if that is not enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        said = f"{needed} open files are needed and {hard} allowed"
+        raise TransportError(f"{said}: take fewer devices, or raise the limit (ulimit -n)")
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _outcome(order: UpdateOrder) -> str:

@@ -221,7 +221,8 @@ class MqttTransport:
                     self._version = MQTTProtocolVersion.MQTTv311
                     continue
                 failures = 0 if link.lasted(self._max_pause) else failures + 1
-                suspicion = "" if failures < _SUSPICIOUS or not link.accepted else self._suspicion()
+                doubtful = failures >= _SUSPICIOUS and link.accepted and not self._stopping.is_set()
+                suspicion = self._suspicion() if doubtful else ""
                 fence.report(False, f"{link.ended or 'stopped'}{suspicion}")
                 self._pause(link, failures)
         finally:
