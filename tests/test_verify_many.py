@@ -136,7 +136,7 @@ def compare(wires, keyring, threads=1):
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_every_batch_size(kernel, mixture, ring, threads):
     draw = random.Random(threads)
-    for size in [*range(18), 63, 64, 65, 66, 127, 128, 129]:
+    for size in [*range(18), 63, 64, 65, 66, 127, 128, 129, 511, 512, 513]:
         compare(draw.choices(mixture, k=size), ring, threads)
 
 

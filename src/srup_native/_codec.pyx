@@ -17,6 +17,7 @@ from ._codec_py import BINARY, HEADER, MAX_MESSAGE_SIZE, TEXT, TEXTZ, U8, U32, U
 from .errors import DecodeError, EncodeError, SignatureError
 
 cdef extern from "Python.h":
+    void PyObject_GC_UnTrack(PyObject* container)
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
 cdef enum:
@@ -335,6 +336,7 @@ cdef Py_ssize_t _take_header(const unsigned char* data, Py_ssize_t* offset, Py_s
 
 @cython.final
 @cython.freelist(256)
+@cython.no_gc  # bytes, a class and a layout: no cycle goes through one
 @cython.auto_pickle(False)
 cdef class Frame:
     def __init__(self):
@@ -407,7 +409,9 @@ cdef class Frame:
                 else:
                     values.append(PyUnicode_DecodeUTF8(<const char*>data + offset, size, NULL))
             offset += size
-        return tuple(values)
+        cdef tuple made = tuple(values)
+        PyObject_GC_UnTrack(<PyObject*>made)  # sooner or later the collector would do so itself
+        return made
 
     def __reduce__(self):
         raise TypeError("a frame is not copied or pickled; decode its bytes again")
