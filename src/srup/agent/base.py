@@ -53,7 +53,7 @@ _MAX_WAITING: Final = 10_000  # messages that wait to be verified at most
 
 
 def _nothing() -> None:
-    """Do what an empty inbox asks for."""
+    """Wake the agent's thread, or stand for an empty inbox."""
 
 
 @contextmanager
@@ -201,7 +201,7 @@ class Agent:
             return
         self._stopping.set()
         self._dismiss()
-        self._inbox.put(lambda: None)
+        self._inbox.put(_nothing)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
         self._transport.stop(timeout if self.connected else 0.0)  # what waits for a link that is down, waits in vain
@@ -307,7 +307,6 @@ class Agent:
             raise ValueError(f"a data_id is a str, or None for all, not {data_id!r}")
         if kind not in get_args(DataKind):
             raise ValueError(f"{kind!r} is no kind of data; the kinds are {', '.join(get_args(DataKind))}")
-
         return self._register(self._data, data_id, lambda handler: (kind, handler))
 
     def on_left(self, handler: Handler) -> Handler:
@@ -400,9 +399,9 @@ class Agent:
     def _refuse(self, refusal: Refusal) -> None:
         error = refusal.error
         self.counts[type(error).__name__] += 1
-        level = logging.INFO if isinstance(error, ReplayError) else logging.WARNING
-        if isinstance(error, ReplayError) and refusal.topic.count("/") > 1:
-            level = logging.WARNING  # a join request: a device whose ids have gone back is locked out until it notices
+        # A replay is ordinary, except of a join request: a device whose ids have gone back is locked out.
+        ordinary = isinstance(error, ReplayError) and parse_topic(refusal.topic).server is None
+        level = logging.INFO if ordinary else logging.WARNING
         log.log(level, "%r refused a message on %a: %s: %a", self, refusal.topic, type(error).__name__, str(error))
         self._tell("refused", refusal)
 

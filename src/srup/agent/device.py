@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from ..errors import PolicyError, TransportError, UpdateError
 from ..fetch import Fetcher, FetchPolicy, HttpFetcher, check_digest
@@ -100,7 +100,7 @@ class Device(Agent):
         return self._register(self._handlers, "activate")(handler)
 
     def on_joined(self, handler: Handler) -> Handler:
-        """Decorate what is called, without arguments, when the server has let the device in."""
+        """Decorate what is called, without arguments, when the server has let the device in, each time it has asked."""
         return self._register(self._handlers, "joined")(handler)
 
     def wait_joined(self, timeout: float | None = None) -> None:
@@ -131,14 +131,9 @@ class Device(Agent):
 
     def join(self) -> None:
         """Ask the server again, after a refusal or after leaving. Not needed otherwise: the device does it itself."""
-        if self._joined.done():
-            self._joined = Future()  # now, so that wait_joined() waits for the new answer
+        self._expect_answer()  # now, so that wait_joined() waits for the new one
         self._wants_in = True
         self._inbox.put(self._join)
-
-    def start(self, threads: bool = True) -> Self:
-        """See :meth:`Agent.start`; the device then joins its server."""
-        return super().start(threads)
 
     def stop(self, timeout: float = 5.0) -> None:
         """See :meth:`Agent.stop`; a running download is broken off, and goes on when the order comes again."""
@@ -201,12 +196,17 @@ class Device(Agent):
             self._join()
 
     def _join(self) -> None:
-        if self._joined.done() and not self.joined:
-            self._joined = Future()
+        if not self.joined:
+            self._expect_answer()
         now = self._clock()
         # A fleet that lost its server together must not come back in step.
         self._join_again_at = now + REJOIN * (1 + int.from_bytes(self._entropy(2)) / 0x10000 / 4)
         self._perform(self._session.join(self.server, now, self._entropy(16)))
+
+    def _expect_answer(self) -> None:
+        """Let wait_joined() wait for the next answer to a join."""
+        if self._joined.done():
+            self._joined = Future()
 
     def _unanswered(self, event: Unanswered) -> None:
         super()._unanswered(event)
@@ -215,8 +215,7 @@ class Device(Agent):
 
     def _join_answered(self, event: JoinAnswered) -> None:
         log.info("%r: server %x answers the join with %s", self, event.peer, event.status.name)
-        if self._joined.done():
-            self._joined = Future()
+        self._expect_answer()
         if event.status is Status.JOIN_SUCCESS:
             self._joined.set_result(None)
             self._tell("joined")
@@ -226,8 +225,7 @@ class Device(Agent):
     def _left(self, event: Left) -> None:
         log.info("%r is no longer a member of server %x", self, event.peer)
         self._wants_in = False
-        if self._joined.done():
-            self._joined = Future()
+        self._expect_answer()
         self._settle(event, None)
         self._tell("left", event.peer)
 

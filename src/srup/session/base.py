@@ -403,10 +403,14 @@ class Session:
         """Return what to write into a token: a partner cannot check a time that nobody here knows."""
         return expiry if self.policy.has_clock else NO_EXPIRY
 
+    def _binds(self, partner: Partner) -> bool:
+        """Tell whether a partner binds its tokens, or would not be heard if it did not: then it is no deployed peer."""
+        return partner.binds or self.policy.require_bound_tokens
+
     def _expect(self, exchange: Exchange, request: Message, resend: bool) -> None:
         """Wait for the answer to ``request``; send it again until then if that is wanted and cannot do harm."""
         exchange.request = request
-        safe = exchange.partner.binds or self.policy.require_bound_tokens or type(request) in self.for_strangers
+        safe = self._binds(exchange.partner) or type(request) in self.for_strangers
         exchange.retry = self.policy.first_retry if resend and safe else 0.0
 
     def _drive(

@@ -103,7 +103,7 @@ class ServerSession(Session):
 
     def confirms(self, device: int) -> bool:
         """Tell whether this device will answer an Activate; deployed peers, which do not bind tokens, never do."""
-        return self._partner(device).binds or self.policy.require_bound_tokens
+        return self._binds(self._partner(device))
 
     # Effects.
 
