@@ -134,7 +134,7 @@ def compare(wires, keyring, threads=1):
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_every_batch_size(kernel, mixture, ring, threads):
     draw = random.Random(threads)
-    for size in [*range(18), 63, 64, 65, 66, 127, 128, 129, 511, 512, 513]:
+    for size in [*range(18), 31, 32, 33, 34, 63, 64, 65, 1023, 1024, 1025, 2049]:
         compare(draw.choices(mixture, k=size), ring, threads)
 
 
@@ -183,7 +183,7 @@ def test_both_backends(twins, mixture, ring):
             sender: SimpleNamespace(verifier=twin.verify.verifier(key._algorithm, key._der))
             for sender, key in ring.items()
         }
-        results = twin.verify.verify_many(twin.schema(), mixture, keyring, 2, srup.UnknownSenderError)
+        results = twin.verify.verify_many(twin.schema(), mixture, keyring.get, 2, srup.UnknownSenderError)
         outcomes.append(
             [
                 (type(one), one.args, str(one)) if isinstance(one, srup.SrupError) else (repr(one), list(one))
@@ -369,6 +369,22 @@ def test_a_keyring_that_fails(kernel, good, threads, error):
     assert caught.value is error
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_keyring_that_fails_while_helpers_work(kernel, mixture, ring, threads):
+    lookups = []
+
+    class Failing(srup.KeyRing):
+        def get(self, sender):
+            lookups.append(sender)
+            if len(lookups) == 1500:
+                raise LookupError("database is gone")
+            return ring.get(sender)
+
+    with pytest.raises(LookupError, match="database is gone"):
+        srup.verify_many(mixture * 100, Failing(), threads)
+    compare(mixture, ring, threads)
+
+
 def test_a_keyring_that_refuses_with_an_error_of_ours(kernel, good):
     refusal = srup.PolicyError("not today")
     assert srup.verify_many([good[1], b""], Faulty(refusal))[0] is refusal
@@ -467,7 +483,7 @@ strangers = []
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 signal.setitimer(signal.ITIMER_REAL, 0.05)
 try:
-    srup_native.verify_many(SCHEMA, [wires[0]] * 100_000 + [wires[1]], {1: key.public_key}, 1, strangers.append)
+    srup_native.verify_many(SCHEMA, [wires[0]] * 100_000 + [wires[1]], {1: key.public_key}.get, 1, strangers.append)
 except KeyboardInterrupt:
     print("interrupted", "in the end" if strangers else "on the way")
 """

@@ -77,10 +77,11 @@ def verify_many(
 
     A bad message, one that is not bytes included, gives an error object in its place (DecodeError, UnknownSenderError,
     SignatureError), never an exception for the batch. ``keyring`` is asked once per message, so it may change
-    meanwhile. Up to ``threads`` (at least 1) threads share batches of more than 512; they live as long as the call, so
-    a process may fork between two calls. Batches are worth it where :func:`backend_info` says that the multi-buffer
-    kernel is active: two or more messages with RSA-2048 keys are then verified together.
+    meanwhile. Up to ``threads`` (at least 1) threads share batches of more than 32; all but the calling one do without
+    the GIL, and they live as long as the call, so a process may fork between two calls. Batches are worth it where
+    :func:`backend_info` says that the multi-buffer kernel is active: two or more messages with RSA-2048 keys are then
+    verified together.
     """
     if type(threads) is not int or threads < 1:
         raise ValueError(f"threads must be an int of at least 1, not {threads!r}")
-    return srup_native.verify_many(SCHEMA, wires, keyring, threads, UnknownSenderError)
+    return srup_native.verify_many(SCHEMA, wires, keyring.get, threads, UnknownSenderError)

@@ -159,6 +159,7 @@ class _TypedData:
 class Initiate(Message, type=0x01):
     """Server to device: fetch the firmware at ``url`` whose SHA-256 is ``digest`` (lower-case hex)."""
 
+    __slots__ = ()
     url: TextZ
     digest: TextZ
 
@@ -166,22 +167,27 @@ class Initiate(Message, type=0x01):
 class Response(Message, type=0x02):
     """The answer to the message whose token it repeats; ``status`` is one of :class:`srup.Status`."""
 
+    __slots__ = ()
     status: U8
 
 
 class Activate(Message, type=0x03):
     """Server to device: activate the firmware that was fetched under this token."""
 
+    __slots__ = ()
+
 
 class Action(Message, type=0x04):
     """Do what both ends know by the number ``action_id``."""
 
+    __slots__ = ()
     action_id: U8
 
 
 class Data(Message, _TypedData, type=0x05):
     """A value named ``data_id``."""
 
+    __slots__ = ()
     data_id: Text
     data: Binary
 
@@ -189,42 +195,53 @@ class Data(Message, _TypedData, type=0x05):
 class IdRequest(Message, type=0x06):
     """Server to device: say what you are; answered by a Data message named IDENTIFICATION_RESPONSE."""
 
+    __slots__ = ()
+
 
 class JoinRequest(Message, type=0x09):
     """Device to server: a simple join."""
+
+    __slots__ = ()
 
 
 class JoinCommand(Message, type=0x0A):
     """Server to device: join me."""
 
+    __slots__ = ()
     device_id: U64
 
 
 class HumanJoinRequest(Message, type=0x0B):
     """Device to server: a join that a person moderates."""
 
+    __slots__ = ()
+
 
 class HumanJoinResponse(Message, type=0x0C):
     """Server to device: the value to show, sealed to the device."""
 
+    __slots__ = ()
     sealed: Binary
 
 
 class ObservedJoinRequest(Message, type=0x0D):
     """Device to server: a join that the machine ``observer_id`` observes."""
 
+    __slots__ = ()
     observer_id: U64
 
 
 class ObservedJoinResponse(Message, type=0x0E):
     """Server to device: the value to show, sealed to the device."""
 
+    __slots__ = ()
     sealed: Binary
 
 
 class ObservationRequest(Message, type=0x0F):
     """Server to observer: compare what ``joining_device_id`` shows with this value, sealed to the observer."""
 
+    __slots__ = ()
     joining_device_id: U64
     sealed: Binary
 
@@ -232,22 +249,31 @@ class ObservationRequest(Message, type=0x0F):
 class ResignRequest(Message, type=0x10):
     """Device to server: I leave."""
 
+    __slots__ = ()
+
 
 class TerminateCommand(Message, type=0x11):
     """Server to device: you are out."""
+
+    __slots__ = ()
 
 
 class DeregisterRequest(Message, type=0x12):
     """Device to server: I leave, and my key is to be dropped."""
 
+    __slots__ = ()
+
 
 class DeregisterCommand(Message, type=0x13):
     """Server to device: you are out, and your key is dropped."""
+
+    __slots__ = ()
 
 
 class SyndicationInit(Message, type=0x21):
     """Home server to its syndication device: register at the key service ``url``; a value sealed to the device."""
 
+    __slots__ = ()
     url: TextZ
     sealed: Binary
 
@@ -255,6 +281,7 @@ class SyndicationInit(Message, type=0x21):
 class SyndicatedAction(Message, type=0x24):
     """Home to away server: let ``target_id`` do ``action_id``."""
 
+    __slots__ = ()
     action_id: U8
     target_id: U64
 
@@ -262,6 +289,7 @@ class SyndicatedAction(Message, type=0x24):
 class SyndicatedData(Message, _TypedData, type=0x25):
     """Away to home server: a value named ``data_id`` of the device ``source_id``."""
 
+    __slots__ = ()
     data_id: Text
     data: Binary
     source_id: U64
@@ -270,18 +298,21 @@ class SyndicatedData(Message, _TypedData, type=0x25):
 class SyndicatedIdRequest(Message, type=0x26):
     """Home to away server: let ``target_id`` say what it is."""
 
+    __slots__ = ()
     target_id: U64
 
 
 class SyndicatedDeviceCount(Message, type=0x27):
     """Away to home server: so many devices are shared."""
 
+    __slots__ = ()
     count: U32
 
 
 class SyndicatedDeviceList(Message, type=0x28):
     """Away to home server: shared device number ``device_sequence`` is ``device_id``."""
 
+    __slots__ = ()
     device_sequence: U32
     device_id: U64
 
@@ -289,12 +320,14 @@ class SyndicatedDeviceList(Message, type=0x28):
 class SyndicationRequest(Message, type=0x29):
     """Syndication device to away server: begin; the home server's value sealed to the away server."""
 
+    __slots__ = ()
     sealed: Binary
 
 
 class SyndicatedC2Request(Message, _TypedData, type=0x2C, padding=2):
     """Home to away server: a request number ``req_id`` with free ``data``; two zero bytes close it and are signed."""
 
+    __slots__ = ()
     data: Binary
     req_id: U8
     _int_kind = "int16"
@@ -303,6 +336,10 @@ class SyndicatedC2Request(Message, _TypedData, type=0x2C, padding=2):
 class SyndicatedEndRequest(Message, type=0x2E):
     """Home to away server: the syndication ends."""
 
+    __slots__ = ()
+
 
 class SyndicatedTerminate(Message, type=0x2F):
     """Away to home server: the syndication ends."""
+
+    __slots__ = ()

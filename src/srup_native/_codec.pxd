@@ -18,7 +18,7 @@ cdef class Record:
 
 cdef class Frame:
     cdef bytes _wire
-    cdef type _cls
+    cdef object _cls
     cdef Layout _layout
     cdef int _token_size
     cdef int _signature_size

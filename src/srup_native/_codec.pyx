@@ -144,6 +144,7 @@ cdef class _Field:
         raise AttributeError("a record is immutable")
 
 
+@cython.no_gc  # integers, bytes and text only: the collector, which would look at each of them, has nothing to find
 cdef class Record:
     @classmethod
     def bind(cls, layout):

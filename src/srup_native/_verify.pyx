@@ -11,11 +11,19 @@ accept; OpenSSL decides about everything that it does not accept.
 """
 
 import os
-from threading import Thread
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport (
+    NOWAIT_LOCK,
+    WAIT_LOCK,
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+    PyThread_type_lock,
+)
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
@@ -23,6 +31,10 @@ from . import _verify_py
 from ._codec cimport Frame, Schema
 from .errors import SrupError
 from .libcrypto cimport *
+
+cdef extern from "Python.h":
+    unsigned long PYTHREAD_INVALID_THREAD_ID
+    unsigned long PyThread_start_new_thread(void (*function)(void*) noexcept nogil, void* argument)
 
 cdef extern from "rsa_mb.h" nogil:
     enum:
@@ -207,8 +219,11 @@ cdef rsa_mb_key* _lanes(const EVP_PKEY* key) except? NULL:
     return lanes
 
 
+# --- Batches ---------------------------------------------------------------------------------------------------------
+
 cdef enum:
-    CHUNK = 512  # messages between two holds of the GIL: with fewer, two threads lose more time handing it over
+    SHARE = 32  # messages that a thread takes at a time: four passes of the kernel
+    WINDOW = 32  # shares on their way at a time: what bounds the memory of a batch
 
 cdef enum _Verdict:
     BAD = 0
@@ -222,11 +237,12 @@ cdef struct _Job:
     size_t offset
     size_t size
     const rsa_mb_key* lanes
+    bint loaded  # whether OpenSSL can be asked; only ever set with the GIL
     unsigned char digest[SHA256_DIGEST_LENGTH]
     int verdict
 
 
-cdef void _hash_and_accept(_Job* jobs, int count, bint kernel) noexcept nogil:
+cdef void _hash_and_accept(_Job* jobs, int count) noexcept nogil:
     """Fill in the digests and accept what the kernel accepts; the rest stays UNDECIDED."""
     cdef rsa_mb_job group[RSA_MB_LANES]
     cdef _Job* members[RSA_MB_LANES]
@@ -241,8 +257,6 @@ cdef void _hash_and_accept(_Job* jobs, int count, bint kernel) noexcept nogil:
         _sha256(
             job.digest, job.data, job.offset - 2, job.data + job.offset + job.size, job.end - job.offset - job.size
         )
-    if not kernel:
-        return
     for index in range(count + 1):
         if index < count:
             job = &jobs[index]
@@ -266,111 +280,227 @@ cdef void _hash_and_accept(_Job* jobs, int count, bint kernel) noexcept nogil:
 
 @cython.final
 @cython.internal
+cdef class _Share:
+    """Some messages of a batch, which one thread at a time works on."""
+
+    cdef list frames
+    cdef list verifiers
+    cdef int count
+    cdef bint hashed
+    cdef bint done  # guarded by the queue
+    cdef Py_ssize_t places[SHARE]
+    cdef void* borrowed[SHARE]  # the verifiers, for work without the GIL
+    cdef _Job jobs[SHARE]
+
+    def __cinit__(self):
+        self.frames = []
+        self.verifiers = []
+
+    cdef int add(self, Py_ssize_t place, Frame frame, _Verifier verifier, bint kernel) except -1:
+        cdef _Job* job = &self.jobs[self.count]
+        if not kernel:
+            verifier.load()
+        job.data = frame.data()
+        job.end = PyBytes_GET_SIZE(frame._wire)
+        job.offset = 22 + frame._token_size
+        job.size = frame._signature_size
+        job.lanes = verifier.lanes if kernel else NULL
+        job.loaded = verifier.key != NULL
+        self.frames.append(frame)
+        self.verifiers.append(verifier)
+        self.places[self.count] = place
+        self.borrowed[self.count] = <void*>verifier
+        self.count += 1
+        return 0
+
+    cdef void work(self) noexcept nogil:
+        cdef _Job* job
+        cdef int index
+        if not self.hashed:
+            _hash_and_accept(self.jobs, self.count)
+            self.hashed = True
+        for index in range(self.count):
+            job = &self.jobs[index]
+            if job.verdict == UNDECIDED and job.loaded:
+                job.verdict = (<_Verifier>self.borrowed[index]).decide(job.data + job.offset, job.size, job.digest)
+
+    cdef bint finish(self, list results) except -1:
+        """Put the results where they belong; return False if there is more work to be done before."""
+        cdef bint decided = True
+        cdef int index
+        for index in range(self.count):
+            if self.jobs[index].verdict == NO_MEMORY:
+                raise MemoryError
+            if self.jobs[index].verdict == UNDECIDED:
+                (<_Verifier>self.verifiers[index]).load()
+                self.jobs[index].loaded = True
+                decided = False
+        if decided:
+            for index in range(self.count):
+                frame = <Frame>self.frames[index]
+                results[self.places[index]] = frame.record() if self.jobs[index].verdict == GOOD else frame.refusal()
+        return decided
+
+
+cdef struct _Queue:
+    PyThread_type_lock lock
+    void* shares[WINDOW]  # a ring; _Batch.open keeps them alive
+    int first
+    int waiting
+
+
+cdef void _work(_Queue* queue, int leave) noexcept nogil:
+    """Work on shares until no more than ``leave`` are waiting."""
+    cdef void* share = NULL
+    while True:
+        PyThread_acquire_lock(queue.lock, WAIT_LOCK)
+        if share != NULL:
+            (<_Share>share).done = True
+        if queue.waiting <= leave:
+            PyThread_release_lock(queue.lock)
+            return
+        share = queue.shares[queue.first]
+        queue.first = (queue.first + 1) % WINDOW
+        queue.waiting -= 1
+        PyThread_release_lock(queue.lock)
+        (<_Share>share).work()
+
+
+cdef struct _Helper:
+    _Queue* queue
+    PyThread_type_lock busy  # held while the thread lives
+
+
+cdef void _help(void* argument) noexcept nogil:
+    """Be a thread: it never touches a Python object's references, and ends when no share is waiting."""
+    cdef _Helper* helper = <_Helper*>argument
+    _work(helper.queue, 0)
+    PyThread_release_lock(helper.busy)
+
+
+@cython.final
+@cython.internal
 cdef class _Batch:
-    """Messages that are verified together; any number of threads may :meth:`run` it, each taking chunks."""
+    """Messages that are verified together: this thread makes the Python objects, helpers share the rest with it."""
 
-    cdef Schema schema
-    cdef list wires
-    cdef object keys
-    cdef object unknown
     cdef list results
-    cdef Py_ssize_t begun
-    cdef object failure
+    cdef list open  # shares that have not finished
+    cdef _Queue queue
+    cdef _Helper* helpers
+    cdef int size  # of helpers
 
-    def __cinit__(self, Schema schema not None, list wires not None, keys, unknown):
-        self.schema = schema
-        self.wires = wires
-        self.keys = keys
-        self.unknown = unknown
+    def __cinit__(self, list wires not None, threads):
         self.results = [None] * len(wires)
+        self.open = []
+        # A thread that would find no share to take is not worth starting.
+        cdef Py_ssize_t wanted = min(threads, WINDOW, (len(wires) + SHARE - 1) // SHARE) - 1
+        self.queue.lock = PyThread_allocate_lock()
+        if wanted > 0:
+            self.helpers = <_Helper*>malloc(wanted * sizeof(_Helper))
+        if self.queue.lock == NULL or (wanted > 0 and self.helpers == NULL):
+            raise MemoryError
+        for _ in range(wanted):
+            self.helpers[self.size].queue = &self.queue
+            self.helpers[self.size].busy = PyThread_allocate_lock()
+            if self.helpers[self.size].busy == NULL:
+                raise MemoryError
+            self.size += 1
 
-    def run(self):
+    def __dealloc__(self):
+        cdef int index
+        for index in range(self.size):
+            PyThread_free_lock(self.helpers[index].busy)
+        free(self.helpers)
+        if self.queue.lock != NULL:
+            PyThread_free_lock(self.queue.lock)
+
+    cdef list verify(self, Schema schema, list wires, find, unknown):
+        cdef Py_ssize_t place = 0
+        cdef bint fresh = True
         try:
-            while self.failure is None and self.begun < len(self.wires):
+            while fresh or self.open:
                 PyErr_CheckSignals()  # Ctrl-C ends a long batch
-                first = self.begun
-                self.begun = min(first + CHUNK, len(self.wires))
-                self.verify(first, self.begun)
-        except BaseException as error:
-            self.failure = error
+                fresh = self.finish()
+                while place < len(wires) and len(self.open) < WINDOW:
+                    place = self.prepare(schema, wires, place, find, unknown)
+                    fresh = True
+                with nogil:
+                    # While a helper works on the last ones there are results to be made here.
+                    _work(&self.queue, self.size if fresh else 0)
+                    if not fresh:
+                        self.join()
+        finally:
+            with nogil:
+                PyThread_acquire_lock(self.queue.lock, WAIT_LOCK)
+                self.queue.waiting = 0
+                PyThread_release_lock(self.queue.lock)
+                self.join()
+        return self.results
 
-    cdef int verify(self, Py_ssize_t first, Py_ssize_t last) except -1:
-        """Verify one chunk: Python objects, then bytes without the GIL, then Python objects."""
-        cdef _Job jobs[CHUNK]
-        cdef Py_ssize_t places[CHUNK]
-        cdef list frames = [], verifiers = []
+    cdef Py_ssize_t prepare(self, Schema schema, list wires, Py_ssize_t place, find, unknown) except -1:
+        """Decode a share of messages and find their keys; return the place of the next."""
+        cdef Py_ssize_t end = min(place + SHARE, len(wires))
+        cdef _Share share = _Share.__new__(_Share)
         cdef Frame frame
-        cdef _Verifier verifier
-        cdef Py_ssize_t place
-        cdef int index, count = 0
-        cdef bint kernel = _kernel, undecided = False
-        for place in range(first, last):
+        for place in range(place, end):
             try:
-                frame = self.schema.decode(self.wires[place])
-                key = self.keys.get(frame.sender_id)
+                frame = schema.decode(wires[place])
+                key = find(frame.sender_id)
+                verifier = getattr(key, "verifier", None)
                 if key is None:
-                    self.results[place] = self.unknown(frame.sender_id)
-                    continue
-                found = getattr(key, "verifier", None)
-                if type(found) is not _Verifier:
+                    self.results[place] = unknown(frame.sender_id)
+                elif type(verifier) is _Verifier:
+                    share.add(place, frame, verifier, _kernel)
+                else:
                     self.results[place] = frame.verify(key)
-                    continue
             except SrupError as error:
                 self.results[place] = error
-                continue
-            verifier = found
-            frames.append(frame)
-            verifiers.append(verifier)
-            places[count] = place
-            jobs[count].data = frame.data()
-            jobs[count].end = PyBytes_GET_SIZE(frame._wire)
-            jobs[count].offset = 22 + frame._token_size
-            jobs[count].size = frame._signature_size
-            jobs[count].lanes = verifier.lanes
-            count += 1
-        with nogil:
-            _hash_and_accept(jobs, count, kernel)
-        for index in range(count):
-            if jobs[index].verdict == UNDECIDED:
-                undecided = True
-                verifier = verifiers[index]
-                verifier.load()
-        if undecided:
-            self.decide(jobs, count, verifiers)
-        for index in range(count):
-            frame = frames[index]
-            if jobs[index].verdict == NO_MEMORY:
-                raise MemoryError
-            self.results[places[index]] = frame.record() if jobs[index].verdict == GOOD else frame.refusal()
-        return 0
+        self.open.append(share)
+        self.enqueue(share)
+        return end
 
-    cdef int decide(self, _Job* jobs, int count, list verifiers) except -1:
-        """Let OpenSSL decide about what is undecided."""
-        cdef void* borrowed[CHUNK]  # the list keeps them alive
+    cdef void enqueue(self, _Share share) noexcept:
         cdef int index
-        for index in range(count):
-            borrowed[index] = <void*>verifiers[index]
-        with nogil:
-            for index in range(count):
-                if jobs[index].verdict == UNDECIDED:
-                    jobs[index].verdict = (<_Verifier>borrowed[index]).decide(
-                        jobs[index].data + jobs[index].offset, jobs[index].size, jobs[index].digest
-                    )
-        return 0
+        share.done = False
+        PyThread_acquire_lock(self.queue.lock, WAIT_LOCK)
+        self.queue.shares[(self.queue.first + self.queue.waiting) % WINDOW] = <void*>share
+        self.queue.waiting += 1
+        PyThread_release_lock(self.queue.lock)
+        for index in range(self.size):
+            if PyThread_acquire_lock(self.helpers[index].busy, NOWAIT_LOCK):
+                if PyThread_start_new_thread(_help, &self.helpers[index]) == PYTHREAD_INVALID_THREAD_ID:
+                    PyThread_release_lock(self.helpers[index].busy)  # then it goes without
+                return
+
+    cdef bint finish(self) except -1:
+        """Make the results of the shares that are done; return whether some went back into the queue."""
+        cdef list open = []
+        cdef bint again = False, done
+        cdef _Share share
+        for share in self.open:
+            PyThread_acquire_lock(self.queue.lock, WAIT_LOCK)
+            done = share.done
+            PyThread_release_lock(self.queue.lock)
+            if not done:
+                open.append(share)
+            elif not share.finish(self.results):
+                open.append(share)
+                self.enqueue(share)
+                again = True
+        self.open = open
+        return again
+
+    cdef void join(self) noexcept nogil:
+        """Wait until all helpers have ended."""
+        cdef int index
+        for index in range(self.size):
+            PyThread_acquire_lock(self.helpers[index].busy, WAIT_LOCK)
+            PyThread_release_lock(self.helpers[index].busy)
 
 
-def verify_many(schema, wires, keys, threads, unknown):
-    cdef _Batch batch = _Batch(schema, list(wires), keys, unknown)
-    # A thread that would find no chunk to take is not worth starting.
-    helpers = [Thread(target=batch.run) for _ in range(min(threads, (len(batch.wires) + CHUNK - 1) // CHUNK) - 1)]
-    for helper in helpers:
-        helper.start()
-    batch.run()
-    for helper in helpers:
-        helper.join()
-    if batch.failure is not None:
-        raise batch.failure
-    return batch.results
+def verify_many(schema, wires, find, threads, unknown):
+    cdef list batch = list(wires)
+    return (<_Batch>_Batch.__new__(_Batch, batch, threads)).verify(schema, batch, find, unknown)
 
 
 cdef class _Signer(_Key):

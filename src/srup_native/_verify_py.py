@@ -6,7 +6,7 @@ Keys come as DER: SubjectPublicKeyInfo for a verifier, unencrypted PKCS #8 for a
 (:mod:`srup.keys`) has checked type and strength.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
@@ -149,11 +149,11 @@ def signer(algorithm: str, private_der: bytes) -> Signer:
 def verify_many(
     schema: "Schema",
     wires: Sequence[bytes],
-    keys: Mapping[int, "HasVerifier"],
+    find: Callable[[int], "HasVerifier | None"],
     threads: int,
     unknown: Callable[[int], SrupError],
 ) -> list[Any]:
-    """Decode and verify each message with the key that ``keys`` has for its sender.
+    """Decode and verify each message with the key that ``find(sender_id)`` returns.
 
     Returns, in order, the record, or the error that it deserves: DecodeError, what ``unknown(sender_id)`` makes, or
     SignatureError. Up to ``threads`` threads share the work where that can gain something.
@@ -162,7 +162,7 @@ def verify_many(
     def one(wire: bytes) -> Any:
         try:
             frame = schema.decode(wire)
-            key = keys.get(frame.sender_id)
+            key = find(frame.sender_id)
             return unknown(frame.sender_id) if key is None else frame.verify(key)
         except SrupError as error:
             return error
