@@ -72,11 +72,11 @@ $(SANITIZED)/test.stamp: $(SOURCES)
 	touch $@
 
 # Python is not instrumented, so the runtimes are loaded before it, and what it keeps until its end is no leak. Left out:
-# tests of memory and time, which would measure the sanitizer, and the fork, whose child has hung once here (unexplained).
+# tests of memory and time, which would measure the sanitizer.
 sanitize: $(SANITIZED)/test.stamp
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 SRUP_BACKEND=native \
-	$(SANITIZED)/bin/pytest -p no:cacheprovider --timeout=600 -k "not leave_nothing and not great_many and not ctrl_c and not a_fork" \
+	$(SANITIZED)/bin/pytest -p no:cacheprovider --timeout=600 -k "not leave_nothing and not great_many and not ctrl_c" \
 		tests/test_vectors.py tests/test_wycheproof.py tests/test_verify_many.py
 
 test: lint test-native test-python test-pure

@@ -134,7 +134,7 @@ def compare(wires, keyring, threads=1):
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_every_batch_size(kernel, mixture, ring, threads):
     draw = random.Random(threads)
-    for size in [*range(18), 31, 32, 33, 34, 63, 64, 65, 1023, 1024, 1025, 2049]:
+    for size in [*range(18), 31, 32, 33, 34, 63, 64, 65, 96, 97, 1023, 1024, 1025, 2049]:
         compare(draw.choices(mixture, k=size), ring, threads)
 
 

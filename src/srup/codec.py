@@ -77,7 +77,7 @@ def verify_many(
 
     A bad message, one that is not bytes included, gives an error object in its place (DecodeError, UnknownSenderError,
     SignatureError), never an exception for the batch. ``keyring`` is asked once per message, so it may change
-    meanwhile. Up to ``threads`` (at least 1) threads share batches of more than 32; all but the calling one do without
+    meanwhile. Up to ``threads`` (at least 1) threads share batches of 64 and more; all but the calling one do without
     the GIL, and they live as long as the call, so a process may fork between two calls. Batches are worth it where
     :func:`backend_info` says that the multi-buffer kernel is active: two or more messages with RSA-2048 keys are then
     verified together.

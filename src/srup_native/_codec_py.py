@@ -9,6 +9,7 @@ The twins agree on every value and on every exception, text included. Inputs are
 """
 
 from collections.abc import Iterator
+from struct import Struct
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, Self, dataclass_transform, overload
 
 from .errors import DecodeError, EncodeError, SignatureError
@@ -32,6 +33,7 @@ HEADER: Final = (("sequence_id", U64), ("sender_id", U64), ("token", BINARY))
 
 _GENERIC: Final = 0x00  # header and token only, without a signature; seen by peek, never decoded
 _WIDTH: Final = {U8: 1, U32: 4, U64: 8}
+_IDS: Final = Struct("<QQ")
 
 
 class Header(NamedTuple):
@@ -292,12 +294,12 @@ class _Reader:
         return self.wire[1]
 
     def header(self) -> tuple[int, int, bytes]:
-        sequence_id = self.integer("sequence_id", 8)
-        sender_id = self.integer("sender_id", 8)
+        ids = self.take("sequence_id", 8)
+        self.take("sender_id", 8)
         start, size = self.block("token")
         if not size:
             raise DecodeError("token", start, "is empty")
-        return sequence_id, sender_id, self.wire[start : start + size]
+        return *_IDS.unpack_from(self.wire, ids), self.wire[start : start + size]
 
     def finish(self) -> None:
         if self.offset != self.end:
@@ -420,9 +422,10 @@ class Schema:
         header = reader.header()
         signature = reader.block("signature")
         body = [reader.value(name, kind) for name, kind in layout.body]
-        start = reader.take("padding", layout.padding)
-        if any(wire[start : start + layout.padding]):
-            raise DecodeError("padding", start, "is not zero")
+        if layout.padding:
+            start = reader.take("padding", layout.padding)
+            if any(wire[start : start + layout.padding]):
+                raise DecodeError("padding", start, "is not zero")
         reader.finish()
         frame = Frame.__new__(Frame)
         frame._cls = cls

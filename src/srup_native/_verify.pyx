@@ -222,8 +222,9 @@ cdef rsa_mb_key* _lanes(const EVP_PKEY* key) except? NULL:
 # --- Batches ---------------------------------------------------------------------------------------------------------
 
 cdef enum:
-    SHARE = 32  # messages that a thread takes at a time: four passes of the kernel
-    WINDOW = 32  # shares on their way at a time: what bounds the memory of a batch
+    SHARE = 16  # messages that a thread takes at a time: two passes of the kernel
+    WINDOW = 64  # shares on their way at a time: what bounds the memory of a batch
+    LEFT = 4  # shares that are left to each helper while results are made, which for a window takes about as long
 
 cdef enum _Verdict:
     BAD = 0
@@ -375,6 +376,7 @@ cdef void _help(void* argument) noexcept nogil:
     """Be a thread: it never touches a Python object's references, and ends when no share is waiting."""
     cdef _Helper* helper = <_Helper*>argument
     _work(helper.queue, 0)
+    OPENSSL_thread_stop()  # here, because a fork after the batch must not find this thread holding OpenSSL's locks
     PyThread_release_lock(helper.busy)
 
 
@@ -392,8 +394,8 @@ cdef class _Batch:
     def __cinit__(self, list wires not None, threads):
         self.results = [None] * len(wires)
         self.open = []
-        # A thread that would find no share to take is not worth starting.
-        cdef Py_ssize_t wanted = min(threads, WINDOW, (len(wires) + SHARE - 1) // SHARE) - 1
+        # To start a thread takes as long as two shares.
+        cdef Py_ssize_t wanted = min(threads, WINDOW, len(wires) // (2 * SHARE)) - 1
         self.queue.lock = PyThread_allocate_lock()
         if wanted > 0:
             self.helpers = <_Helper*>malloc(wanted * sizeof(_Helper))
@@ -425,8 +427,7 @@ cdef class _Batch:
                     place = self.prepare(schema, wires, place, find, unknown)
                     fresh = True
                 with nogil:
-                    # While a helper works on the last ones there are results to be made here.
-                    _work(&self.queue, self.size if fresh else 0)
+                    _work(&self.queue, LEFT * self.size if fresh else 0)
                     if not fresh:
                         self.join()
         finally:

@@ -114,10 +114,9 @@ class _Verifier:
             raise TypeError(f"verify() takes bytes, not {type(wire).__name__}")
         if offset < 2 or size < 0 or offset + size > len(wire):
             raise ValueError("the signature must lie inside the message")
-        digest = sha256(wire[: offset - 2])
-        digest.update(wire[offset + size :])
+        digest = sha256(wire[: offset - 2] + wire[offset + size :]).digest()
         try:
-            self._verify(self._key, wire[offset : offset + size], digest.digest())
+            self._verify(self._key, wire[offset : offset + size], digest)
         except InvalidSignature:
             return False
         return True

@@ -3,6 +3,7 @@
 cdef extern from "openssl/crypto.h" nogil:
     const char* OpenSSL_version(int what)
     unsigned long OpenSSL_version_num()
+    void OPENSSL_thread_stop()
 
 cdef extern from "openssl/bn.h" nogil:
     ctypedef struct BIGNUM
