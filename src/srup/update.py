@@ -18,6 +18,7 @@ class Word(Enum):
     """What drives an exchange besides messages: its owner's decisions, and time."""
 
     ANSWER = "the owner answers"
+    ALLOW = "the owner lets it happen"
     FETCHED = "the file is there and its digest is right"
     FETCH_FAILED = "the file is not to be had"
     ACTIVATE = "the operator says so"
