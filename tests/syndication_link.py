@@ -1,4 +1,4 @@
-"""What the tests of syndication share: two servers, a syndication device between them, devices, and links with faults."""
+"""What the tests of syndication share: two servers, a syndication device between them, lamps, links with faults."""
 
 from collections import Counter
 from random import Random

@@ -61,14 +61,17 @@ from .session import Policy
 from .wire import Status
 
 if TYPE_CHECKING:
-    from .agent import Device, Server, UpdateOrder
+    from .agent import AwayNetwork, Device, Server, SyndicationDevice, SyndicationServer, UpdateOrder
     from .fetch import FetchPolicy, file_digest
 
 __version__ = "0.1.0"
 
 _AT_FIRST_USE = {
+    "AwayNetwork": "agent",
     "Device": "agent",
     "Server": "agent",
+    "SyndicationDevice": "agent",
+    "SyndicationServer": "agent",
     "UpdateOrder": "agent",
     "FetchPolicy": "fetch",
     "file_digest": "fetch",
@@ -90,6 +93,7 @@ __all__ = [
     "BACKEND",
     "Action",
     "Activate",
+    "AwayNetwork",
     "BackendInfo",
     "Data",
     "DecodeError",
@@ -133,8 +137,10 @@ __all__ = [
     "SyndicatedEndRequest",
     "SyndicatedIdRequest",
     "SyndicatedTerminate",
+    "SyndicationDevice",
     "SyndicationInit",
     "SyndicationRequest",
+    "SyndicationServer",
     "TerminateCommand",
     "TransportError",
     "UnansweredError",

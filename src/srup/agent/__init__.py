@@ -3,5 +3,15 @@
 from .base import Agent, Refusal
 from .device import Device
 from .server import Server, UpdateOrder
+from .syndication import AwayNetwork, SyndicationDevice, SyndicationServer
 
-__all__ = ["Agent", "Device", "Refusal", "Server", "UpdateOrder"]
+__all__ = [
+    "Agent",
+    "AwayNetwork",
+    "Device",
+    "Refusal",
+    "Server",
+    "SyndicationDevice",
+    "SyndicationServer",
+    "UpdateOrder",
+]

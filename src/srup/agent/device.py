@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from ..errors import PolicyError, TransportError, UpdateError
 from ..fetch import Fetcher, FetchPolicy, HttpFetcher, check_digest
@@ -46,6 +46,8 @@ class Device(Agent):
     loss of the link, and every quarter of an hour, so that a server that has forgotten its devices finds them again.
     """
 
+    _session_type: ClassVar[type[DeviceSession]] = DeviceSession
+
     def __init__(
         self,
         identity: int,
@@ -76,7 +78,7 @@ class Device(Agent):
             raise ValueError(f"a description has at most {LONGEST_DESCRIPTION} bytes")
         transport = transport_to(broker, identity)
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
-        session = DeviceSession(identity, [server], policy, first, description)
+        session = self._session_type(identity, [server], policy, first, description)
         super().__init__(session, key, {server: server_key}, transport, clock, entropy)
         self.server = server
         self.firmware = Path(firmware)

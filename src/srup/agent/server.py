@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from typing import ClassVar
 
 from ..errors import PolicyError, SrupError, TransportError, UnansweredError, UpdateError
 from ..keyring import KeyRing
@@ -69,6 +70,8 @@ class Server(Agent):
     above all ids that this server has ever used; without it, it comes from the clock.
     """
 
+    _session_type: ClassVar[type[ServerSession]] = ServerSession
+
     def __init__(
         self,
         identity: int,
@@ -87,7 +90,7 @@ class Server(Agent):
         check_type(policy, (Policy, type(None)), "policy")
         transport = transport_to(broker, identity)
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
-        session = ServerSession(identity, policy, first)
+        session = self._session_type(identity, policy, first)
         super().__init__(session, key, devices, transport, clock, entropy, threads)
         self.devices = devices
         self._session: ServerSession = session
