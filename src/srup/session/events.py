@@ -170,7 +170,7 @@ class DevicesShared(Event):
 
 @dataclass(frozen=True, slots=True)
 class DevicesMissing(Event):
-    """Home server: these numbers of the list have not come; if the away server ``repeats``, say ``request_list``."""
+    """Home server: these numbers of the list have not come; if the device ``repeats`` it, say ``request_list``."""
 
     numbers: tuple[int, ...]
     repeats: bool

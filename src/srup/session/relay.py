@@ -41,7 +41,7 @@ from .base import Exchange, Now, Opening, Output, Partner, Policy, Send, check_s
 from .device import TABLE as DEVICE_TABLE
 from .device import DeviceSession
 from .events import Event, RelayFailed, SyndicationAnswered, SyndicationEnded, SyndicationOffered
-from .syndication import ACTION_RESULTS, END_RESULTS, JOIN_RESULTS, Asked, Content, good_until
+from .syndication import ACTION_RESULTS, END_RESULTS, JOIN_RESULTS, RESEND, Asked, Content, good_until
 
 __all__ = [
     "AWAY_TABLE",
@@ -366,38 +366,35 @@ class AwaySide(Side):
     # Effects.
 
     def request_answered(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
-        """The away server begins the syndication, or does not want it."""
-        if not isinstance(cause, Response):
-            self.syndicated = True
-            return []
-        status = Status(cause.status)
+        """The away server begins the syndication, or does not want it; its first word is as good as an answer."""
+        status = Status(cause.status) if isinstance(cause, Response) else Status.JOIN_SUCCESS
         self.syndicated = status is Status.JOIN_SUCCESS
         return [SyndicationAnswered(self.server, exchange.token, status)]
 
     def pass_on(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
         """Hand a message of the away server to the home side, if there is a syndication."""
-        self._heard(exchange.partner, cause, now)
-        if isinstance(cause, SyndicatedDeviceCount):
-            if cause.sequence_id < self._counted:
-                raise PolicyError("the count is older than one that was passed on")
-            self._counted, self._listing = cause.sequence_id, exchange.token
         if isinstance(cause, SyndicatedDeviceList):
             return self.pass_entry_on(exchange, cause, now)
-        return super().pass_on(exchange, cause, now)
+        if isinstance(cause, SyndicatedDeviceCount) and cause.sequence_id < self._counted:
+            raise PolicyError("the count is older than one that was passed on")
+        begun = self._heard(exchange.partner, cause, now)
+        if isinstance(cause, SyndicatedDeviceCount):
+            self._counted, self._listing = cause.sequence_id, exchange.token
+        return [*begun, *super().pass_on(exchange, cause, now)]
 
     def pass_entry_on(self, exchange: Exchange, cause: SyndicatedDeviceList, now: Now) -> list[Output]:
         """Hand an entry of the list over, under the token of its count."""
-        self._heard(exchange.partner, cause, now)
         # Deployed servers give every entry a token of its own.
         if exchange.token != self._listing and tokens.parse(exchange.token) is not None:
             raise PolicyError("the entry belongs to another list of devices than the one that counts")
+        begun = self._heard(exchange.partner, cause, now)
         expiry = good_until(self._listing, self.policy, now.time)
-        return [Relayed(self.server, self._listing, Content.of(cause), expiry)]
+        return [*begun, Relayed(self.server, self._listing, Content.of(cause), expiry)]
 
     def ended_by_away(self, exchange: Exchange, cause: SyndicatedTerminate, now: Now) -> list[Output]:
         """The away server ended the syndication."""
-        self._heard(exchange.partner, cause, now)
-        outputs = Side.pass_on(self, exchange, cause, now)
+        outputs = self._heard(exchange.partner, cause, now)
+        outputs += Side.pass_on(self, exchange, cause, now)
         outputs += self.reply(exchange, Content.status(Status.RESIGN_SUCCESS), now)
         self.syndicated = False
         return [*outputs, SyndicationEnded(self.server, exchange.token)]
@@ -417,19 +414,21 @@ class AwaySide(Side):
 
     # Mechanism.
 
-    def _heard(self, partner: Partner, cause: Message, now: Now) -> None:
+    def _heard(self, partner: Partner, cause: Message, now: Now) -> list[Output]:
         """See that there is a syndication; word of the away server is as good as an answer to our request."""
         if self.syndicated:
-            return
+            return []
         waiting = [other for other in partner.exchanges.values() if other.state is _S.REQUESTING]
         if not waiting:
             raise PolicyError(f"there is no syndication with {self.server:x}")
-        for other in waiting:
-            self._take(other, self.table[_S.REQUESTING, Status.JOIN_SUCCESS], cause, now)
+        step = self.table[_S.REQUESTING, Status.JOIN_SUCCESS]
+        return [output for other in waiting for output in self._take(other, step, cause, now)]
 
     def _pass(self, event: Relayed, now: float, nonce: bytes) -> list[Send]:
         if not self.syndicated:
             raise PolicyError(f"there is no syndication with {self.server:x}")
+        if ("req_id", RESEND) in event.content.fields and not self._binds(self._partner(self.server)):
+            raise PolicyError("a deployed server would take the request for the list for one of its own")
         return super()._pass(event, now, nonce)
 
     def _expect(self, exchange: Exchange, request: Message, resend: bool) -> None:

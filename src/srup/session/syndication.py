@@ -135,7 +135,6 @@ class Syndication:
     count: int | None = None  # how many devices are shared; None before the away server said so
     counted: int = 0  # home: the sequence id that said so
     expiry: float = 0.0  # away: until when the token of the list is good
-    repeats: bool = False  # home: the away server can send parts of the list again, which deployed ones cannot
     devices: dict[int, int] = field(default_factory=dict)  # identities by number
     pause: float = 0.0  # home: how long to wait before missing numbers are told the next time
     due: float | None = None  # home: when that is
@@ -176,9 +175,7 @@ HOME_TABLE: Final[Table] = {
     (_S.STARTING, Status.JOIN_REFUSED): Step(_S.STARTED, "syndication_failed"),
     (_S.STARTING, Status.JOIN_FAIL): Step(_S.STARTED, "syndication_failed"),
     (_S.STARTING, Word.EXPIRE): Step(_S.UNANSWERED, "syndication_unanswered"),
-    (_S.STARTED, Status.JOIN_SUCCESS): Step(_S.STARTED, "begin_confirmed"),
-    (_S.STARTED, Status.JOIN_REFUSED): Step(_S.STARTED),
-    (_S.STARTED, Status.JOIN_FAIL): Step(_S.STARTED),
+    **{(_S.STARTED, status): Step(_S.STARTED) for status in JOIN_RESULTS},
     (_S.NEW, SyndicatedDeviceCount): Step(_S.LISTED, "devices_counted"),
     (_S.LISTED, SyndicatedDeviceCount): Step(_S.LISTED, "repeat_answer"),
     (_S.NEW, SyndicatedDeviceList): Step(_S.LISTED, "device_listed"),
@@ -264,7 +261,8 @@ class SyndicationServerSession(ServerSession):
             if syndication.due is not None and syndication.due <= now:
                 syndication.pause = min(2 * syndication.pause, self.policy.max_retry)
                 syndication.due = now + syndication.pause
-                event = DevicesMissing(syndication.device, syndication.token, syndication.missing, syndication.repeats)
+                repeats = self._binds(self._partner(syndication.device))
+                event = DevicesMissing(syndication.device, syndication.token, syndication.missing, repeats)
                 outputs.append(event)
         return outputs
 
@@ -375,13 +373,7 @@ class SyndicationServerSession(ServerSession):
         """The syndication device is in at the away server."""
         syndication = self._required(exchange.partner, Role.HOME)
         self._expect_list(syndication, now.time)
-        syndication.repeats = isinstance(cause, Response)
         return [SyndicationAnswered(exchange.partner.identity, exchange.token, Status.JOIN_SUCCESS)]
-
-    def begin_confirmed(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
-        """The answer to SyndicationInit, overtaken by the list; deployed away servers give none."""
-        self._required(exchange.partner, Role.HOME).repeats = True
-        return []
 
     def syndication_failed(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
         """The syndication device did not get in."""
