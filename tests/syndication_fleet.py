@@ -3,6 +3,7 @@
 import random
 
 from srup import AwayNetwork, Device, KeyRing, Policy, SyndicationDevice, SyndicationServer
+from srup.fetch import MemoryFetcher
 from srup.transport import MemoryNetwork, MemoryTransport
 
 from .fleet import Clock, key_of
@@ -76,6 +77,7 @@ class Federation:
             "firmware": self.tmp_path / f"{identity:x}",
             "description": f"device {identity:x}",
             "policy": self.policy,
+            "fetcher": MemoryFetcher({}),
             "clock": self.clock,
             "entropy": self.randbytes,
         }

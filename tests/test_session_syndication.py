@@ -1020,3 +1020,22 @@ def test_every_question_has_one_end_and_everything_comes_through_when_the_links_
     for session in (chain.home, chain.away, chain.home_side, chain.away_side):
         assert session._open == 0
         assert session.deadline() is None
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.4])
+def test_the_model_is_not_idle(loss):
+    """What the scripts above reach: replays, refusals, losses that retransmission mends, requests for the list."""
+    chain = Chain(PATIENT, seed=3, loss=loss, duplicate=0.5, replay=0.5, delay=2.0)
+    chain.joined()
+    chain.advance(T0 + 1000)
+    chain.begin()
+    chain.advance(T0 + 2000)
+    asked = [ASK[kind](chain, lamp) for kind in ASK for lamp in LAMPS for _ in range(5)]
+    for _ in range(5):
+        chain.perform(chain.away, chain.away.share(AWAY_ID, LAMPS, chain.now, nonce()))
+        chain.advance(chain.now + 300)
+    assert all(len(chain.outcome(token)) == 1 for token in asked)
+    assert sum(chain.done.values()) == 15
+    assert sum(isinstance(error, ReplayError) for _, error in chain.refused) > 20
+    assert len(chain.sent("home", HOME_ID, m.SyndicatedC2Request)) > (20 if loss else 14)
+    assert chain.home.syndication(HOME_ID).missing == ()

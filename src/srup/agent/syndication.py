@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Self, get_args
 
-from ..errors import PolicyError, SealError, SrupError, UnknownSenderError
+from ..errors import EncodeError, PolicyError, SealError, SrupError, UnknownSenderError
 from ..keys import PrivateKey, PublicKey
 from ..messages import DataKind, SyndicatedC2Request, SyndicationInit, SyndicationRequest, decode_data
 from ..seal import seal, unseal
@@ -265,10 +265,16 @@ class SyndicationServer(Server):
                 status = Status.JOIN_FAIL
 
             def decide(now: float) -> list[Any]:
-                if status is not Status.JOIN_SUCCESS:
-                    return self._session.refuse_syndication(event.peer, event.token, now, status)
-                nonce = self._entropy(16)
-                return self._session.accept_syndication(event.peer, event.token, shared, now, nonce)
+                answer = status
+                if answer is Status.JOIN_SUCCESS:
+                    try:
+                        nonce = self._entropy(16)
+                        return self._session.accept_syndication(event.peer, event.token, shared, now, nonce)
+                    except EncodeError as error:
+                        self.counts["faults"] += 1
+                        log.error("%r: a handler returned devices that cannot be shared: %s", self, error)
+                        answer = Status.JOIN_FAIL
+                return self._session.refuse_syndication(event.peer, event.token, now, answer)
 
             self._drive(decide)
 
