@@ -348,6 +348,27 @@ def test_a_home_server_that_forgot_begins_again(world):
     assert AWAY_ID in world.away.members
 
 
+def test_of_two_offers_at_once_the_last_one_counts(world):
+    for _ in range(2):
+        world.home._session._syndications.clear()
+        again = world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE)
+        world.home.step()
+    world.settle()
+    assert again.result(0) is None
+    assert world.bridge._aways == [world.bridge.away]
+
+
+def test_a_device_that_is_not_admitted_gets_no_answer_and_gives_up(tmp_path):
+    with Federation(tmp_path, scheme="ed25519") as world:
+        world.away._session.syndication_devices.clear()
+        future = begin(world)
+        with pytest.raises(PolicyError, match="JOIN_FAIL"):
+            world.answered(future, 400)
+        assert set(world.errors()) == {"PolicyError"}
+        assert world.bridge.away is None
+        assert world.values == []
+
+
 def test_a_device_that_forgot_answers_that_it_cannot(world):
     world.bridge._away.stop()
     world.bridge._away = None
@@ -356,6 +377,7 @@ def test_a_device_that_forgot_answers_that_it_cannot(world):
     with pytest.raises(UnansweredError):
         action.result(0)  # home ended it before the answer came
     assert end.result(0) is None
+    assert world.home.shared_devices(HOME_ID) == ()
 
 
 def test_nobody_lets_the_device_in_and_home_does_not_wait_for_ever(tmp_path):
@@ -408,7 +430,7 @@ def test_a_flood_from_one_network_does_not_fill_memory(world, monkeypatch):
     monkeypatch.setattr("srup.agent.syndication._MAX_WAITING", 5)
     for _ in range(20):
         world.lamps[LAMP].send("temperature", 21.5)
-    for agent in (world.lamps[LAMP], world.away, world.bridge._away):
+    for agent in (world.lamps[LAMP], world.away, world.bridge.away):
         agent.step()
     assert world.bridge.counts["overflow"] == 15
     assert world.bridge._inbox.qsize() <= 6

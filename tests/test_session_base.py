@@ -308,7 +308,9 @@ def test_what_begins_nothing_changes_nothing(role, member):
 @pytest.mark.parametrize("role", ROLES)
 def test_a_decision_that_no_row_expects_is_refused(role, mine):
     table, me, partner = ROLES[role]
-    words = {"device": set(Word) - {Word.ACTIVATE}, "server": {Word.ANSWER, Word.ACTIVATE}}[role] - {Word.EXPIRE}
+    words = {"device": set(Word) - {Word.ACTIVATE, Word.ALLOW}, "server": {Word.ANSWER, Word.ACTIVATE}}[role] - {
+        Word.EXPIRE
+    }
     for state in [state for kind in KINDS.values() for state in kind]:
         if role == "device" and isinstance(state, ServerState):
             continue  # a device has no answer_join

@@ -411,12 +411,13 @@ def test_numbers_that_are_not_in_the_list_are_passed_over(chain):
     assert [type(message) for message in sends(outputs)] == [m.SyndicatedDeviceList, m.Response]
 
 
-def test_an_older_count_does_not_bring_the_older_list_back(chain):
-    """The first count is late: it is held back on the way to home while a second list goes through."""
+@pytest.mark.parametrize("hop", ["home", "away"])
+def test_an_older_count_does_not_bring_the_older_list_back(chain, hop):
+    """The first count is late: it is held back on one of the networks while a second list goes through."""
     held = []
     carry = chain.carry
     chain.carry = lambda *args: (
-        held.append(args) if type(args[2]) is m.SyndicatedDeviceCount and not held else carry(*args)
+        held.append(args) if type(args[2]) is m.SyndicatedDeviceCount and args[0] == hop and not held else carry(*args)
     )
     chain.perform(chain.away, chain.away.share(AWAY_ID, [LAMPS[0]], T0, nonce()))
     chain.perform(chain.away, chain.away.share(AWAY_ID, [LAMPS[1]], T0, nonce()))
@@ -645,6 +646,38 @@ def test_the_away_server_cannot_command_the_device(chain, cls):
 def test_the_home_server_can_command_the_device(chain):
     for cls in (m.Initiate, m.Action, m.IdRequest):
         assert chain.home_side.receive(next_message(chain, cls, HOME_ID, HOME), T0, nonce())
+
+
+def test_an_identification_of_another_device_is_not_taken_for_the_answer(chain):
+    chain.moderate = None
+    token = chain.ask(chain.home.syndicated_identify, LAMP)
+    for fields in (
+        {"data_id": "temperature", "source_id": LAMP},
+        {"data_id": IDENTIFICATION_RESPONSE, "source_id": LAMPS[0]},
+    ):
+        answer = next_message(chain, m.SyndicatedData, HOME, HOME_ID, token, **fields)
+        refused(chain.home, answer, match="not what was asked for")
+    answer = next_message(chain, m.SyndicatedData, HOME, HOME_ID, token, data=b"x", **fields | {"source_id": LAMP})
+    assert chain.home.receive(answer, T0, nonce()) == [e.SyndicatedIdentified(HOME_ID, token, LAMP, "x")]
+
+
+def test_an_admission_that_is_withdrawn_while_the_owner_thinks():
+    chain = Chain().joined()
+    chain.moderate = None
+    chain.begin()
+    [requested] = chain.events(AWAY, e.SyndicationRequested)
+    chain.away.syndication_devices.clear()
+    before = snapshot(chain.away)
+    with pytest.raises(PolicyError, match="not registered"):
+        chain.away.accept_syndication(AWAY_ID, requested.token, LAMPS, T0, nonce())
+    assert snapshot(chain.away) == before
+
+
+def test_a_device_without_sequence_ids_left_does_not_keep_values_from_their_owner(chain):
+    chain.away._partners[AWAY_ID].last_sent = 2**64 - 1
+    value(chain, LAMP)
+    assert len(chain.events(AWAY, e.DataReceived)) == 1
+    assert chain.events(HOME, e.SyndicatedDataReceived) == []
 
 
 def test_without_a_request_of_ours_the_away_server_is_not_heard():

@@ -436,6 +436,8 @@ class SyndicationDevice(_Side):
                     check_type(network, AwayNetwork, "what a handler of on_syndication_init returns")
                     away = _AwayDevice(self, event.token, value, network)
                     self._inbox.put(lambda: self._engage(away))
+                    if self._stopped.is_set():
+                        self._drain()  # nobody else would
                     return
                 status = Status.JOIN_REFUSED
             except SealError as error:
@@ -504,7 +506,10 @@ class SyndicationDevice(_Side):
 
 
 class _AwayDevice(_Side):
-    """The side of a syndication device on the away network."""
+    """The side of a syndication device on the away network.
+
+    How it joins there is :meth:`Device._join`'s business; ``AwayNetwork.options`` can say more about it.
+    """
 
     _session_type = AwaySide
     _session: AwaySide
