@@ -14,7 +14,8 @@ from srup.session import AwaySide, HomeSide, Policy, Send, syndication
 from srup.session import events as e
 from srup.session.base import MAX_EXCHANGES, Exchange
 from srup.session.relay import TO_AWAY, TO_HOME, Crossing, RelayAnswered, Relayed
-from srup.session.syndication import MAX_SHARED, RESEND, Content, Role
+from srup.session.reply import Content
+from srup.session.syndication import MAX_SHARED, RESEND, Role
 from srup.update import UpdateState, Word
 from srup.wire import IDENTIFICATION_RESPONSE, Status
 
@@ -210,6 +211,18 @@ def test_a_decision_that_comes_too_late_does_nothing(chain):
     with pytest.raises(PolicyError, match="not known"):
         chain.away.allow(AWAY_ID, requested.token, chain.now, nonce())
     assert not chain.done
+
+
+def test_nothing_is_allowed_for_a_device_that_is_no_member_any_more(chain):
+    chain.moderate = None
+    chain.ask(chain.home.syndicated_action, LAMP, 7)
+    [requested] = chain.events(AWAY, e.SyndicatedActionRequested)
+    chain.away._partners[AWAY_ID].member = False  # in whatever way that came about
+    with pytest.raises(PolicyError, match="not the syndication device"):
+        chain.away.allow(AWAY_ID, requested.token, T0, nonce())
+    chain.away._partners[AWAY_ID].member = True
+    chain.perform(chain.away, chain.away.allow(AWAY_ID, requested.token, T0, nonce()))
+    assert sum(chain.done.values()) == 1
 
 
 def test_a_silent_device_leaves_the_question_open_until_it_expires(chain):
@@ -705,9 +718,9 @@ def test_a_request_for_a_syndication_that_nobody_answers_is_told():
 
 
 def test_a_side_has_one_server():
-    with pytest.raises(ValueError, match="unpack"):
+    with pytest.raises(ValueError, match="one server"):
         HomeSide(1, [2, 3])
-    with pytest.raises(ValueError, match="unpack"):
+    with pytest.raises(ValueError, match="one server"):
         AwaySide(1, [])
 
 

@@ -41,7 +41,8 @@ from .base import Exchange, Now, Opening, Output, Partner, Policy, Send, check_s
 from .device import TABLE as DEVICE_TABLE
 from .device import DeviceSession
 from .events import Event, RelayFailed, SyndicationAnswered, SyndicationEnded, SyndicationOffered
-from .syndication import ACTION_RESULTS, END_RESULTS, JOIN_RESULTS, RESEND, Asked, Content, good_until
+from .reply import Content, Replying, good_until
+from .syndication import ACTION_RESULTS, END_RESULTS, JOIN_RESULTS, RESEND
 
 __all__ = [
     "AWAY_TABLE",
@@ -174,7 +175,7 @@ AWAY_TABLE: Final[Table] = {
 """The away side: it takes what is for the home server, and nothing that would change the device itself."""
 
 
-class Side(DeviceSession):
+class Side(Replying, DeviceSession):
     """One side of a syndication device; ``server`` is the only one that it knows."""
 
     outgoing: ClassVar[Mapping[type[Message], Relay]]
@@ -188,6 +189,8 @@ class Side(DeviceSession):
         description: str = "",
     ) -> None:
         super().__init__(identity, servers, policy, first_sequence_id, description)
+        if len(self.servers) != 1:
+            raise ValueError(f"a side of a syndication device has one server, not {len(self.servers)}")
         [self.server] = self.servers
 
     def cross(self, event: Crossing, now: float, nonce: bytes) -> list[Output]:
@@ -208,27 +211,8 @@ class Side(DeviceSession):
 
     def pass_on(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
         """Hand a message of this side's server to the other side."""
-        content, expiry = Content.of(cause), good_until(exchange.token, self.policy, now.time)
-        exchange.detail = Asked(content, expiry)
-        return [Relayed(self.server, exchange.token, content, expiry)]
-
-    def same_request(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
-        """The same request again, which has crossed; a token is good for one (T11)."""
-        if not isinstance(exchange.detail, Asked) or exchange.detail.request != Content.of(cause):
-            raise PolicyError("the token belongs to another request")
-        return []
-
-    def reply_again(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
-        """The same request again, which has been answered."""
-        self.same_request(exchange, cause, now)
-        reply: Content = exchange.detail.reply
-        return [self._send(exchange, reply.cls, **dict(reply.fields))]
-
-    def reply(self, exchange: Exchange, cause: Content, now: Now) -> list[Output]:
-        """Answer with what came back, and remember it for repetitions."""
-        send = self._send(exchange, cause.cls, **dict(cause.fields))
-        exchange.detail.reply = cause
-        return [send]
+        asked = self._asked(exchange, cause, now)
+        return [Relayed(self.server, exchange.token, asked.request, asked.expiry)]
 
     # Effects: what went out.
 
@@ -277,17 +261,7 @@ class HomeSide(Side):
         SyndicationInit: Opening(_S.NEW),
         **{cls: Opening(_S.NEW) for cls in TO_AWAY},
     }
-
-    def __init__(
-        self,
-        identity: int,
-        servers: Collection[int],
-        policy: Policy | None = None,
-        first_sequence_id: int = 1,
-        description: str = "",
-    ) -> None:
-        super().__init__(identity, servers, policy, first_sequence_id, description)
-        self._listing: tuple[bytes, bytes] | None = None  # the token of the newest count, there and here
+    _listing: tuple[bytes, bytes] | None = None  # the token of the newest count, there and here
 
     def answer_init(self, token: bytes, status: Status, now: float) -> list[Output]:
         """Answer a SyndicationOffered with JOIN_SUCCESS, JOIN_REFUSED or JOIN_FAIL."""
@@ -296,7 +270,7 @@ class HomeSide(Side):
 
     def syndication_offered(self, exchange: Exchange, cause: SyndicationInit, now: Now) -> list[Output]:
         """Home wants a syndication."""
-        exchange.detail = Asked(Content.of(cause), good_until(exchange.token, self.policy, now.time))
+        self._asked(exchange, cause, now)
         return [SyndicationOffered(self.server, exchange.token, cause.url, cause.sealed)]
 
     def offer_expired(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
@@ -342,19 +316,9 @@ class AwaySide(Side):
         SyndicatedData: Opening(_S.NEW, remembered=False),
         SyndicatedTerminate: Opening(_S.NEW),
     }
-
-    def __init__(
-        self,
-        identity: int,
-        servers: Collection[int],
-        policy: Policy | None = None,
-        first_sequence_id: int = 1,
-        description: str = "",
-    ) -> None:
-        super().__init__(identity, servers, policy, first_sequence_id, description)
-        self.syndicated = False
-        self._listing = b""  # the token of the newest count
-        self._counted = 0  # its sequence id
+    syndicated = False
+    _listing = b""  # the token of the newest count
+    _counted = 0  # its sequence id
 
     def request_syndication(self, sealed: bytes, now: float, nonce: bytes, lifetime: float | None = None) -> list[Send]:
         """Ask the away server to begin; ``sealed`` is home's value, sealed to it. SyndicationAnswered follows.

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from struct import error as StructError
 from struct import iter_unpack, pack
-from typing import Any, ClassVar, Final, NamedTuple, Self
+from typing import Any, ClassVar, Final
 
 from .. import tokens
 from ..errors import EncodeError, PolicyError
@@ -54,6 +54,7 @@ from .events import (
     SyndicationEnded,
     SyndicationRequested,
 )
+from .reply import Asked, Content, Replying
 from .server import TABLE as SERVER_TABLE
 from .server import ServerSession, ServerState
 
@@ -61,13 +62,10 @@ __all__ = [
     "MAX_SHARED",
     "RESEND",
     "TABLE",
-    "Asked",
-    "Content",
     "Role",
     "Syndication",
     "SyndicationServerSession",
     "SyndicationState",
-    "good_until",
 ]
 
 RESEND: Final = 0xFF
@@ -82,40 +80,6 @@ MAX_RESEND: Final = 4096
 JOIN_RESULTS: Final = (Status.JOIN_SUCCESS, Status.JOIN_REFUSED, Status.JOIN_FAIL)
 ACTION_RESULTS: Final = (Status.ACTION_SUCCESS, Status.ACTION_UNKNOWN, Status.ACTION_FAIL)
 END_RESULTS: Final = (Status.RESIGN_SUCCESS, Status.RESIGN_FAIL)
-
-_HEADER: Final = ("sequence_id", "sender_id", "token")
-
-
-class Content(NamedTuple):
-    """A message without its header: what is the same on both hops of a relay, and in every repetition."""
-
-    cls: type[Message]
-    fields: tuple[tuple[str, Any], ...]
-
-    @classmethod
-    def of(cls, message: Message) -> Self:
-        """Return the content of a message."""
-        return cls(type(message), tuple((name, value) for name, value in message if name not in _HEADER))
-
-    @classmethod
-    def status(cls, status: Status) -> Self:
-        """Return the content of a Response."""
-        return cls(Response, (("status", status),))
-
-
-@dataclass(slots=True, eq=False)
-class Asked:
-    """What a partner asked under a token, until when it counts, and what it was answered."""
-
-    request: Content
-    expiry: float
-    reply: Content | None = None
-
-
-def good_until(token: bytes, policy: Policy, now: float) -> float:
-    """Return until when a request counts: its token says so, or else it is the policy's ``lifetime`` (T4)."""
-    bound = tokens.parse(token) if policy.has_clock else None
-    return bound.expiry if bound else now + policy.lifetime
 
 
 class Role(Enum):
@@ -222,7 +186,7 @@ AWAY_TABLE: Final[Table] = {
 TABLE: Final[Table] = {**SERVER_TABLE, **HOME_TABLE, **AWAY_TABLE}
 
 
-class SyndicationServerSession(ServerSession):
+class SyndicationServerSession(Replying, ServerSession):
     """A server that takes part in syndications, as home, as away, or both.
 
     ``syndication_devices`` are the identities that are registered as such (FLOWS.md: type RSYND) and may therefore ask
@@ -480,7 +444,7 @@ class SyndicationServerSession(ServerSession):
     def moderate(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
         """Home asks for something. The list is sent at once; what concerns devices that are not shared is unknown."""
         syndication = self._required(exchange.partner, Role.AWAY)
-        exchange.detail = Asked(Content.of(cause), good_until(exchange.token, self.policy, now.time))
+        self._asked(exchange, cause, now)
         identity, token = exchange.partner.identity, exchange.token
         match cause:
             case SyndicatedC2Request(req_id=req_id) if req_id == RESEND:
@@ -493,24 +457,6 @@ class SyndicationServerSession(ServerSession):
                 return [SyndicatedIdRequested(identity, token, target)]
             case _:
                 return self._reply_at_once(exchange, Status.ACTION_UNKNOWN, now)
-
-    def same_request(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
-        """The same request again; a token is good for one (T11)."""
-        if not isinstance(exchange.detail, Asked) or exchange.detail.request != Content.of(cause):
-            raise PolicyError("the token belongs to another request")
-        return []
-
-    def reply_again(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
-        """The same request again, which has been answered."""
-        self.same_request(exchange, cause, now)
-        reply: Content = exchange.detail.reply
-        return [self._send(exchange, reply.cls, **dict(reply.fields))]
-
-    def reply(self, exchange: Exchange, cause: Content, now: Now) -> list[Output]:
-        """Answer with this content, and remember it for repetitions."""
-        send = self._send(exchange, cause.cls, **dict(cause.fields))
-        exchange.detail.reply = cause
-        return [send]
 
     def carry(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """The owner lets it happen: ask the shared device; a C2 request the owner has carried out."""
