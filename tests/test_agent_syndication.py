@@ -17,7 +17,7 @@ from srup import (
     UnknownSenderError,
     decode,
 )
-from srup.transport import MemoryNetwork, MemoryTransport
+from srup.transport import LocalBroker, MemoryNetwork, MemoryTransport
 
 from .fleet import WAIT, key_of, wait_until
 from .syndication_fleet import AWAY, AWAY_ID, HOME, HOME_ID, KEY_SERVICE, LAMPS, NEIGHBOUR, VALUE, Federation
@@ -440,10 +440,9 @@ def test_a_flood_from_one_network_does_not_fill_memory(world, monkeypatch):
 
 
 class Threads:
-    """The same three in real threads, on networks that deliver at once."""
+    """The same three in real threads; ``brokers`` makes a transport, or the URL of one, from network and identity."""
 
-    def __init__(self, tmp_path):
-        networks = {"home": MemoryNetwork(), "away": MemoryNetwork()}
+    def __init__(self, tmp_path, brokers):
         policy = Policy(first_retry=0.05, max_retry=0.1)
         keys = {who: key_of(who) for who in (HOME, AWAY, HOME_ID, AWAY_ID)}
         self.home, self.away = [
@@ -451,7 +450,7 @@ class Threads:
                 server,
                 keys[server],
                 devices={device: keys[device].public_key},
-                broker=MemoryTransport(networks[name], "server"),
+                broker=brokers(name, server),
                 policy=policy,
                 syndication_devices=admitted,
             )
@@ -462,7 +461,7 @@ class Threads:
             keys[HOME_ID],
             server=HOME,
             server_key=keys[HOME].public_key,
-            broker=MemoryTransport(networks["home"], "device"),
+            broker=brokers("home", HOME_ID),
             firmware=tmp_path,
             policy=policy,
         )
@@ -474,7 +473,7 @@ class Threads:
                 keys[AWAY_ID],
                 AWAY,
                 keys[AWAY].public_key,
-                MemoryTransport(networks["away"], "device"),
+                brokers("away", AWAY_ID),
             )
         )
         self.agents = [self.home, self.away, self.bridge]
@@ -490,8 +489,23 @@ class Threads:
             agent.stop()
 
 
-def test_in_threads(tmp_path):
-    with Threads(tmp_path) as world:
+@pytest.fixture
+def memory():
+    networks = {"home": MemoryNetwork(), "away": MemoryNetwork()}
+    return lambda network, identity: MemoryTransport(networks[network], f"{identity:x}")
+
+
+@pytest.fixture(params=["memory", "mqtt"])
+def brokers(request):
+    if request.param == "memory":
+        yield request.getfixturevalue("memory")
+        return
+    with LocalBroker() as home, LocalBroker() as away:
+        yield lambda network, identity: (home if network == "home" else away).url
+
+
+def test_in_threads(tmp_path, brokers):
+    with Threads(tmp_path, brokers) as world:
         world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE).result(WAIT)
         wait_until(lambda: world.home.shared_devices(HOME_ID) == (0xC1,), "the list")
         assert world.home.syndicated_request(HOME_ID, 1, b"please").result(WAIT) is Status.ACTION_SUCCESS
@@ -505,8 +519,8 @@ def test_in_threads(tmp_path):
         world.home.syndicated_request(HOME_ID, 1, b"please").result(WAIT)
 
 
-def test_a_device_is_stopped_while_it_is_getting_in(tmp_path):
-    with Threads(tmp_path) as world:
+def test_a_device_is_stopped_while_it_is_getting_in(tmp_path, memory):
+    with Threads(tmp_path, memory) as world:
         entered, leave = threading.Event(), threading.Event()
         enter = world.bridge._handlers["syndication init"]
 

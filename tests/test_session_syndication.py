@@ -616,6 +616,23 @@ def test_requests_go_on_from_hop_to_hop_until_they_are_answered(chain):
     assert sum(chain.done.values()) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "cls", "fields"),
+    [
+        ("action", m.Response, {"status": Status.RESIGN_SUCCESS}),
+        ("action", m.SyndicatedData, {"data_id": IDENTIFICATION_RESPONSE}),
+        ("request", m.SyndicatedData, {}),
+    ],
+)
+def test_an_answer_to_another_kind_of_question_does_not_cross(chain, kind, cls, fields):
+    chain.moderate = None
+    token = ASK[kind](chain, LAMP)
+    [sent] = [msg for net, to, msg in chain.wires if (net, to) == ("away", AWAY) and type(msg) in TO_AWAY]
+    answer = next_message(chain, cls, AWAY_ID, AWAY, sent.token, **fields)
+    refused(chain.away_side, answer, match="does not answer")
+    assert chain.outcome(token) == []
+
+
 def test_a_late_answer_goes_nowhere(chain):
     late = RelayAnswered(AWAY, b"away token", b"forgotten", Content.status(Status.ACTION_SUCCESS))
     before = snapshot(chain.home_side)
