@@ -505,6 +505,7 @@ def brokers(request):
 
 
 def test_in_threads(tmp_path, brokers):
+    before = set(threading.enumerate())
     with Threads(tmp_path, brokers) as world:
         world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE).result(WAIT)
         wait_until(lambda: world.home.shared_devices(HOME_ID) == (0xC1,), "the list")
@@ -514,12 +515,13 @@ def test_in_threads(tmp_path, brokers):
         wait_until(lambda: world.bridge.away is None, "the end")
         world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE).result(WAIT)
         assert world.home.syndicated_request(HOME_ID, 1, b"please").result(WAIT) is Status.ACTION_SUCCESS
-    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("srup-")], "the end of all threads")
+    wait_until(lambda: set(threading.enumerate()) <= before, "the end of all threads")
     with pytest.raises(TransportError):
         world.home.syndicated_request(HOME_ID, 1, b"please").result(WAIT)
 
 
 def test_a_device_is_stopped_while_it_is_getting_in(tmp_path, memory):
+    before = set(threading.enumerate())
     with Threads(tmp_path, memory) as world:
         entered, leave = threading.Event(), threading.Event()
         enter = world.bridge._handlers["syndication init"]
@@ -534,7 +536,7 @@ def test_a_device_is_stopped_while_it_is_getting_in(tmp_path, memory):
         assert entered.wait(WAIT)
         world.bridge.stop()
         leave.set()
-    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("srup-")], "the end of all threads")
+    wait_until(lambda: set(threading.enumerate()) <= before, "the end of all threads")
 
 
 # Arguments.
