@@ -354,15 +354,16 @@ class SyndicationServerSession(Replying, ServerSession):
         syndication = self._required(exchange.partner, Role.HOME)
         if cause.count > MAX_SHARED:
             raise PolicyError(f"{cause.count} shared devices are too many; {MAX_SHARED} are possible")
-        outputs = self._heard(exchange, cause, now)
+        outputs = self.answer(exchange, Status.ACTION_SUCCESS, now)
+        outputs += self._heard(exchange, cause, now)
         if cause.sequence_id < syndication.counted:
-            return [*self.answer(exchange, Status.ACTION_SUCCESS, now), *outputs]  # overtaken by a newer one
+            return outputs  # overtaken by a newer one
         unbound = tokens.parse(exchange.token) is None
         kept = syndication.devices if unbound and syndication.count is None else {}
         syndication.token, syndication.count, syndication.counted = exchange.token, cause.count, cause.sequence_id
         syndication.devices = {number: device for number, device in kept.items() if number <= cause.count}
         self._expect_list(syndication, now.time)
-        return [*self.answer(exchange, Status.ACTION_SUCCESS, now), *outputs, *self._complete(syndication)]
+        return [*outputs, *self._complete(syndication)]
 
     def device_listed(self, exchange: Exchange, cause: SyndicatedDeviceList, now: Now) -> list[Output]:
         """One entry of the list. It has the token of its count, except among deployed peers."""
