@@ -18,6 +18,9 @@ class Word(Enum):
     """What drives an exchange besides messages: its owner's decisions, and time."""
 
     ANSWER = "the owner answers"
+    SHOW = "the value that the device is to show is made"
+    WITHDRAW = "the device began another join"
+    OBEYED = "the device did as it was told"
     FETCHED = "the file is there and its digest is right"
     FETCH_FAILED = "the file is not to be had"
     ACTIVATE = "the operator says so"
