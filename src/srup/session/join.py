@@ -353,6 +353,7 @@ class ServerJoins(Session):
     def join_timed_out(self, exchange: Exchange, cause: None, now: Now) -> list[Output]:
         """Nobody compared the values in time."""
         self._moderated.pop(exchange, None)
+        exchange.partner.member = False  # the device will think so when it gets the answer
         event = JoinAnswered(exchange.partner.identity, exchange.token, Status.JOIN_FAIL)
         return [event, *self.answer(exchange, Status.JOIN_FAIL, now)]
 
