@@ -1,5 +1,8 @@
 """What both ends do alike: tables and what is not in them, sequence ids, retransmission, bounds, refusals."""
 
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
 import pytest
 
 from srup import messages as m
@@ -964,3 +967,16 @@ def test_timers_do_not_pile_up():
 def test_nothing_is_due_in_the_beginning():
     assert ServerSession(SERVER).deadline() is None
     assert ServerSession(SERVER).tick(T0) == []
+
+
+def test_the_document_shows_the_tables():
+    """docs/states.md is drawn from them: ``make docs`` after a change."""
+    path = Path(__file__).parent.parent / "docs" / "states.py"
+    spec = spec_from_file_location("states", path)
+    states = module_from_spec(spec)
+    spec.loader.exec_module(states)
+    assert states.PAGE.read_text() == states.page()
+    drawn = states.page()
+    for table in (device.TABLE, server.TABLE):
+        assert all(type(state) in states.SUBJECTS for state, _ in table)
+        assert all(step.effect in drawn for step in table.values())
