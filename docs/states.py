@@ -53,9 +53,13 @@ def diagram(table: Table, kind: type[Enum]) -> list[str]:
         return []
     lines = ["```mermaid", "stateDiagram-v2"]
     used = {name for before, after, _ in arrows for name in (before, after)}
-    lines += [f"    {state.name}: {state.name}<br/>{state.value}" for state in kind if state.name in used]
+    for state in kind:
+        if state.name in used:
+            lines.append(f"    {state.name}: {state.name}<br/>{state.value.replace(';', ',')}")  # ; ends a statement
+    labels: dict[tuple[str, str], list[str]] = defaultdict(list)  # one arrow for a pair: of several only one is drawn
     for (before, after, effect), triggers in arrows.items():
-        lines.append(f"    {before} --> {after}: {', '.join(triggers)} / {effect or '-'}")
+        labels[before, after].append(f"{', '.join(triggers)} / {effect or '-'}")
+    lines += [f"    {before} --> {after}: {'<br/>'.join(texts)}" for (before, after), texts in labels.items()]
     return [*lines, "```", ""]
 
 
