@@ -66,7 +66,8 @@ class Device(Agent):
     need a handler (:meth:`on_join_value`) that shows the value. A member that only asks again does so simply.
 
     ``servers`` are the keys of other servers that the device may come to obey: when its present one sends it there, or,
-    those named by ``commanders``, when they send a JoinCommand themselves.
+    those named by ``commanders``, when they send a JoinCommand themselves. With a ``version_floor`` it takes only
+    firmware whose order names a version, and none below; what it activates becomes the floor.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Device(Agent):
         observer: int | None = None,
         servers: Mapping[int, PublicKey] | None = None,
         commanders: Collection[int] = (),
+        version_floor: int | None = None,
     ) -> None:
         check_identity(identity)
         check_identity(server, "server")
@@ -112,7 +114,7 @@ class Device(Agent):
         keys = KeyRing({**(servers or {}), server: server_key})
         if identity in keys or not set(commanders) <= set(keys):
             raise ValueError("servers are others than the device, and commanders are among them")
-        session = DeviceSession(identity, keys, policy, first, description, commanders)
+        session = DeviceSession(identity, keys, policy, first, description, commanders, version_floor)
         super().__init__(session, key, keys, transport, clock, entropy)
         self.server = server
         self._servers = keys
@@ -177,6 +179,11 @@ class Device(Agent):
     def joined(self) -> bool:
         """Whether the device is a member now."""
         return self._session.is_member(self.server)
+
+    @property
+    def version_floor(self) -> int | None:
+        """The lowest firmware version that is taken; keep it, and give it again at the next start."""
+        return self._session.version_floor
 
     def send(self, data_id: str, value: bytes | str | int | float, kind: DataKind | None = None) -> "Future[None]":
         """Send a value to the server (see :meth:`send_data`)."""

@@ -200,17 +200,25 @@ class Server(Agent):
         return self._register(self._handlers, "update")(handler)
 
     def update(
-        self, device: int, url: str, digest: str, *, hold: bool = False, lifetime: float | None = None
+        self,
+        device: int,
+        url: str,
+        digest: str,
+        *,
+        hold: bool = False,
+        lifetime: float | None = None,
+        version: int | None = None,
     ) -> UpdateOrder:
         """Order a device to take the firmware at ``url`` whose SHA-256 is ``digest`` (lower-case hex; see file_digest).
 
         It is activated as soon as the device has it, or with ``hold`` when ``order.activate()`` is called. The order
-        expires after ``lifetime`` seconds (default: the policy's ``update_lifetime``).
+        expires after ``lifetime`` seconds (default: the policy's ``update_lifetime``). A device with a version floor
+        wants to know the ``version``, a number that grows.
         """
         order = UpdateOrder(self, device, url, digest)
 
         def begin(now: float, nonce: bytes) -> list[Send]:
-            sends = self._session.update(device, url, digest, now, nonce, lifetime, hold)
+            sends = self._session.update(device, url, digest, now, nonce, lifetime, hold, version)
             token = sends[0].message.token
             self._orders[device, token] = order
             order.state = UpdateState.FETCHING

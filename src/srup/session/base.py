@@ -388,6 +388,7 @@ class Session:
         *,
         resend: bool = True,
         detail: Any = None,
+        version: int | None = None,
         **fields: Any,
     ) -> list[Send]:
         """Begin an exchange of our own and send its request."""
@@ -395,7 +396,7 @@ class Session:
         if not side.member and cls not in self.for_strangers:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
         expiry = now + (self.policy.lifetime if lifetime is None else lifetime)
-        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce)
+        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version)
         exchange = Exchange(side, token, state, expiry, mine=True, detail=detail)
         self._check_room(exchange)
         send = self._send(exchange, cls, **fields)

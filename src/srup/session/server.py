@@ -86,18 +86,21 @@ class ServerSession(ServerJoins):
         nonce: bytes,
         lifetime: float | None = None,
         hold: bool = False,
+        version: int | None = None,
     ) -> list[Send]:
         """Order new firmware; UpdateChanged follows at each step.
 
         The device is told to activate as soon as it has the file, or, with ``hold``, when :meth:`activate` is called.
-        ``digest`` is the file's SHA-256 as 64 lower-case hex digits; anything else is an EncodeError.
+        ``digest`` is the file's SHA-256 as 64 lower-case hex digits; anything else is an EncodeError. ``version``, a
+        number below 10**18, lets a device with a version floor tell an old firmware from a new one (T12).
         """
         if not is_digest(digest):
             raise EncodeError("digest", "expected a SHA-256 as 64 lower-case hex digits")
         if lifetime is None:
             lifetime = self.policy.update_lifetime
         state = UpdateState.FETCHING
-        return self._ask(device, state, Initiate, now, nonce, lifetime, detail=hold, url=url, digest=digest)
+        fields: dict[str, Any] = {"url": url, "digest": digest}
+        return self._ask(device, state, Initiate, now, nonce, lifetime, detail=hold, version=version, **fields)
 
     def activate(self, device: int, token: bytes, now: float) -> list[Output]:
         """Let a device activate what it has fetched under this token; PolicyError if it has nothing."""
