@@ -26,10 +26,10 @@ SUBJECTS: Final[dict[type[Enum], str]] = {
 INTRODUCTION: Final = """\
 # The states of an exchange
 
-Drawn by `make docs` from the tables that drive the sessions; a test sees to it that they agree. An exchange is a question
-and its answers, held together by a token, with one partner. An arrow reads: when this comes, do that. What comes is a
-message, the status of a Response, or a word in *italics*: a decision of the application, or time. `-` does nothing:
-the message is genuine and counts as seen.
+Drawn by `make docs` from the tables that drive the sessions; a test sees to it that they agree. An exchange is a
+question and its answers, held together by a token, with one partner. An arrow reads: when this comes, do that. What
+comes is a message, the status of a Response, or a word in *italics*: a decision of the application, or time. `-` does
+nothing: the message is genuine and counts as seen.
 
 **Whatever has no arrow here changes nothing**: the message counts as seen, and the application is told `Unexpected`. A
 message that is not genuine, not fresh or not for us does not get this far ([security](security.md)).
