@@ -1299,7 +1299,7 @@ def test_our_device_and_an_old_server_over_a_broker(broker, host, tmp_path):
         assert (device.counts["faults"], link.transport.faults) == (0, 0)
 
 
-# --- moderated joins and deregistering, between running ends ------------------------------------------------------------
+# --- moderated joins and deregistering, between running ends
 
 
 @pytest.mark.parametrize("status", [Status.JOIN_SUCCESS, Status.JOIN_REFUSED, Status.JOIN_FAIL])
