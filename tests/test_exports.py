@@ -23,13 +23,20 @@ LEVELS = [
     {"demo"},
     {"agent"},
     {"transport", "store", "fetch", "keyex", "session", "update", "campaign"},
-    {"codec", "keys", "keyring", "tokens", "replay", "seal"},
+    {"codec", "keys", "keyring", "tokens", "replay", "rotation", "seal"},
     {"messages"},
     {"wire"},
     {"errors"},
     {"srup_native"},
 ]
-SIDEWAYS = {("codec", "keys"), ("keyring", "keys"), ("seal", "keys"), ("session", "update")}
+SIDEWAYS = {
+    ("codec", "keys"),
+    ("keyring", "keys"),
+    ("rotation", "keyring"),
+    ("rotation", "keys"),
+    ("seal", "keys"),
+    ("session", "update"),
+}
 
 FOR_ARCHITECTURE = [
     *("PrivateKey", "PublicKey", "KeyRing", "encode", "decode", "verify_many", "seal", "unseal", "BACKEND", "Frame"),

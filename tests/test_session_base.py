@@ -5,7 +5,7 @@ import pytest
 from srup import messages as m
 from srup.errors import EncodeError, PolicyError, ReplayError
 from srup.session import DeviceSession, Policy, Send, ServerSession, device, server
-from srup.session.base import MAX_EXCHANGES, NO_EXPIRY, ActionState, DataState, Exchange, Partner
+from srup.session.base import MAX_EXCHANGES, NO_EXPIRY, ActionState, DataState, Exchange, KeyState, Partner
 from srup.session.device import DeviceState
 from srup.session.events import (
     ActionAnswered,
@@ -18,7 +18,7 @@ from srup.session.events import (
 from srup.session.server import ServerState
 from srup.tokens import parse
 from srup.update import DEVICE_TABLE, SERVER_TABLE, UpdateState, Word
-from srup.wire import IDENTIFICATION_RESPONSE, Status
+from srup.wire import IDENTIFICATION_RESPONSE, KEY_ROTATION, Status
 
 from .session_link import (
     DEVICE,
@@ -59,6 +59,18 @@ Action.ANSWERED ACTION_FAIL -> ANSWERED:
 Data.NEW Data -> TAKEN: DataReceived
 Data.SENT DATA_TYPE_UNKNOWN -> REFUSED: DataRefused
 Data.REFUSED DATA_TYPE_UNKNOWN -> REFUSED:
+Key.NEW Data -> DECIDING: KeyOffered
+Key.DECIDING Data -> DECIDING:
+Key.DECIDING ANSWER -> ANSWERED: Response
+Key.DECIDING EXPIRE -> ANSWERED:
+Key.ANSWERED Data -> ANSWERED: Response
+Key.OFFERED ACTION_SUCCESS -> TAKEN: KeyAnswered
+Key.OFFERED ACTION_FAIL -> REFUSED: KeyAnswered
+Key.OFFERED DATA_TYPE_UNKNOWN -> REFUSED: KeyAnswered
+Key.OFFERED EXPIRE -> UNANSWERED: Unanswered
+Key.TAKEN ACTION_SUCCESS -> TAKEN:
+Key.REFUSED ACTION_FAIL -> REFUSED:
+Key.REFUSED DATA_TYPE_UNKNOWN -> REFUSED:
 """
 
 DEVICE_ROWS = """
@@ -140,13 +152,22 @@ Update.FAILED UPDATE_FAIL_DIGEST -> FAILED:
 KINDS = {
     "Action": ActionState,
     "Data": DataState,
+    "Key": KeyState,
     "Device": DeviceState,
     "Server": ServerState,
     "Update": UpdateState,
 }
 TRIGGERS = {cls.__name__: cls for cls in m.SCHEMA[:]} | dict(Status.__members__) | dict(Word.__members__)
 ROLES = {"device": (device.TABLE, DEVICE, SERVER), "server": (server.TABLE, SERVER, DEVICE)}
-OURS = {"ASKED", "SENT", "REFUSED", "JOINING", "JOINED", "LEAVING", "IDENTIFYING"}
+OURS = {"ASKED", "SENT", "REFUSED", "OFFERED", "TAKEN", "JOINING", "JOINED", "LEAVING", "IDENTIFYING"}
+
+
+OFFER = b"a key"
+VALUES = {
+    ServerState: {"data_id": IDENTIFICATION_RESPONSE},
+    KeyState: {"data_id": KEY_ROTATION, "data": OFFER},
+}
+"""What a Data message says where it is more than a value."""
 
 
 def parsed(text):
@@ -185,6 +206,8 @@ def put(session, partner, state, mine):
         exchange.detail = False if session.identity == SERVER else (URL, DIGEST)
     if isinstance(session, ServerSession) and state is UpdateState.FETCHING:
         exchange.detail = True
+    if isinstance(state, KeyState):
+        exchange.detail = OFFER
     session._remember(exchange, T0)
     return exchange
 
@@ -197,6 +220,8 @@ def drive(session, partner, exchange, word):
             return session.tick(exchange.expiry)
         case Word.ANSWER if isinstance(exchange.state, ServerState):
             return session.answer_join(partner, token, Status.JOIN_SUCCESS, T0)
+        case Word.ANSWER if isinstance(exchange.state, KeyState):
+            return session.answer_key(partner, token, Status.ACTION_SUCCESS, T0)
         case Word.ANSWER:
             return session.answer_action(partner, token, Status.ACTION_SUCCESS, T0)
         case Word.ACTIVATE:
@@ -245,7 +270,7 @@ def test_every_row_does_what_is_written(role, state, trigger):
     if isinstance(trigger, Word):
         outputs = drive(session, partner, exchange, trigger)
     else:
-        fields = {"data_id": IDENTIFICATION_RESPONSE} if state is ServerState.IDENTIFYING else {}
+        fields = VALUES.get(type(state), {}) if trigger is m.Data else {}
         outputs = session.receive(trigger_message(partner, token, trigger, **fields), T0, nonce())
     names = [type(output.message if isinstance(output, Send) else output).__name__ for output in outputs]
     assert names == expected
@@ -407,6 +432,8 @@ COMMANDS = {
     "activate": lambda s: s.activate(STRANGER, b"x", T0),
     "answer_join": lambda s: s.answer_join(STRANGER, b"x", Status.JOIN_SUCCESS, T0),
     "answer_action": lambda s: s.answer_action(STRANGER, b"x", Status.ACTION_FAIL, T0),
+    "rotate": lambda s: s.rotate(STRANGER, OFFER, T0, nonce()),
+    "answer_key": lambda s: s.answer_key(STRANGER, b"x", Status.ACTION_SUCCESS, T0),
     "refuse_data": lambda s: s.refuse_data(STRANGER, b"x", T0),
 }
 

@@ -10,6 +10,7 @@ import srup_native
 
 __all__ = [
     "IDENTIFICATION_RESPONSE",
+    "KEY_ROTATION",
     "MAX_MESSAGE_SIZE",
     "U8",
     "U32",
@@ -29,6 +30,9 @@ MAX_MESSAGE_SIZE = srup_native.MAX_MESSAGE_SIZE
 
 IDENTIFICATION_RESPONSE = "IDENTIFICATION_RESPONSE"
 """The ``data_id`` of the Data message that answers an IdRequest (FLOWS.md, "Tokens")."""
+
+KEY_ROTATION = "KEY_ROTATION"
+"""The ``data_id`` of the Data message by which an old key names its successor (see srup.rotation)."""
 
 U8 = Annotated[int, srup_native.U8]
 """An integer from 0 to 255 in one byte."""

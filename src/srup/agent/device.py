@@ -8,12 +8,14 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from .. import rotation
 from ..errors import PolicyError, TransportError, UpdateError
 from ..fetch import Fetcher, FetchPolicy, HttpFetcher, check_digest
+from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, DataKind, JoinRequest
 from ..session import DeviceSession, Policy, Send
-from ..session.events import ActivationRequested, FetchRequested, JoinAnswered, Left, Unanswered
+from ..session.events import ActivationRequested, FetchRequested, JoinAnswered, KeyAnswered, Left, Unanswered
 from ..transport.base import Transport
 from ..transport.topics import Address, device_topic
 from ..update import FETCH_FAILURES
@@ -77,7 +79,7 @@ class Device(Agent):
         transport = transport_to(broker, identity)
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
         session = DeviceSession(identity, [server], policy, first, description)
-        super().__init__(session, key, {server: server_key}, transport, clock, entropy)
+        super().__init__(session, key, KeyRing({server: server_key}), transport, clock, entropy)
         self.server = server
         self.firmware = Path(firmware)
         self._session: DeviceSession = session
@@ -85,6 +87,7 @@ class Device(Agent):
         if fetcher is None:
             fetcher = self._own_fetcher = HttpFetcher(fetch)
         self._fetcher = fetcher
+        self._offered: PrivateKey | None = None  # our next key, while the server has not answered
         self._downloads: Executor = Inline()
         self._joined: Future[None] = Future()
         self._wants_in = True
@@ -129,6 +132,26 @@ class Device(Agent):
         self._wants_in = False
         return self._request(lambda now, nonce: self._session.resign(self.server, now, nonce))
 
+    def rotate_key(self, new_key: PrivateKey, lifetime: float | None = None) -> "Future[None]":
+        """Change the device's key: the old one signs the new one, and signs everything until the server has taken it.
+
+        Store ``new_key`` before. Raises PolicyError when the server refuses it, when the device is not joined or when
+        the answer to another new key is due; then the old key stays. UnansweredError after ``lifetime`` seconds
+        (default: the policy's) means that the server may have taken it: the old key still signs, and is good for the
+        server's ``key_overlap``; offer the same key again before that is over, after a restart too.
+        """
+        check_type(new_key, PrivateKey, "new_key")
+
+        def begin(now: float, nonce: bytes) -> list[Send]:
+            if self._offered is not None:
+                raise PolicyError("the server has not yet answered the change to another key")
+            data = rotation.offer(self.identity, self.server, self._key.public_key, new_key)
+            sends = self._session.rotate(self.server, data, now, nonce, lifetime)
+            self._offered = new_key
+            return sends
+
+        return self._request(begin)
+
     def join(self) -> None:
         """Ask the server again, after a refusal or after leaving. Not needed otherwise: the device does it itself."""
         self._expect_answer()  # now, so that wait_joined() waits for the new one
@@ -156,6 +179,7 @@ class Device(Agent):
     events = {
         **Agent.events,
         JoinAnswered: "_join_answered",
+        KeyAnswered: "_key_answered",
         Left: "_left",
         FetchRequested: "_fetch_requested",
         ActivationRequested: "_activation_requested",
@@ -173,6 +197,22 @@ class Device(Agent):
 
     def _device_of(self, send: Send) -> int:
         return self.identity
+
+    # Our key.
+
+    def _own_keys(self) -> list[PrivateKey]:
+        offered = [] if self._offered is None else [self._offered]
+        return [*super()._own_keys(), *offered]  # the server may have taken it already
+
+    def _key_answered(self, event: KeyAnswered) -> None:
+        new, self._offered = self._offered, None
+        if event.status is Status.ACTION_SUCCESS and new is not None:
+            self._retired = self._key, self._clock() + self._session.policy.key_overlap
+            self._key = new
+            log.info("%r: server %x has taken the new key %r", self, event.peer, new)
+            self._settle(event, None)
+        else:
+            self._settle(event, PolicyError(f"server {event.peer:x} answers {event.status.name}"))
 
     # Joining and leaving.
 
@@ -210,6 +250,8 @@ class Device(Agent):
 
     def _unanswered(self, event: Unanswered) -> None:
         super()._unanswered(event)
+        if event.request is Data:
+            self._offered = None
         if event.request is JoinRequest and self._wants_in:
             self._join()
 

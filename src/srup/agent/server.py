@@ -1,22 +1,39 @@
 """A server that runs."""
 
+import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Final
 
+from .. import rotation
 from ..errors import PolicyError, SrupError, TransportError, UnansweredError, UpdateError
 from ..keyring import KeyRing
 from ..keys import PrivateKey
+from ..messages import Data
 from ..session import Policy, Send, ServerSession
-from ..session.events import Identified, JoinAnswered, JoinRequested, Left, UpdateChanged
+from ..session.base import Output
+from ..session.events import (
+    Identified,
+    JoinAnswered,
+    JoinRequested,
+    KeyAnswered,
+    Left,
+    Unanswered,
+    UpdateChanged,
+)
 from ..transport.base import Transport
 from ..transport.topics import Address, device_filter, join_filter
 from ..update import UpdateState
 from ..wire import Status
 from .base import Agent, Handler, check_identity, check_type, log, sequence_origin, transport_to
+from .rollout import Rollout
 
 __all__ = ["Server", "UpdateOrder"]
+
+_OFFERS: Final = 16
+"""To how many devices a new key is offered in a row; each offer takes two signatures."""
 
 
 class UpdateOrder:
@@ -83,7 +100,7 @@ class Server(Agent):
         first_sequence_id: int | None = None,
     ) -> None:
         check_identity(identity)
-        check_type(devices, Mapping, "devices")
+        check_type(devices, KeyRing, "devices")
         check_type(policy, (Policy, type(None)), "policy")
         transport = transport_to(broker, identity)
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
@@ -93,6 +110,7 @@ class Server(Agent):
         self._session: ServerSession = session
         self._members: set[int] = set()
         self._orders: dict[tuple[int, bytes], UpdateOrder] = {}
+        self._rollout: Rollout | None = None
 
     @property
     def members(self) -> frozenset[int]:
@@ -155,9 +173,70 @@ class Server(Agent):
         """Put a device out; done when the command is handed to the transport."""
         return self._request(lambda now, nonce: self._session.terminate(device, now, nonce), answered=False)
 
+    def revoke(self, device: int) -> "Future[None]":
+        """Put a device out for good: its key is barred, and when this method returns nothing it signed has any effect.
+
+        That holds for what is already in the queue and for what waits for a handler; a handler that is running goes on.
+        Done when the membership is over and every request and order for it has ended with PolicyError. The device is
+        not told. PolicyError when there is nothing to revoke. The identity can be registered again with another key;
+        to bar the keys in the next process too, store ``devices.barred`` and give it to ``devices.bar()``.
+        """
+        check_identity(device, "device")
+        known = self.devices.revoke(device)
+
+        def begin(now: float, nonce: bytes) -> list[Output]:
+            outputs = self._session.revoke(device)
+            if not known and not outputs:
+                raise PolicyError(f"there is nothing to revoke: no key is registered for {device:x}")
+            log.warning("%r: %x is revoked", self, device)
+            for peer, token in [request for request in self._pending if request[0] == device]:
+                self._pending.pop((peer, token)).set_exception(PolicyError(f"{device:x} was revoked"))
+            for peer, token in [order for order in self._orders if order[0] == device]:
+                order = self._orders.pop((peer, token))
+                order.state = UpdateState.FAILED
+                order._done.set_exception(PolicyError(f"{device:x} was revoked"))
+                self._tell("update", order)
+            return outputs
+
+        return self._request(begin, answered=False)
+
+    def rotate_key(self, new_key: PrivateKey, overlap: float | None = None) -> "Future[frozenset[int]]":
+        """Change the server's key: the old one signs the new one for each device.
+
+        Store both keys before. For ``overlap`` seconds (default: the policy's ``key_overlap``) every member, and every
+        device that joins, is offered the new key, which signs for those that have taken it; the old one signs for the
+        others. Then the old key is dropped: done, and the result tells who has taken the new one. The others do not
+        understand the server any more. PolicyError while another rotation lasts. A server that starts anew meanwhile
+        starts with the old key and rotates again.
+        """
+        check_type(new_key, PrivateKey, "new_key")
+        done: Future[frozenset[int]] = Future()
+        done.set_running_or_notify_cancel()
+
+        def begin(now: float, nonce: bytes) -> list[Output]:
+            if self._rollout is not None:
+                raise PolicyError("another rotation of the server's key is not over")
+            rotation.check_usable(new_key.public_key, self._key.public_key)
+            lasts = self._session.policy.key_overlap if overlap is None else overlap
+            self._rollout = Rollout(new_key, now + lasts, self.devices, done)
+            for device in self._members:
+                self._rollout.invite(device)
+            return []
+
+        def begun(future: "Future[None]") -> None:
+            error = future.exception()
+            if error is not None:
+                done.set_exception(error)
+
+        self._request(begin, answered=False).add_done_callback(begun)
+        return done
+
     def stop(self, timeout: float = 5.0) -> None:
         """See :meth:`Agent.stop`."""
         super().stop(timeout)
+        rollout, self._rollout = self._rollout, None
+        if rollout is not None:
+            rollout.done.set_exception(TransportError("stopped before the overlap of the keys was over"))
         while self._orders:
             _, order = self._orders.popitem()
             order._done.set_exception(UnansweredError("the server was stopped before the update came to its end"))
@@ -168,6 +247,7 @@ class Server(Agent):
         **Agent.events,
         JoinRequested: "_join_requested",
         JoinAnswered: "_join_answered",
+        KeyAnswered: "_key_answered",
         Left: "_left",
         Identified: "_identified",
         UpdateChanged: "_update_changed",
@@ -182,6 +262,55 @@ class Server(Agent):
 
     def _device_of(self, send: Send) -> int:
         return send.to
+
+    # Our key.
+
+    def deadline(self) -> float | None:
+        """See :meth:`Agent.deadline`."""
+        session = super().deadline()
+        if self._rollout is None:
+            return session
+        due = self._clock() if self._rollout.waiting else self._rollout.until
+        return due if session is None else min(session, due)
+
+    def _tick(self) -> None:
+        super()._tick()
+        if self._rollout is not None:
+            self._fenced(lambda rollout=self._rollout: self._go_on(rollout))  # type: ignore[misc]
+
+    def _go_on(self, rollout: Rollout) -> None:
+        """Offer the new key to some of those that wait for it, or drop the old one when its time is over."""
+        now = self._clock()
+        if now >= rollout.until:
+            self._key, self._rollout = rollout.new, None
+            rollout.done.set_result(rollout.result())
+            return
+        for device in rollout.next(_OFFERS):
+            data = rotation.offer(self.identity, device, self._key.public_key, rollout.new)
+            try:
+                sends = self._session.rotate(device, data, now, self._entropy(16), rollout.until - now)
+            except PolicyError as error:
+                log.warning("%r could not offer its new key: %s", self, error)
+                rollout.again(device)
+            else:
+                self._perform(sends)
+
+    def _key_for(self, partner: int) -> PrivateKey:
+        return self._rollout.new if self._rollout is not None and self._rollout.has(partner) else self._key
+
+    def _own_keys(self) -> list[PrivateKey]:
+        return [*super()._own_keys(), *([] if self._rollout is None else [self._rollout.new])]
+
+    def _key_answered(self, event: KeyAnswered) -> None:
+        level = logging.INFO if event.status is Status.ACTION_SUCCESS else logging.WARNING
+        log.log(level, "%r: %x answers the offer of a new key with %s", self, event.peer, event.status.name)
+        if self._rollout is not None and event.status is Status.ACTION_SUCCESS:
+            self._rollout.take(event.peer)
+
+    def _unanswered(self, event: Unanswered) -> None:
+        super()._unanswered(event)
+        if event.request is Data and self._rollout is not None:
+            self._rollout.again(event.peer)
 
     # Events.
 
@@ -198,10 +327,12 @@ class Server(Agent):
                 )
             self._drive(self._session.answer_join, event.peer, event.token, status)
 
-        self._apply(job)
+        self._apply_for(event.peer, job)
 
     def _join_answered(self, event: JoinAnswered) -> None:
         log.info("%r: join of %x: %s", self, event.peer, event.status.name)
+        if event.status is Status.JOIN_SUCCESS and self._rollout is not None:
+            self._rollout.invite(event.peer)
         if event.status is Status.JOIN_SUCCESS and event.peer not in self._members:
             self._members.add(event.peer)
             self._transport.subscribe(device_filter(event.peer))

@@ -75,6 +75,18 @@ class ServerSession(Session):
         [send] = self._ask(device, _S.ANSWERED, TerminateCommand, now, nonce, None, resend=False)
         return [send, *self._part(self._partner(device), send.message.token, now)]
 
+    def revoke(self, device: int) -> list[Output]:
+        """Forget a device whose key counts no longer, with all that is under way; nothing is sent.
+
+        Left follows if it was a member. Should the identity come back with another key, it is a new partner.
+        """
+        side = self._partners.pop(device, None)
+        if side is None:
+            return []
+        for exchange in list(side.exchanges.values()):
+            self._forget(exchange)
+        return [Left(device, b"")] if side.member else []
+
     def update(
         self,
         device: int,
