@@ -23,6 +23,7 @@ from srup.agent import base
 from srup.agent.server import _OFFERS
 from srup.transport import MemoryTransport
 from srup.update import UpdateState
+from srup.wire import KEY_ROTATION
 
 from .fleet import DIGEST, SERVER, URL, WAIT, Fleet, key_of, wait_until
 
@@ -235,6 +236,22 @@ def test_a_key_that_is_not_stored_is_not_taken(fleet, result):
     assert fleet.faults() == (result is ZeroDivisionError)
 
 
+def test_only_keys_that_would_be_taken_are_stored(fleet):
+    """Not one that the retiring key names, and not one without a proof."""
+    device, stored = fleet.device, []
+    fleet.server.on_key_changed(lambda identity, key: stored.append(key))
+    new = fresh()
+    device.rotate_key(new)
+    fleet.settle()
+    device._key = key_of(device.identity)  # whoever has stolen it
+    device.rotate_key(fresh())
+    fleet.settle()
+    device.send(KEY_ROTATION, b"no proof")
+    fleet.settle()
+    assert stored == [new.public_key]
+    assert fleet.server.counts["key refused"] == 2
+
+
 def test_a_key_that_the_operator_replaced_meanwhile_stays(fleet):
     device, by_hand = fleet.device, fresh().public_key
     fleet.server.on_key_changed(lambda identity, key: fleet.ring.replace(identity, by_hand))
@@ -291,6 +308,48 @@ def test_a_server_changes_its_key_one_device_at_a_time(tmp_path):
         assert fleet.server._key is new
         fleet.settle()
         works(fleet)
+
+
+def offers(fleet):
+    """The offers of keys that the server has sent."""
+    messages = [decode(wire).verify(key_of(SERVER).public_key) for _, wire in fleet.network.log if wire[1] == 5]
+    return [message for message in messages if message.data_id == KEY_ROTATION]
+
+
+def test_a_device_is_asked_once_unless_it_leaves_or_does_not_answer(fleet):
+    device = fleet.device
+    name = f"device-{device.identity:x}"
+    fleet.network.cut(name)
+    done = fleet.server.rotate_key(fresh(), overlap=10_000.0)
+    fleet.settle()
+    assert len({offer.token for offer in offers(fleet)}) == 1
+    fleet.server.terminate(device.identity)
+    fleet.settle()
+    fleet.network.heal(name)  # the first offer and the termination arrive
+    fleet.settle()
+    assert not device.joined
+    device.join()
+    fleet.settle()
+    assert fleet.all_joined()
+    assert len({offer.token for offer in offers(fleet)}) == 2
+    for _ in range(3):
+        device.join()
+        fleet.settle()
+    assert len({offer.token for offer in offers(fleet)}) == 2
+    fleet.run(done.done, 10_001.0)
+    assert done.result(0) == {device.identity}
+
+
+def test_a_device_that_wakes_up_late_is_asked_again(fleet):
+    name = f"device-{fleet.device.identity:x}"
+    fleet.network.cut(name)
+    done = fleet.server.rotate_key(fresh(), overlap=10_000.0)
+    fleet.run(lambda: fleet.server.counts["unanswered"], 1000.0)
+    fleet.clock.now += 1000
+    fleet.network.heal(name)
+    fleet.run(lambda: fleet.server._rollout.has(fleet.device.identity), 10.0)
+    fleet.run(done.done, 10_000.0)
+    works(fleet)
 
 
 def test_who_slept_through_the_overlap_does_not_understand_the_server_any_more(tmp_path):

@@ -288,7 +288,7 @@ class Server(Agent):
         for device in rollout.next(_OFFERS):
             data = rotation.offer(self.identity, device, self._key.public_key, rollout.new)
             try:
-                sends = self._session.rotate(device, data, now, self._entropy(16), rollout.until - now)
+                sends = self._session.rotate(device, data, now, self._entropy(16))
             except PolicyError as error:
                 log.warning("%r could not offer its new key: %s", self, error)
                 rollout.again(device)
