@@ -64,14 +64,12 @@ class KeyRing(Mapping[int, PublicKey]):
     def replace(self, identity: int, key: PublicKey) -> None:
         """Register a key in the place of whatever was registered. PolicyError for a barred one."""
         with self.lock:
-            self._admitted(identity, key)
-            self._drop(identity)
-            self._keys[identity] = key
+            self._withdraw(self._admitted(identity, key), key)
 
     def remove(self, identity: int) -> None:
         """Drop the key of an identity, if there is one: its messages are those of a stranger from now on."""
         with self.lock:
-            self._drop(identity)
+            self._withdraw(identity)
 
     def rotate(self, identity: int, key: PublicKey, until: float) -> None:
         """Let ``key`` count from now on, and the one before it be retiring until the Unix time ``until``.
@@ -103,7 +101,7 @@ class KeyRing(Mapping[int, PublicKey]):
             retiring, _ = self._retiring.get(identity, (None, 0.0))
             keys = [key for key in (self._keys.get(identity), retiring) if key is not None]
             self._barred.update(key.signing_fingerprint for key in keys)
-            self._drop(identity)
+            self._withdraw(identity)
             return bool(keys)
 
     def bar(self, fingerprint: str) -> None:
@@ -146,10 +144,15 @@ class KeyRing(Mapping[int, PublicKey]):
             raise PolicyError(f"the key {key.signing_fingerprint[:16]} was revoked; {identity:x} needs another one")
         return identity
 
-    def _drop(self, identity: int) -> None:
-        for keys in (self._keys, self._retiring, self._pins):
-            keys.pop(identity, None)
-        self._withdrawn += 1
+    def _withdraw(self, identity: int, successor: PublicKey | None = None) -> None:
+        """End all keys of an identity. Readers do not wait for the lock: never show them none where there is one."""
+        self._retiring.pop(identity, None)
+        self._pins.pop(identity, None)
+        if successor is None:
+            self._keys.pop(identity, None)
+        else:
+            self._keys[identity] = successor
+        self._withdrawn += 1  # last, so that whoever read the number before it may have used the old key
 
     def __getitem__(self, identity: int) -> PublicKey:
         return self._keys[identity]
