@@ -694,6 +694,38 @@ def test_only_the_revoked_device_is_out(tmp_path):
         assert fleet.server.members == {stays}
 
 
+def test_who_is_revoked_while_a_person_compares_does_not_get_in(tmp_path):
+    with Fleet(tmp_path, 0, server_options={"admission": "human"}) as fleet:
+        pending = []
+        fleet.server.on_moderation(pending.append)
+        device = fleet.add(0xD0, join="human")
+        device.on_join_value(lambda value: None)
+        fleet.start().settle()
+        [join] = pending
+        future = fleet.server.revoke(device.identity)
+        fleet.settle()
+        assert future.result(0) is None
+        assert (join.status, fleet.server.pending_joins) == (Status.JOIN_FAIL, [])
+        with pytest.raises(PolicyError, match="is over"):
+            join.accept()
+        fleet.settle()
+        assert not device.joined
+        assert fleet.server._session._moderated == {}
+        assert fleet.faults() == 0
+
+
+def test_a_key_that_another_server_has_taken_does_not_count_here(fleet):
+    """The device was sent to another server between its offer and the answer."""
+    device, new = fleet.device, fresh()
+    future = device.rotate_key(new)
+    device.step()
+    device.server = 0x77
+    fleet.settle()
+    assert isinstance(future.exception(0), PolicyError)
+    assert device._key is key_of(device.identity)
+    assert device._offered is None
+
+
 def test_there_must_be_something_to_revoke(fleet):
     nobody = fleet.server.revoke(0x77)
     fleet.settle()

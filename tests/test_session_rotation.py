@@ -219,10 +219,10 @@ def test_a_revoked_device_is_forgotten_with_all_that_is_under_way(pair):
     server.action(DEVICE, 1, T0, nonce())
     server.update(DEVICE, "https://updates.example/f", "0" * 64, T0, nonce())
     server.receive(make(m.JoinRequest, 10**6, DEVICE, bound(SERVER)), T0, nonce())
-    assert server.revoke(DEVICE) == [Left(DEVICE, b"")]
+    assert server.revoke(DEVICE, T0) == [Left(DEVICE, b"")]
     assert not server.is_member(DEVICE)
     assert (server._partners, server._open, server.tick(T0 + 10**6), server.deadline()) == ({}, 0, [], None)
-    assert server.revoke(DEVICE) == []
+    assert server.revoke(DEVICE, T0) == []
     with pytest.raises(PolicyError, match="is not joined"):
         server.action(DEVICE, 1, T0, nonce())
 
@@ -231,6 +231,6 @@ def test_who_was_no_member_leaves_without_a_word():
     pair = Pair()
     [join] = sends(pair.device.join(SERVER, T0, nonce()))
     [requested] = pair.server.receive(join, T0, nonce())
-    assert pair.server.revoke(DEVICE) == []
+    assert pair.server.revoke(DEVICE, T0) == []
     with pytest.raises(PolicyError, match="does not fit"):
         pair.server.answer_join(DEVICE, requested.token, Status.JOIN_SUCCESS, T0)

@@ -23,6 +23,7 @@ from .errors import (
     UnknownSenderError,
     UpdateError,
 )
+from .joinvalue import JoinValue
 from .keyring import KeyRing
 from .keys import PrivateKey, PublicKey
 from .messages import (
@@ -61,13 +62,14 @@ from .session import Policy
 from .wire import Status
 
 if TYPE_CHECKING:
-    from .agent import Device, Server, UpdateOrder
+    from .agent import Device, PendingJoin, Server, UpdateOrder
     from .fetch import FetchPolicy, file_digest
 
 __version__ = "0.1.0"
 
 _AT_FIRST_USE = {
     "Device": "agent",
+    "PendingJoin": "agent",
     "Server": "agent",
     "UpdateOrder": "agent",
     "FetchPolicy": "fetch",
@@ -107,11 +109,13 @@ __all__ = [
     "InvalidKeyError",
     "JoinCommand",
     "JoinRequest",
+    "JoinValue",
     "KeyRing",
     "Message",
     "ObservationRequest",
     "ObservedJoinRequest",
     "ObservedJoinResponse",
+    "PendingJoin",
     "Policy",
     "PolicyError",
     "PrivateKey",

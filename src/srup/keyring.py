@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import RLock
 from typing import Any, Final, Self
@@ -157,10 +157,9 @@ class KeyRing(Mapping[int, PublicKey]):
     def __getitem__(self, identity: int) -> PublicKey:
         return self._keys[identity]
 
-    @property
-    def get(self) -> Callable[..., PublicKey | None]:  # type: ignore[override]
-        """``get(identity, default=None)`` returns the key of an identity or ``default``."""
-        return self._keys.get  # no call of Python code for each message of a batch
+    def get(self, identity: int, default: PublicKey | None = None) -> PublicKey | None:  # type: ignore[override]
+        """Return the key of an identity or ``default``."""
+        return self._keys.get(identity, default)
 
     def __iter__(self) -> Iterator[int]:
         return iter(list(self._keys))

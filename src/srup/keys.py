@@ -151,7 +151,7 @@ class PublicKey:
     in SCHEMES, ``verifier`` what checks signatures, prepared at the first use.
     """
 
-    __slots__ = ("_algorithm", "_der", "_sealing", "scheme", "verifier")
+    __slots__ = ("__weakref__", "_algorithm", "_der", "_sealing", "scheme", "verifier")
     verifier: srup_native.Verifier
 
     def __init__(self, public: Any, sealing: x25519.X25519PublicKey | None, scheme: str, algorithm: str) -> None:

@@ -10,6 +10,7 @@ import srup_native
 
 __all__ = [
     "IDENTIFICATION_RESPONSE",
+    "JOIN_OBSERVER",
     "KEY_ROTATION",
     "MAX_MESSAGE_SIZE",
     "U8",
@@ -33,6 +34,9 @@ IDENTIFICATION_RESPONSE = "IDENTIFICATION_RESPONSE"
 
 KEY_ROTATION = "KEY_ROTATION"
 """The ``data_id`` of the Data message by which an old key names its successor (see srup.rotation)."""
+
+JOIN_OBSERVER = "JOIN_OBSERVER"
+"""The ``data_id`` of the Data message with which a refused simple join is told of an observer (docs/extensions.md)."""
 
 U8 = Annotated[int, srup_native.U8]
 """An integer from 0 to 255 in one byte."""

@@ -2,6 +2,6 @@
 
 from .base import Agent, Refusal
 from .device import Device
-from .server import Server, UpdateOrder
+from .server import PendingJoin, Server, UpdateOrder
 
-__all__ = ["Agent", "Device", "Refusal", "Server", "UpdateOrder"]
+__all__ = ["Agent", "Device", "PendingJoin", "Refusal", "Server", "UpdateOrder"]

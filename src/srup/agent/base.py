@@ -157,6 +157,8 @@ class Agent:
         threads: int = 1,
     ) -> None:
         check_type(key, PrivateKey, "key")
+        if type(threads) is not int or threads < 1:
+            raise ValueError(f"threads must be an int of at least 1, not {threads!r}")
         self.identity = session.identity
         self.counts: Counter[str] = Counter()
         self.connected = False
@@ -403,8 +405,12 @@ class Agent:
         if self._stopping.is_set() or not batch:
             return  # not settled: the broker keeps them for the next start
         self.counts["received"] += len(batch)
+        wires = [delivery.payload for delivery in batch]
         as_of = self._keys.withdrawn
-        opened = verify_many([delivery.payload for delivery in batch], self._keys, self._threads)
+        opened = self._fenced(lambda: verify_many(wires, self._keys, self._threads))
+        if opened is None:  # the keys are not to be had: unsettled, the broker sends it again later
+            self.counts["not verified"] += len(batch)
+            return
         for delivery, message in zip(batch, opened, strict=True):
             self._fenced(lambda d=delivery, m=message: self._handle(d, m, as_of))  # type: ignore[misc]
             delivery.ack()

@@ -44,7 +44,8 @@ class Policy:
 
     ``require_bound_tokens`` refuses deployed peers, which do not bind tokens (T3); a partner that has bound one must go
     on doing so in any case. A device without a clock says ``has_clock=False``: then expiry is not checked (T4).
-    ``lifetime`` is how long a request is good for, ``update_lifetime`` the same for an update. Unanswered requests are
+    ``lifetime`` is how long a request is good for, ``update_lifetime`` the same for an update, ``join_lifetime`` for a
+    join that waits for a person or an observer. Unanswered requests are
     sent again after ``first_retry``, then after twice that time and so on up to ``max_retry``; partners that do not
     bind tokens may take a retransmission for a new command, so they get none. When a partner changes its key by a
     signed rotation, the old one goes on counting for ``key_overlap``; it must be longer than an offer is good for.
@@ -55,6 +56,7 @@ class Policy:
     clock_skew: float = 30.0
     lifetime: float = 300.0
     update_lifetime: float = 86400.0
+    join_lifetime: float = 900.0
     first_retry: float = 5.0
     max_retry: float = 900.0
     key_overlap: float = 86400.0
@@ -202,7 +204,9 @@ class Session:
     values: ClassVar[Mapping[str, Opening]] = {KEY_ROTATION: Opening(_K.NEW)}
     """Values that begin an exchange of their own kind, by their ``data_id``."""
     for_strangers: ClassVar[frozenset[type[Message]]] = frozenset()
-    """Requests of ours that do not need a membership; asking twice does no harm there."""
+    """Requests of ours that do not need a membership."""
+    repeatable: ClassVar[frozenset[type[Message]]] = frozenset()
+    """Requests of ours that do no harm when a deployed peer takes a retransmission for a new one."""
 
     def __init__(self, identity: int, policy: Policy | None = None, first_sequence_id: int = 1) -> None:
         self.identity = identity
@@ -227,6 +231,7 @@ class Session:
         if exchange is None or not exchange.mine:
             bound = self._bound_token(partner, message, now)
         partner.window.check(message.sequence_id)
+        known = exchange is not None
         opening = self.openings.get(type(message))
         if isinstance(message, Data):
             opening = self.values.get(message.data_id, opening)
@@ -237,10 +242,10 @@ class Session:
             except ValueError:
                 opening = None
         if exchange is None and opening is not None and (partner.member or not opening.members_only):
-            known = bound is not None and self.policy.has_clock
+            dated = bound is not None and self.policy.has_clock
             # A second longer than the token is good for, or its last moment could see it taken twice.
-            expiry = bound.expiry + self.policy.clock_skew + 1 if bound and known else now + self.policy.update_lifetime
-            exchange = Exchange(partner, message.token, opening.state, expiry, mine=False, spends=known)
+            expiry = bound.expiry + self.policy.clock_skew + 1 if bound and dated else now + self.policy.update_lifetime
+            exchange = Exchange(partner, message.token, opening.state, expiry, mine=False, spends=dated)
         step = None if exchange is None else self.table.get((exchange.state, trigger))
         outputs: list[Output]
         if exchange is None or step is None:
@@ -254,7 +259,7 @@ class Session:
             partner.window.accept(message.sequence_id)
             try:
                 outputs = self._take(exchange, step, message, Now(now, nonce))
-                if opening is None or opening.remembered:
+                if known or opening is None or opening.remembered:
                     self._remember(exchange, now)
             except SrupError:
                 partner.window.highest, partner.window.seen = before
@@ -444,6 +449,7 @@ class Session:
         *,
         resend: bool = True,
         detail: Any = None,
+        version: int | None = None,
         **fields: Any,
     ) -> list[Send]:
         """Begin an exchange of our own and send its request."""
@@ -451,7 +457,7 @@ class Session:
         if not side.member and cls not in self.for_strangers:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
         expiry = now + (self.policy.lifetime if lifetime is None else lifetime)
-        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce)
+        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version)
         exchange = Exchange(side, token, state, expiry, mine=True, detail=detail)
         self._check_room(exchange)
         send = self._send(exchange, cls, **fields)
@@ -471,7 +477,7 @@ class Session:
     def _expect(self, exchange: Exchange, request: Message, resend: bool) -> None:
         """Wait for the answer to ``request``; send it again until then if that is wanted and cannot do harm."""
         exchange.request = request
-        safe = self._binds(exchange.partner) or type(request) in self.for_strangers
+        safe = self._binds(exchange.partner) or type(request) in self.repeatable
         exchange.retry = self.policy.first_retry if resend and safe else 0.0
 
     def _drive(
@@ -489,15 +495,15 @@ class Session:
         return outputs
 
     def _take(self, exchange: Exchange, step: Step, cause: Any, now: Now) -> list[Output]:
-        before, request = exchange.state, exchange.request
+        before = exchange.state, exchange.retry
+        if step.state is not exchange.state:
+            exchange.retry = 0.0  # answered, unless the effect asks on
         exchange.state = step.state
         try:
             outputs: list[Output] = getattr(self, step.effect)(exchange, cause, now) if step.effect else []
         except SrupError:
-            exchange.state = before
+            exchange.state, exchange.retry = before
             raise
-        if step.state is not before and exchange.request is request:
-            exchange.retry = 0.0  # answered, and the answer led to no further question
         return outputs
 
     def _remember(self, exchange: Exchange, now: float) -> None:

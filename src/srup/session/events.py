@@ -1,6 +1,6 @@
 """What a session tells its owner. ``peer`` is the identity of the other side, ``token`` names the exchange."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..messages import Message
 from ..update import UpdateState
@@ -12,14 +12,24 @@ __all__ = [
     "ActivationRequested",
     "DataReceived",
     "DataRefused",
+    "Deregistered",
     "Event",
     "FetchRequested",
+    "HumanJoinRequested",
     "Identified",
     "JoinAnswered",
+    "JoinCommandAnswered",
+    "JoinCommanded",
     "JoinRequested",
+    "JoinValueReceived",
+    "JoinWithdrawn",
     "KeyAnswered",
     "KeyOffered",
     "Left",
+    "ObservationRequested",
+    "Observed",
+    "ObservedJoinRequested",
+    "ObserverNamed",
     "Unanswered",
     "Unexpected",
     "UpdateChanged",
@@ -55,6 +65,68 @@ class JoinRequested(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class HumanJoinRequested(Event):
+    """Server: a device wants to join and to be compared by a person; say ``show_value``, then ``answer_join``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedJoinRequested(Event):
+    """Server: a device wants to join and to be observed; say ``show_value`` and ``observe``, then ``answer_join``."""
+
+    observer: int
+
+
+@dataclass(frozen=True, slots=True)
+class JoinWithdrawn(Event):
+    """Server: a join that was not answered yet is over, because the device began another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed(Event):
+    """Server: an observer answered, or did not in time, about ``device``, which joins under ``join_token``."""
+
+    device: int
+    join_token: bytes
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class JoinCommandAnswered(Event):
+    """Server: a device followed a JoinCommand (JOIN_SUCCESS) or refused it."""
+
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class JoinValueReceived(Event):
+    """Device: open this value and show it, so that it can be compared."""
+
+    sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ObserverNamed(Event):
+    """Device: the server refuses a simple join; an observed one with this observer would let us in."""
+
+    observer: int
+
+
+@dataclass(frozen=True, slots=True)
+class JoinCommanded(Event):
+    """Device: join ``server``; the command came from one that may give it."""
+
+    server: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObservationRequested(Event):
+    """Device: compare what ``device`` shows with this value; say ``answer_observation``."""
+
+    device: int
+    sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class JoinAnswered(Event):
     """Both sides: a join came to its end with ``status``; the device is a member if it is JOIN_SUCCESS."""
 
@@ -64,6 +136,11 @@ class JoinAnswered(Event):
 @dataclass(frozen=True, slots=True)
 class Left(Event):
     """Both sides: the membership is over, by a resignation or a termination."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deregistered(Event):
+    """Both sides: the other one's key is to be dropped; the partnership is over for good."""
 
 
 @dataclass(frozen=True, slots=True)
