@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from srup.session import device, server
-from srup.session.base import ActionState, DataState
+from srup.session.base import ActionState, DataState, KeyState
 from srup.session.device import DeviceState
 from srup.session.join import JoinState
 from srup.session.server import ServerState
@@ -19,6 +19,7 @@ SUBJECTS: Final[dict[type[Enum], str]] = {
     UpdateState: "Updates",
     ActionState: "Actions",
     DataState: "Values",
+    KeyState: "Changes of keys",
     DeviceState: "Leaving and identification, as the device sees them",
     ServerState: "Leaving and identification, as the server sees them",
 }

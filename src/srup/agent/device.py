@@ -8,13 +8,13 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Literal, Self, get_args
 
+from .. import rotation
 from ..errors import PolicyError, SealError, TransportError, UpdateError
 from ..fetch import Fetcher, FetchPolicy, HttpFetcher, check_digest
 from ..joinvalue import JoinValue
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, ObservedJoinRequest
-from ..seal import unseal
 from ..session import DeviceSession, Policy, Send
 from ..session.events import (
     ActivationRequested,
@@ -23,6 +23,7 @@ from ..session.events import (
     JoinAnswered,
     JoinCommanded,
     JoinValueReceived,
+    KeyAnswered,
     Left,
     ObservationRequested,
     ObserverNamed,
@@ -127,6 +128,7 @@ class Device(Agent):
         if fetcher is None:
             fetcher = self._own_fetcher = HttpFetcher(fetch)
         self._fetcher = fetcher
+        self._offered: PrivateKey | None = None  # our next key, while the server has not answered
         self._downloads: Executor = Inline()
         self._joined: Future[None] = Future()
         self._wants_in = True
@@ -194,6 +196,26 @@ class Device(Agent):
         self._wants_in = False
         return self._request(lambda now, nonce: self._session.resign(self.server, now, nonce))
 
+    def rotate_key(self, new_key: PrivateKey, lifetime: float | None = None) -> "Future[None]":
+        """Change the device's key: the old one signs the new one, and signs everything until the server has taken it.
+
+        Store ``new_key`` before. Raises PolicyError when the server refuses it, when the device is not joined or when
+        the answer to another new key is due; then the old key stays. UnansweredError after ``lifetime`` seconds
+        (default: the policy's) means that the server may have taken it: the old key still signs, and is good for the
+        server's ``key_overlap``; offer the same key again before that is over, after a restart too.
+        """
+        check_type(new_key, PrivateKey, "new_key")
+
+        def begin(now: float, nonce: bytes) -> list[Send]:
+            if self._offered is not None:
+                raise PolicyError("the server has not yet answered the change to another key")
+            data = rotation.offer(self.identity, self.server, self._key.public_key, new_key)
+            sends = self._session.rotate(self.server, data, now, nonce, lifetime)
+            self._offered = new_key
+            return sends
+
+        return self._request(begin)
+
     def deregister(self) -> "Future[None]":
         """Leave the server for good: it drops our key and we drop its. UnansweredError when it does not confirm."""
         self._wants_in = False
@@ -226,6 +248,7 @@ class Device(Agent):
     events = {
         **Agent.events,
         JoinAnswered: "_join_answered",
+        KeyAnswered: "_key_answered",
         JoinValueReceived: "_join_value_received",
         JoinCommanded: "_join_commanded",
         ObserverNamed: "_observer_named",
@@ -254,6 +277,22 @@ class Device(Agent):
 
     def _device_of(self, send: Send) -> int:
         return self.identity
+
+    # Our key.
+
+    def _own_keys(self) -> list[PrivateKey]:
+        offered = [] if self._offered is None else [self._offered]
+        return [*super()._own_keys(), *offered]  # the server may have taken it already
+
+    def _key_answered(self, event: KeyAnswered) -> None:
+        new, self._offered = self._offered, None
+        if event.status is Status.ACTION_SUCCESS and new is not None and event.peer == self.server:
+            self._retired = self._key, self._clock() + self._session.policy.key_overlap
+            self._key = new
+            log.info("%r: server %x has taken the new key %r", self, event.peer, new)
+            self._settle(event, None)
+        else:
+            self._settle(event, PolicyError(f"server {event.peer:x} answers {event.status.name}"))
 
     # Joining and leaving.
 
@@ -297,6 +336,8 @@ class Device(Agent):
 
     def _unanswered(self, event: Unanswered) -> None:
         super()._unanswered(event)
+        if event.request is Data:
+            self._offered = None
         if event.request in _JOINS and event.peer == self.server and self._wants_in:
             self._join()
 
@@ -333,7 +374,7 @@ class Device(Agent):
 
     def _join_value_received(self, event: JoinValueReceived) -> None:
         try:
-            value = JoinValue(unseal(event.sealed, self._key))
+            value = JoinValue(self._unseal(event.sealed))
         except SealError as error:
             self.counts["unopened"] += 1
             log.warning("%r: the join value of %x: %s", self, event.peer, error)
@@ -356,7 +397,7 @@ class Device(Agent):
             if handler is None:
                 log.warning("%r cannot observe %x: on_observation has no handler", self, event.device)
                 return Status.OBSERVED_JOIN_FAIL
-            value = JoinValue(unseal(event.sealed, self._key))
+            value = JoinValue(self._unseal(event.sealed))
             read = handler(event.device)
             if isinstance(read, JoinValue):
                 read = read.text
