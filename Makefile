@@ -16,7 +16,7 @@ PIP_INSTALL := install --quiet --disable-pip-version-check
 
 export DEVICES
 
-.PHONY: help demo test lint test-native test-python test-pure fuzz-verify sanitize bench bench-short clean
+.PHONY: help demo test lint docs test-native test-python test-pure fuzz-verify sanitize bench bench-short clean
 
 help:
 	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -95,6 +95,9 @@ bench-short: $(VENV)/bench.stamp
 	$(VENV)/bin/python -m pytest benchmarks -q --benchmark-only --short --benchmark-max-time=0.1 \
 		--benchmark-min-rounds=3
 	for name in $(MODULES); do $(VENV)/bin/python -m benchmarks.$$name --short || exit 1; done
+
+docs: $(VENV)/test.stamp
+	$(VENV)/bin/python docs/states.py
 
 clean:
 	rm -rf $(VENV) $(PURE) $(SANITIZED) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -63,7 +63,18 @@ class Fleet:
     ``faults`` are those of MemoryNetwork; without any, one :meth:`settle` does all that there is to do.
     """
 
-    def __init__(self, tmp_path, size=1, seed=0, *, scheme="ed25519", device_policy=None, server_policy=None, **faults):
+    def __init__(
+        self,
+        tmp_path,
+        size=1,
+        seed=0,
+        *,
+        scheme="ed25519",
+        device_policy=None,
+        server_policy=None,
+        server_options=None,
+        **faults,
+    ):
         self.clock = Clock()
         self.network = MemoryNetwork(seed, clock=self.clock, **faults)
         self.network.advance(self.clock.now)
@@ -82,6 +93,7 @@ class Fleet:
             policy=server_policy or Policy(),
             clock=self.clock,
             entropy=self.randbytes,
+            **(server_options or {}),
         )
         self.server.on_refused(lambda refusal: self.refusals.append((self.server, refusal)))
         self.devices = {}

@@ -25,10 +25,11 @@ VALUE = b"0123456789abcdef0123456789abcdef"
 class Federation:
     """Both networks in simulated time, without threads. ``faults`` are those of MemoryNetwork, for both."""
 
-    def __init__(self, tmp_path, *, seed=0, scheme="rsa2048", policy=None, lamps=LAMPS, **faults):
+    def __init__(self, tmp_path, *, seed=0, scheme="rsa2048", policy=None, lamps=LAMPS, join="simple", **faults):
         self.clock = Clock()
         self.tmp_path = tmp_path
         self.scheme = scheme
+        self.join = join
         self.policy = policy or Policy(require_bound_tokens=True)
         self.randbytes = random.Random(seed).randbytes
         self.networks = {}
@@ -87,7 +88,7 @@ class Federation:
     def enter(self, url):
         assert url == KEY_SERVICE
         broker = MemoryTransport(self.networks["away"], f"device-{AWAY_ID:x}")
-        return AwayNetwork(AWAY_ID, self.key(AWAY_ID), AWAY, self.key(AWAY).public_key, broker)
+        return AwayNetwork(AWAY_ID, self.key(AWAY_ID), AWAY, self.key(AWAY).public_key, broker, self.join)
 
     def request(self, device, value):
         assert device == AWAY_ID

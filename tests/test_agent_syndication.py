@@ -6,6 +6,7 @@ import pytest
 
 from srup import (
     AwayNetwork,
+    KeyRing,
     Policy,
     PolicyError,
     PrivateKey,
@@ -73,6 +74,69 @@ def test_all_of_it(tmp_path, scheme):
         assert world.away.members == set(LAMPS)
         assert world.errors() == []
         assert world.faults() == 0
+
+
+def test_a_person_moderates_the_join(tmp_path):
+    """Who has the device in hand compares what it shows with what the away server's operator sees."""
+    with Federation(tmp_path, scheme="ed25519", join="human") as world:
+        shown, pending = [], []
+        world.bridge.on_join_value(shown.append)
+        world.away.on_moderation(pending.append)
+        future = begin(world)
+        assert not future.done()
+        assert world.values == []
+        [join] = pending
+        assert (join.device, shown) == (AWAY_ID, [join.value])
+        join.accept()
+        world.settle()
+        assert future.result(0) is None
+        assert world.values == [VALUE]
+
+
+def test_a_join_that_is_to_be_moderated_needs_somebody_who_shows_the_value(tmp_path):
+    with Federation(tmp_path, scheme="ed25519", join="human") as world:
+        with pytest.raises(PolicyError, match="JOIN_FAIL"):
+            begin(world).result(0)
+        assert world.faults() == 1
+
+
+def test_a_person_refuses_the_join(tmp_path):
+    with Federation(tmp_path, scheme="ed25519", join="human") as world:
+        pending = []
+        world.bridge.on_join_value(lambda value: None)
+        world.away.on_moderation(pending.append)
+        future = begin(world)
+        pending[0].refuse()
+        world.settle()
+        with pytest.raises(PolicyError, match="JOIN_REFUSED"):
+            future.result(0)
+        assert world.bridge.away is None
+
+
+def test_a_revoked_syndication_device_has_no_syndication(world):
+    ends = ended(world)
+    world.away.revoke(AWAY_ID)
+    world.settle()
+    assert ("away", AWAY_ID) in ends
+    world.home.revoke(HOME_ID)
+    world.settle()
+    assert ("home", HOME_ID) in ends
+    assert world.home.shared_devices(HOME_ID) == ()
+    assert world.home._session.syndication(HOME_ID) is world.away._session.syndication(AWAY_ID) is None
+
+
+def test_keys_change_under_a_running_syndication(world):
+    """Each side of the device, and either server, has its own key, and changes it alone."""
+    for agent in (world.bridge, world.bridge.away, world.home, world.away):
+        future = agent.rotate_key(PrivateKey.generate("ed25519"))
+        world.settle()
+        action = world.home.syndicated_action(HOME_ID, LAMP, 1)
+        world.settle()
+        assert action.result(0) is Status.ACTION_SUCCESS
+        world.answered(future, 100_000)
+    action = world.home.syndicated_action(HOME_ID, LAMP, 1)
+    world.settle()
+    assert action.result(0) is Status.ACTION_SUCCESS
 
 
 def test_the_networks_see_only_their_own(world):
@@ -449,7 +513,7 @@ class Threads:
             SyndicationServer(
                 server,
                 keys[server],
-                devices={device: keys[device].public_key},
+                devices=KeyRing({device: keys[device].public_key}),
                 broker=brokers(name, server),
                 policy=policy,
                 syndication_devices=admitted,
@@ -474,6 +538,7 @@ class Threads:
                 AWAY,
                 keys[AWAY].public_key,
                 brokers("away", AWAY_ID),
+                "simple",
             )
         )
         self.agents = [self.home, self.away, self.bridge]

@@ -599,3 +599,66 @@ def test_the_vectors(kernel, vector_keys, unhex):
             wires.append(wire)
     assert len(wires) > 20
     compare(wires * 3, keyring)
+
+
+# --- What a fresh reader found ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_in_the_middle_of_a_batch(good, ring, threads):
+    """The child has no helpers: its batch ends with an error, never with a wait for them. The parent's goes on."""
+    parent = os.getpid()
+    children = []
+
+    class Forking(srup.KeyRing):
+        def get(self, sender, default=None):
+            if os.getpid() == parent and len(children) < 3:
+                child = os.fork()
+                if child:
+                    children.append(child)
+            return ring.get(sender, default)
+
+    try:
+        results = srup.verify_many([good[1]] * 400, Forking(), threads)
+    except RuntimeError as error:
+        os._exit(0 if "forked" in str(error) else 1)
+    if os.getpid() != parent:
+        os._exit(0 if len(results) == 400 else 1)
+    assert [type(one) for one in results] == [srup.Data] * 400
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 3
+
+
+def test_errors_keep_nothing_alive(kernel, mixture, ring):
+    for error in srup.verify_many([*mixture, b"", 7, b"\x05\x07"], ring):
+        if isinstance(error, srup.SrupError):
+            assert error.__traceback__ is None
+            assert error.__context__ is None
+
+
+def test_the_collector_does_not_look_at_verified_messages(good, ring):
+    import gc
+
+    [message] = srup.verify_many([good[1]], ring)
+    assert gc.is_tracked(message) is not NATIVE
+
+
+def test_forgeries_fill_no_memory(rsa, good):
+    """The OpenSSL contexts of keys that have the kernel too are bounded; keys without one verify all the same."""
+    if not srup.backend_info().rsa_kernel:
+        pytest.skip("no kernel here")
+    from srup_native import _verify
+
+    senders = range(1, 16_500)
+    pem = rsa[1].public_key.to_pem()
+    many = srup.KeyRing({sender: srup.PublicKey.from_pem(pem) for sender in senders})
+    forged = [good[1][:10] + sender.to_bytes(8, "little") + good[1][18:] for sender in senders]
+    results = srup.verify_many(forged, many, 2)
+    assert type(results[0]) is srup.Data  # sender 1 is genuine
+    assert {type(result) for result in results[1:]} == {srup.SignatureError}
+    assert len(_verify._loaded) == 16_384
+    assert [type(one) for one in srup.verify_many([good[1], forged[1], good[1]], many)] == [
+        srup.Data,
+        srup.SignatureError,
+        srup.Data,
+    ]

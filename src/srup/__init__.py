@@ -23,6 +23,7 @@ from .errors import (
     UnknownSenderError,
     UpdateError,
 )
+from .joinvalue import JoinValue
 from .keyring import KeyRing
 from .keys import PrivateKey, PublicKey
 from .messages import (
@@ -61,7 +62,7 @@ from .session import Policy
 from .wire import Status
 
 if TYPE_CHECKING:
-    from .agent import AwayNetwork, Device, Server, SyndicationDevice, SyndicationServer, UpdateOrder
+    from .agent import AwayNetwork, Device, PendingJoin, Server, SyndicationDevice, SyndicationServer, UpdateOrder
     from .fetch import FetchPolicy, file_digest
 
 __version__ = "0.1.0"
@@ -69,6 +70,7 @@ __version__ = "0.1.0"
 _AT_FIRST_USE = {
     "AwayNetwork": "agent",
     "Device": "agent",
+    "PendingJoin": "agent",
     "Server": "agent",
     "SyndicationDevice": "agent",
     "SyndicationServer": "agent",
@@ -111,11 +113,13 @@ __all__ = [
     "InvalidKeyError",
     "JoinCommand",
     "JoinRequest",
+    "JoinValue",
     "KeyRing",
     "Message",
     "ObservationRequest",
     "ObservedJoinRequest",
     "ObservedJoinResponse",
+    "PendingJoin",
     "Policy",
     "PolicyError",
     "PrivateKey",

@@ -151,7 +151,7 @@ class PublicKey:
     in SCHEMES, ``verifier`` what checks signatures, prepared at the first use.
     """
 
-    __slots__ = ("_algorithm", "_der", "_sealing", "scheme", "verifier")
+    __slots__ = ("__weakref__", "_algorithm", "_der", "_sealing", "scheme", "verifier")
     verifier: srup_native.Verifier
 
     def __init__(self, public: Any, sealing: x25519.X25519PublicKey | None, scheme: str, algorithm: str) -> None:
@@ -214,6 +214,13 @@ class PublicKey:
         """The SHA-256 of the DER form in hex, for people to compare."""
         digest = Hash(SHA256())
         digest.update(self._der + (self._sealing or b""))
+        return digest.finalize().hex()
+
+    @property
+    def signing_fingerprint(self) -> str:
+        """The same of the signing key alone, whatever X25519 key stands beside it."""
+        digest = Hash(SHA256())
+        digest.update(self._der)
         return digest.finalize().hex()
 
     def sealing_key(self) -> rsa.RSAPublicKey | x25519.X25519PublicKey | None:

@@ -19,6 +19,9 @@ class Word(Enum):
 
     ANSWER = "the owner answers"
     ALLOW = "the owner lets it happen"
+    SHOW = "the value that the device is to show is made"
+    WITHDRAW = "the device began another join"
+    OBEYED = "the device did as it was told"
     FETCHED = "the file is there and its digest is right"
     FETCH_FAILED = "the file is not to be had"
     ACTIVATE = "the operator says so"
@@ -71,7 +74,7 @@ DEVICE_TABLE: Final[Table] = {
     (_S.READY, Activate): Step(_S.ACTIVATING, "begin_activation"),
     (_S.ACTIVATING, Initiate): Step(_S.ACTIVATING, "same_order"),
     (_S.ACTIVATING, Activate): Step(_S.ACTIVATING),
-    (_S.ACTIVATING, Word.ACTIVATED): Step(_S.ACTIVATED, "answer"),
+    (_S.ACTIVATING, Word.ACTIVATED): Step(_S.ACTIVATED, "confirm_activation"),
     (_S.ACTIVATING, Word.ACTIVATION_FAILED): Step(_S.FAILED, "answer"),
     (_S.ACTIVATED, Initiate): Step(_S.ACTIVATED, "answer_same_order"),
     (_S.ACTIVATED, Activate): Step(_S.ACTIVATED, "repeat_answer"),  # a token activates once

@@ -144,7 +144,6 @@ cdef class _Field:
         raise AttributeError("a record is immutable")
 
 
-@cython.no_gc  # integers, bytes and text only: the collector, which would look at each of them, has nothing to find
 cdef class Record:
     @classmethod
     def bind(cls, layout):
@@ -381,6 +380,7 @@ cdef class Frame:
         """Make the typed message; the signature has been verified."""
         record = (<PyTypeObject*>self._cls).tp_new(self._cls, <PyObject*>_EMPTY, NULL)
         (<Record?>record)._values = self.values(self.data())
+        PyObject_GC_UnTrack(<PyObject*>record)  # numbers, bytes and text: there is nothing for the collector to find
         return record
 
     cdef object refusal(self):

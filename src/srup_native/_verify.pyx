@@ -11,6 +11,7 @@ accept; OpenSSL decides about everything that it does not accept.
 """
 
 import os
+from collections import deque
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -26,6 +27,7 @@ from cpython.pythread cimport (
 )
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
+from posix.unistd cimport getpid
 
 from . import _verify_py
 from ._codec cimport Frame, Schema
@@ -126,10 +128,18 @@ cdef class _Key:
         return 0
 
 
+cdef enum:
+    MAX_LOADED = 16384  # contexts of keys that have the kernel too, so that forgeries cannot fill the memory (T9)
+
+_loaded = deque()
+"""The verifiers that have such a context, in the order of loading."""
+
+
 cdef class _Verifier(_Key):
     cdef int algorithm
     cdef bytes der
     cdef rsa_mb_key* lanes  # NULL for a key, a CPU or a build without the kernel
+    cdef int users  # that may be working with the context; only ever changed with the GIL
 
     def __cinit__(self, int algorithm, public_der):
         _expect_bytes("a key comes as", public_der)
@@ -152,10 +162,23 @@ cdef class _Verifier(_Key):
         cdef const unsigned char* end = der + PyBytes_GET_SIZE(self.der)
         self.key = d2i_PUBKEY(NULL, &der, <long>(end - der))
         try:
-            return self.prepare(self.algorithm, False, der == end)
+            self.prepare(self.algorithm, False, der == end)
         except:
             self.unload()  # a key without its context must not look loaded the next time
             raise
+        if self.lanes != NULL and _kernel:
+            _loaded.append(self)
+            if len(_loaded) > MAX_LOADED:
+                (<_Verifier>_loaded.popleft()).release()
+        return 0
+
+    cdef int release(self) except -1:
+        """Give the context's memory back; it is made again when OpenSSL is asked the next time."""
+        if self.users:
+            _loaded.append(self)
+        else:
+            self.unload()
+        return 0
 
     def verify(self, wire, Py_ssize_t offset, Py_ssize_t size):
         _expect_bytes("verify() takes", wire)
@@ -166,9 +189,11 @@ cdef class _Verifier(_Key):
         if offset < 2 or size < 0 or offset > end or size > end - offset:
             raise ValueError("the signature must lie inside the message")
         self.load()
+        self.users += 1
         with nogil:
             _sha256(digest, data, offset - 2, data + offset + size, end - offset - size)
             verdict = self.decide(data + offset, size, digest)
+        self.users -= 1
         if verdict == NO_MEMORY:
             raise MemoryError
         return verdict == GOOD
@@ -268,8 +293,8 @@ cdef void _hash_and_accept(_Job* jobs, int count) noexcept nogil:
             group[filled].signature = job.data + job.offset
             group[filled].digest = job.digest
             filled += 1
-        # A single message is OpenSSL's: a whole pass of the kernel takes longer.
-        if filled == RSA_MB_LANES or (index == count and filled >= 2):
+        # A whole pass for a single message takes a sixth longer than OpenSSL, if that is ready for it.
+        if filled == RSA_MB_LANES or (index == count and (filled > 1 or (filled == 1 and not members[0].loaded))):
             for lane in range(filled, RSA_MB_LANES):
                 group[lane] = group[0]
             accepted = rsa_mb_accept(group)
@@ -297,10 +322,16 @@ cdef class _Share:
         self.frames = []
         self.verifiers = []
 
-    cdef int add(self, Py_ssize_t place, Frame frame, _Verifier verifier, bint kernel) except -1:
+    def __dealloc__(self):
+        cdef int index
+        for index in range(self.count):
+            (<_Verifier>self.borrowed[index]).users -= 1
+
+    cdef int add(self, Py_ssize_t place, Frame frame, _Verifier verifier, bint kernel, bint alone) except -1:
         cdef _Job* job = &self.jobs[self.count]
-        if not kernel:
+        if not kernel or (alone and len(_loaded) < MAX_LOADED):
             verifier.load()
+        verifier.users += 1
         job.data = frame.data()
         job.end = PyBytes_GET_SIZE(frame._wire)
         job.offset = 22 + frame._token_size
@@ -390,8 +421,10 @@ cdef class _Batch:
     cdef _Queue queue
     cdef _Helper* helpers
     cdef int size  # of helpers
+    cdef int process
 
     def __cinit__(self, list wires not None, threads):
+        self.process = getpid()
         self.results = [None] * len(wires)
         self.open = []
         # To start a thread takes as long as two shares.
@@ -418,10 +451,11 @@ cdef class _Batch:
 
     cdef list verify(self, Schema schema, list wires, find, unknown):
         cdef Py_ssize_t place = 0
-        cdef bint fresh = True
+        cdef bint fresh = True  # whether shares were put into the queue; if not, all that are open get done in this turn
         try:
             while fresh or self.open:
                 PyErr_CheckSignals()  # Ctrl-C ends a long batch
+                self.check_process()
                 fresh = self.finish()
                 while place < len(wires) and len(self.open) < WINDOW:
                     place = self.prepare(schema, wires, place, find, unknown)
@@ -431,11 +465,12 @@ cdef class _Batch:
                     if not fresh:
                         self.join()
         finally:
-            with nogil:
-                PyThread_acquire_lock(self.queue.lock, WAIT_LOCK)
-                self.queue.waiting = 0
-                PyThread_release_lock(self.queue.lock)
-                self.join()
+            if getpid() == self.process:
+                with nogil:
+                    PyThread_acquire_lock(self.queue.lock, WAIT_LOCK)
+                    self.queue.waiting = 0
+                    PyThread_release_lock(self.queue.lock)
+                    self.join()
         return self.results
 
     cdef Py_ssize_t prepare(self, Schema schema, list wires, Py_ssize_t place, find, unknown) except -1:
@@ -451,14 +486,24 @@ cdef class _Batch:
                 if key is None:
                     self.results[place] = unknown(frame.sender_id)
                 elif type(verifier) is _Verifier:
-                    share.add(place, frame, verifier, _kernel)
+                    share.add(place, frame, verifier, _kernel, len(wires) == 1)
                 else:
                     self.results[place] = frame.verify(key)
             except SrupError as error:
+                # Without the frames of this batch, which it would keep alive.
+                error.__traceback__ = error.__context__ = None
                 self.results[place] = error
-        self.open.append(share)
-        self.enqueue(share)
+        self.check_process()
+        if share.count:
+            self.open.append(share)
+            self.enqueue(share)
         return end
+
+    cdef int check_process(self) except -1:
+        """Raise RuntimeError in a process that was forked in the middle: there are no helpers in it."""
+        if getpid() != self.process:
+            raise RuntimeError("the process was forked in the middle of verify_many: verify the batch again")
+        return 0
 
     cdef void enqueue(self, _Share share) noexcept:
         cdef int index

@@ -8,6 +8,7 @@ Keys come as DER: SubjectPublicKeyInfo for a verifier, unencrypted PKCS #8 for a
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -158,19 +159,34 @@ def verify_many(
     SignatureError. Up to ``threads`` threads share the work where that can gain something.
     """
 
-    def one(wire: bytes) -> Any:
+    def opened(wire: bytes) -> Any:
         try:
             frame = schema.decode(wire)
             key = find(frame.sender_id)
-            return unknown(frame.sender_id) if key is None else frame.verify(key)
+            return unknown(frame.sender_id) if key is None else (frame, key)
         except SrupError as error:
-            return error
+            return bare(error)
 
-    wires = list(wires)
-    if threads == 1 or len(wires) < 2:
-        return [one(wire) for wire in wires]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(one, wires))
+    def verified(one: Any) -> Any:
+        if isinstance(one, SrupError):
+            return one
+        frame, key = one
+        try:
+            return frame.verify(key)
+        except SrupError as error:
+            return bare(error)
+
+    def bare(error: SrupError) -> SrupError:
+        """Without the frames of this batch, which it would keep alive."""
+        error.__traceback__ = error.__context__ = None
+        return error
+
+    # The keys are looked up here, so that whatever the owner of ``find`` does there it does on the calling thread.
+    batch = [opened(wire) for wire in list(wires)]
+    if threads > 1 and len(batch) > 1:
+        with suppress(RuntimeError), ThreadPoolExecutor(threads) as pool:  # no thread is to be had: it goes without
+            return list(pool.map(verified, batch))
+    return [verified(one) for one in batch]
 
 
 def info() -> dict[str, Any]:

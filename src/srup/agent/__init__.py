@@ -2,13 +2,14 @@
 
 from .base import Agent, Refusal
 from .device import Device
-from .server import Server, UpdateOrder
+from .server import PendingJoin, Server, UpdateOrder
 from .syndication import AwayNetwork, SyndicationDevice, SyndicationServer
 
 __all__ = [
     "Agent",
     "AwayNetwork",
     "Device",
+    "PendingJoin",
     "Refusal",
     "Server",
     "SyndicationDevice",

@@ -3,17 +3,32 @@
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal, Self, get_args
 
-from ..errors import PolicyError, TransportError, UpdateError
+from .. import rotation
+from ..errors import PolicyError, SealError, TransportError, UpdateError
 from ..fetch import Fetcher, FetchPolicy, HttpFetcher, check_digest
+from ..joinvalue import JoinValue
+from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
-from ..messages import Data, DataKind, JoinRequest
+from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, ObservedJoinRequest
 from ..session import DeviceSession, Policy, Send
-from ..session.events import ActivationRequested, FetchRequested, JoinAnswered, Left, Unanswered
+from ..session.events import (
+    ActivationRequested,
+    Deregistered,
+    FetchRequested,
+    JoinAnswered,
+    JoinCommanded,
+    JoinValueReceived,
+    KeyAnswered,
+    Left,
+    ObservationRequested,
+    ObserverNamed,
+    Unanswered,
+)
 from ..transport.base import Transport
 from ..transport.topics import Address, device_topic
 from ..update import FETCH_FAILURES
@@ -27,6 +42,10 @@ CURRENT: Final = "current"
 
 REJOIN: Final = 900.0
 """After how many seconds, a random part more, a member asks its server again."""
+
+JoinKind = Literal["simple", "human", "observed"]
+
+_JOINS: Final = (JoinRequest, HumanJoinRequest, ObservedJoinRequest)
 
 LONGEST_DESCRIPTION: Final = 32768
 """In bytes of UTF-8; it has to fit a message with any signature."""
@@ -44,6 +63,12 @@ class Device(Agent):
 
     It joins when it is started and, until it is refused or leaves, again whenever the server stays silent, after every
     loss of the link, and every quarter of an hour, so that a server that has forgotten its devices finds them again.
+    ``join`` says how: "simple"; "human", compared by a person; or "observed" by the device ``observer``. The last two
+    need a handler (:meth:`on_join_value`) that shows the value. A member that only asks again does so simply.
+
+    ``servers`` are the keys of other servers that the device may come to obey: when its present one sends it there, or,
+    those named by ``commanders``, when they send a JoinCommand themselves. With a ``version_floor`` it takes only
+    firmware whose order names a version, and none below; what it activates becomes the floor.
     """
 
     _session_type: ClassVar[type[DeviceSession]] = DeviceSession
@@ -64,9 +89,20 @@ class Device(Agent):
         clock: Callable[[], float] = time.time,
         entropy: Callable[[int], bytes] = os.urandom,
         first_sequence_id: int | None = None,
+        join: JoinKind = "simple",
+        observer: int | None = None,
+        servers: Mapping[int, PublicKey] | None = None,
+        commanders: Collection[int] = (),
+        version_floor: int | None = None,
     ) -> None:
         check_identity(identity)
         check_identity(server, "server")
+        if join not in get_args(JoinKind):
+            raise ValueError(f"join is one of {', '.join(get_args(JoinKind))}, not {join!r}")
+        if (observer is None) is (join == "observed"):
+            raise ValueError("an observed join names its observer, and no other join does")
+        if observer is not None:
+            check_identity(observer, "observer")
         check_type(server_key, PublicKey, "server_key")
         check_type(policy, (Policy, type(None)), "policy")
         check_type(fetch, (FetchPolicy, type(None)), "fetch")
@@ -78,18 +114,27 @@ class Device(Agent):
             raise ValueError(f"a description has at most {LONGEST_DESCRIPTION} bytes")
         transport = transport_to(broker, identity)
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
-        session = self._session_type(identity, [server], policy, first, description)
-        super().__init__(session, key, {server: server_key}, transport, clock, entropy)
+        keys = KeyRing({**(servers or {}), server: server_key})
+        if identity in keys or not set(commanders) <= set(keys):
+            raise ValueError("servers are others than the device, and commanders are among them")
+        session = self._session_type(identity, keys, policy, first, description, commanders, version_floor)
+        super().__init__(session, key, keys, transport, clock, entropy)
         self.server = server
+        self._servers = keys
+        self._join_kind = join
+        self._observer = observer
+        self._named_observer: int | None = None
         self.firmware = Path(firmware)
         self._session: DeviceSession = session
         self._own_fetcher: HttpFetcher | None = None
         if fetcher is None:
             fetcher = self._own_fetcher = HttpFetcher(fetch)
         self._fetcher = fetcher
+        self._offered: PrivateKey | None = None  # our next key, while the server has not answered
         self._downloads: Executor = Inline()
         self._joined: Future[None] = Future()
         self._wants_in = True
+        self._is_in = False
         self._was_connected = False
         self._join_again_at = math.inf
 
@@ -104,6 +149,23 @@ class Device(Agent):
     def on_joined(self, handler: Handler) -> Handler:
         """Decorate what is called, without arguments, when the server has let the device in, each time it has asked."""
         return self._register(self._handlers, "joined")(handler)
+
+    def on_join_value(self, handler: Handler) -> Handler:
+        """Decorate what shows the :class:`JoinValue` of a human-moderated or observed join until ``on_joined``."""
+        return self._register(self._handlers, "join_value")(handler)
+
+    def on_observation(self, handler: Handler) -> Handler:
+        """Decorate what reads the value that another device shows. It is called with that device's identity.
+
+        It may take a while: the other device gets the value at the same time, and has to show it first. What it returns
+        is compared with the value that the server sent (see :meth:`JoinValue.matches`). None, and whatever it raises,
+        says that nothing could be read.
+        """
+        return self._register(self._handlers, "observation")(handler)
+
+    def on_deregistered(self, handler: Handler) -> Handler:
+        """Decorate what is called with a server's identity when it has dropped our key, and we its key."""
+        return self._register(self._handlers, "deregistered")(handler)
 
     def wait_joined(self, timeout: float | None = None) -> None:
         """Wait until the server has let the device in.
@@ -122,6 +184,11 @@ class Device(Agent):
         """Whether the device is a member now."""
         return self._session.is_member(self.server)
 
+    @property
+    def version_floor(self) -> int | None:
+        """The lowest firmware version that is taken; keep it, and give it again at the next start."""
+        return self._session.version_floor
+
     def send(self, data_id: str, value: bytes | str | int | float, kind: DataKind | None = None) -> "Future[None]":
         """Send a value to the server (see :meth:`send_data`)."""
         return self.send_data(self.server, data_id, value, kind)
@@ -130,6 +197,31 @@ class Device(Agent):
         """Leave the server; done when it confirms, UnansweredError when it does not (we are out all the same)."""
         self._wants_in = False
         return self._request(lambda now, nonce: self._session.resign(self.server, now, nonce))
+
+    def rotate_key(self, new_key: PrivateKey, lifetime: float | None = None) -> "Future[None]":
+        """Change the device's key: the old one signs the new one, and signs everything until the server has taken it.
+
+        Store ``new_key`` before. Raises PolicyError when the server refuses it, when the device is not joined or when
+        the answer to another new key is due; then the old key stays. UnansweredError after ``lifetime`` seconds
+        (default: the policy's) means that the server may have taken it: the old key still signs, and is good for the
+        server's ``key_overlap``; offer the same key again before that is over, after a restart too.
+        """
+        check_type(new_key, PrivateKey, "new_key")
+
+        def begin(now: float, nonce: bytes) -> list[Send]:
+            if self._offered is not None:
+                raise PolicyError("the server has not yet answered the change to another key")
+            data = rotation.offer(self.identity, self.server, self._key.public_key, new_key)
+            sends = self._session.rotate(self.server, data, now, nonce, lifetime)
+            self._offered = new_key
+            return sends
+
+        return self._request(begin)
+
+    def deregister(self) -> "Future[None]":
+        """Leave the server for good: it drops our key and we drop its. UnansweredError when it does not confirm."""
+        self._wants_in = False
+        return self._request(lambda now, nonce: self._session.deregister(self.server, now, nonce))
 
     def join(self) -> None:
         """Ask the server again, after a refusal or after leaving. Not needed otherwise: the device does it itself."""
@@ -158,13 +250,25 @@ class Device(Agent):
     events = {
         **Agent.events,
         JoinAnswered: "_join_answered",
+        KeyAnswered: "_key_answered",
+        JoinValueReceived: "_join_value_received",
+        JoinCommanded: "_join_commanded",
+        ObserverNamed: "_observer_named",
+        ObservationRequested: "_observation_requested",
         Left: "_left",
+        Deregistered: "_deregistered",
         FetchRequested: "_fetch_requested",
         ActivationRequested: "_activation_requested",
     }
 
     def _subscribe(self) -> None:
         self._transport.subscribe(device_topic(self.identity))
+
+    def start(self, threads: bool = True) -> Self:
+        """See :meth:`Agent.start`. ValueError if the join needs an ``on_join_value`` handler and there is none."""
+        if self._join_kind != "simple" and "join_value" not in self._handlers:
+            raise ValueError(f"a join of the kind {self._join_kind} needs a handler: on_join_value")
+        return super().start(threads)
 
     def _begin(self) -> None:
         self._inbox.put(self._join)
@@ -175,6 +279,22 @@ class Device(Agent):
 
     def _device_of(self, send: Send) -> int:
         return self.identity
+
+    # Our key.
+
+    def _own_keys(self) -> list[PrivateKey]:
+        offered = [] if self._offered is None else [self._offered]
+        return [*super()._own_keys(), *offered]  # the server may have taken it already
+
+    def _key_answered(self, event: KeyAnswered) -> None:
+        new, self._offered = self._offered, None
+        if event.status is Status.ACTION_SUCCESS and new is not None and event.peer == self.server:
+            self._retired = self._key, self._clock() + self._session.policy.key_overlap
+            self._key = new
+            log.info("%r: server %x has taken the new key %r", self, event.peer, new)
+            self._settle(event, None)
+        else:
+            self._settle(event, PolicyError(f"server {event.peer:x} answers {event.status.name}"))
 
     # Joining and leaving.
 
@@ -203,7 +323,13 @@ class Device(Agent):
         now = self._clock()
         # A fleet that lost its server together must not come back in step.
         self._join_again_at = now + REJOIN * (1 + int.from_bytes(self._entropy(2)) / 0x10000 / 4)
-        self._perform(self._session.join(self.server, now, self._entropy(16)))
+        nonce = self._entropy(16)
+        if self.joined or self._join_kind == "simple":
+            self._perform(self._session.join(self.server, now, nonce))
+        elif self._join_kind == "human":
+            self._perform(self._session.join_human(self.server, now, nonce))
+        elif self._observer is not None:
+            self._perform(self._session.join_observed(self.server, self._observer, now, nonce))
 
     def _expect_answer(self) -> None:
         """Let wait_joined() wait for the next answer to a join."""
@@ -212,24 +338,93 @@ class Device(Agent):
 
     def _unanswered(self, event: Unanswered) -> None:
         super()._unanswered(event)
-        if event.request is JoinRequest and self._wants_in:
+        if event.request is Data:
+            self._offered = None
+        if event.request in _JOINS and event.peer == self.server and self._wants_in:
             self._join()
 
     def _join_answered(self, event: JoinAnswered) -> None:
         log.info("%r: server %x answers the join with %s", self, event.peer, event.status.name)
+        if event.peer != self.server:
+            return
+        was_in, self._is_in = self._is_in, event.status is Status.JOIN_SUCCESS
+        if was_in and event.status is Status.JOIN_REFUSED and self._join_kind != "simple":
+            self._join()  # the server has forgotten that somebody vouched for us
+            return
         self._expect_answer()
-        if event.status is Status.JOIN_SUCCESS:
+        if self._is_in:
             self._joined.set_result(None)
             self._tell("joined")
         else:
             self._joined.set_exception(PolicyError(f"server {event.peer:x} answers {event.status.name}"))
+            self._join_observed_instead()
+
+    def _observer_named(self, event: ObserverNamed) -> None:
+        if event.peer == self.server:
+            self._named_observer = event.observer
+            self._join_observed_instead()
+
+    def _join_observed_instead(self) -> None:
+        """Follow the server's advice, once it has refused a simple join and named an observer, in whatever order."""
+        refused = self._joined.done() and not self._is_in
+        if refused and self._named_observer is not None and self._join_kind == "simple" and self._wants_in:
+            if "join_value" not in self._handlers:
+                log.warning("%r: %x would vouch for us, but on_join_value has no handler", self, self._named_observer)
+                return
+            self._join_kind, self._observer = "observed", self._named_observer
+            self._join()
+
+    def _join_value_received(self, event: JoinValueReceived) -> None:
+        try:
+            value = JoinValue(self._unseal(event.sealed))
+        except SealError as error:
+            self.counts["unopened"] += 1
+            log.warning("%r: the join value of %x: %s", self, event.peer, error)
+        else:
+            self._tell("join_value", value)
+
+    def _join_commanded(self, event: JoinCommanded) -> None:
+        log.info("%r: %x sends us to server %x", self, event.peer, event.server)
+        self._wants_in = True
+        if event.server != self.server:
+            if self.joined:
+                self._perform(self._session.resign(self.server, self._clock(), self._entropy(16)))
+            self.server, self._is_in = event.server, False
+        if not self.joined:
+            self._join()
+
+    def _observation_requested(self, event: ObservationRequested) -> None:
+        def observe() -> Status:
+            handler = self._handlers.get("observation")
+            if handler is None:
+                log.warning("%r cannot observe %x: on_observation has no handler", self, event.device)
+                return Status.OBSERVED_JOIN_FAIL
+            value = JoinValue(self._unseal(event.sealed))
+            read = handler(event.device)
+            if isinstance(read, JoinValue):
+                read = read.text
+            if not isinstance(read, str | bytes):
+                return Status.OBSERVED_JOIN_FAIL
+            return Status.OBSERVED_JOIN_VALID if value.matches(read) else Status.OBSERVED_JOIN_INVALID
+
+        def job() -> None:
+            status = self._fenced(observe) or Status.OBSERVED_JOIN_FAIL
+            self._drive(self._session.answer_observation, event.peer, event.token, status)
+
+        self._apply(job)
 
     def _left(self, event: Left) -> None:
         log.info("%r is no longer a member of server %x", self, event.peer)
-        self._wants_in = False
-        self._expect_answer()
+        if event.peer == self.server:
+            self._wants_in = self._is_in = False
+            self._expect_answer()
         self._settle(event, None)
         self._tell("left", event.peer)
+
+    def _deregistered(self, event: Deregistered) -> None:
+        log.info("%r and server %x have dropped each other's key", self, event.peer)
+        self._servers.remove(event.peer)
+        self._tell("deregistered", event.peer)
 
     # Updates.
 

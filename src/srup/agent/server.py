@@ -1,23 +1,86 @@
 """A server that runs."""
 
+import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from typing import ClassVar
+from typing import ClassVar, Final, Literal, get_args
 
-from ..errors import PolicyError, SrupError, TransportError, UnansweredError, UpdateError
+from .. import rotation
+from ..errors import PolicyError, SealError, SrupError, TransportError, UnansweredError, UpdateError
+from ..joinvalue import SIZE as JOIN_VALUE_SIZE
+from ..joinvalue import JoinValue
 from ..keyring import KeyRing
 from ..keys import PrivateKey
+from ..messages import Data, JoinCommand
+from ..seal import seal
 from ..session import Policy, Send, ServerSession
-from ..session.events import Identified, JoinAnswered, JoinRequested, Left, UpdateChanged
+from ..session.base import Output
+from ..session.events import (
+    Deregistered,
+    HumanJoinRequested,
+    Identified,
+    JoinAnswered,
+    JoinCommandAnswered,
+    JoinRequested,
+    JoinWithdrawn,
+    KeyAnswered,
+    Left,
+    Observed,
+    ObservedJoinRequested,
+    Unanswered,
+    UpdateChanged,
+)
 from ..transport.base import Transport
 from ..transport.topics import Address, device_filter, join_filter
 from ..update import UpdateState
 from ..wire import Status
 from .base import Agent, Handler, check_identity, check_type, log, sequence_origin, transport_to
+from .rollout import Rollout
 
-__all__ = ["Server", "UpdateOrder"]
+__all__ = ["PendingJoin", "Server", "UpdateOrder"]
+
+Admission = Literal["simple", "human", "observed"]
+
+
+class PendingJoin:
+    """A join that waits for a person: compare :attr:`value` with what the ``device`` shows, then say what you saw.
+
+    ``status`` is None as long as it waits; ``expires`` is the Unix time at which it fails by itself.
+    """
+
+    def __init__(self, server: "Server", device: int, token: bytes, value: JoinValue, expires: float) -> None:
+        self.device = device
+        self.value = value
+        self.expires = expires
+        self.status: Status | None = None
+        self._server = server
+        self._token = token
+
+    def accept(self) -> None:
+        """The values are the same: let the device in. PolicyError when the join is over."""
+        self._answer(Status.JOIN_SUCCESS)
+
+    def refuse(self) -> None:
+        """They are not, or it is not wanted. PolicyError when the join is over."""
+        self._answer(Status.JOIN_REFUSED)
+
+    def fail(self) -> None:
+        """They could not be compared. PolicyError when the join is over."""
+        self._answer(Status.JOIN_FAIL)
+
+    def _answer(self, status: Status) -> None:
+        if self.status is not None:
+            raise PolicyError(f"the join of {self.device:x} is over: {self.status.name}")
+        self._server._drive(self._server._session.answer_join, self.device, self._token, status)
+
+    def __repr__(self) -> str:
+        return f"<PendingJoin of {self.device:x}: {self.status.name if self.status else 'waits'}>"
+
+
+_OFFERS: Final = 16
+"""To how many devices a new key is offered in a row; each offer takes two signatures."""
 
 
 class UpdateOrder:
@@ -68,6 +131,10 @@ class Server(Agent):
     URL, ``mqtt://host:port`` or ``mqtts://host:port``, or a transport of one's own making. ``policy`` is about tokens,
     clocks and retries. ``threads`` share the verification of large batches. ``first_sequence_id`` lies
     above all ids that this server has ever used; without it, it comes from the clock.
+
+    ``admission`` says what a device that is not a member must go through: a "simple" join, one that a "human" moderates
+    (:meth:`on_moderation`), or one that is "observed" by one of the devices ``observers``. A stricter join than that is
+    always possible, if there is somebody to moderate it.
     """
 
     _session_type: ClassVar[type[ServerSession]] = ServerSession
@@ -84,9 +151,15 @@ class Server(Agent):
         clock: Callable[[], float] = time.time,
         entropy: Callable[[int], bytes] = os.urandom,
         first_sequence_id: int | None = None,
+        admission: Admission = "simple",
+        observers: Collection[int] = (),
     ) -> None:
         check_identity(identity)
-        check_type(devices, Mapping, "devices")
+        if admission not in get_args(Admission):
+            raise ValueError(f"admission is one of {', '.join(get_args(Admission))}, not {admission!r}")
+        for observer in observers:
+            check_identity(observer, "an observer")
+        check_type(devices, KeyRing, "devices")
         check_type(policy, (Policy, type(None)), "policy")
         transport = transport_to(broker, identity)
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
@@ -96,6 +169,10 @@ class Server(Agent):
         self._session: ServerSession = session
         self._members: set[int] = set()
         self._orders: dict[tuple[int, bytes], UpdateOrder] = {}
+        self._rollout: Rollout | None = None
+        self._admission = admission
+        self._observers = tuple(observers)
+        self._joins: dict[tuple[int, bytes], PendingJoin] = {}
 
     @property
     def members(self) -> frozenset[int]:
@@ -110,6 +187,22 @@ class Server(Agent):
         """
         return self._register(self._handlers, "join")(handler)
 
+    def on_moderation(self, handler: Handler) -> Handler:
+        """Decorate what shows a :class:`PendingJoin` to a person. It may return before the person has answered.
+
+        Without a handler human-moderated joins are refused.
+        """
+        return self._register(self._handlers, "moderation")(handler)
+
+    @property
+    def pending_joins(self) -> list[PendingJoin]:
+        """The joins that wait for a person now, the oldest first."""
+        return list(self._joins.values())
+
+    def on_deregistered(self, handler: Handler) -> Handler:
+        """Decorate what is called with a device's identity when its key has been dropped."""
+        return self._register(self._handlers, "deregistered")(handler)
+
     def on_joined(self, handler: Handler) -> Handler:
         """Decorate what is called with a device's identity when it has joined; not when a member merely asks again."""
         return self._register(self._handlers, "joined")(handler)
@@ -119,17 +212,25 @@ class Server(Agent):
         return self._register(self._handlers, "update")(handler)
 
     def update(
-        self, device: int, url: str, digest: str, *, hold: bool = False, lifetime: float | None = None
+        self,
+        device: int,
+        url: str,
+        digest: str,
+        *,
+        hold: bool = False,
+        lifetime: float | None = None,
+        version: int | None = None,
     ) -> UpdateOrder:
         """Order a device to take the firmware at ``url`` whose SHA-256 is ``digest`` (lower-case hex; see file_digest).
 
         It is activated as soon as the device has it, or with ``hold`` when ``order.activate()`` is called. The order
-        expires after ``lifetime`` seconds (default: the policy's ``update_lifetime``).
+        expires after ``lifetime`` seconds (default: the policy's ``update_lifetime``). A device with a version floor
+        wants to know the ``version``, a number that grows.
         """
         order = UpdateOrder(self, device, url, digest)
 
         def begin(now: float, nonce: bytes) -> list[Send]:
-            sends = self._session.update(device, url, digest, now, nonce, lifetime, hold)
+            sends = self._session.update(device, url, digest, now, nonce, lifetime, hold, version)
             token = sends[0].message.token
             self._orders[device, token] = order
             order.state = UpdateState.FETCHING
@@ -158,9 +259,89 @@ class Server(Agent):
         """Put a device out; done when the command is handed to the transport."""
         return self._request(lambda now, nonce: self._session.terminate(device, now, nonce), answered=False)
 
+    def revoke(self, device: int) -> "Future[None]":
+        """Put a device out for good: its key is barred, and when this method returns nothing it signed has any effect.
+
+        That holds for what is already in the queue and for what waits for a handler; a handler that is running goes on.
+        Done when the membership is over and every request and order for it has ended with PolicyError. The device is
+        not told. PolicyError when there is nothing to revoke. The identity can be registered again with another key;
+        to bar the keys in the next process too, store ``devices.barred`` and give it to ``devices.bar()``.
+        """
+        check_identity(device, "device")
+        known = self.devices.revoke(device)
+
+        def begin(now: float, nonce: bytes) -> list[Output]:
+            outputs = self._session.revoke(device, now)
+            if not known and not outputs:
+                raise PolicyError(f"there is nothing to revoke: no key is registered for {device:x}")
+            log.warning("%r: %x is revoked", self, device)
+            self._stop_listening(device)
+            for peer, token in [request for request in self._pending if request[0] == device]:
+                self._pending.pop((peer, token)).set_exception(PolicyError(f"{device:x} was revoked"))
+            for peer, token in [order for order in self._orders if order[0] == device]:
+                order = self._orders.pop((peer, token))
+                order.state = UpdateState.FAILED
+                order._done.set_exception(PolicyError(f"{device:x} was revoked"))
+                self._tell("update", order)
+            return outputs
+
+        return self._request(begin, answered=False)
+
+    def rotate_key(self, new_key: PrivateKey, overlap: float | None = None) -> "Future[frozenset[int]]":
+        """Change the server's key: the old one signs the new one for each device.
+
+        Store both keys before. For ``overlap`` seconds (default: the policy's ``key_overlap``) every member, and every
+        device that joins, is offered the new key, which signs for those that have taken it; the old one signs for the
+        others. Then the old key is dropped: done, and the result tells who has taken the new one. The others do not
+        understand the server any more. PolicyError while another rotation lasts. A server that starts anew meanwhile
+        starts with the old key and rotates again.
+        """
+        check_type(new_key, PrivateKey, "new_key")
+        done: Future[frozenset[int]] = Future()
+        done.set_running_or_notify_cancel()
+
+        def begin(now: float, nonce: bytes) -> list[Output]:
+            if self._rollout is not None:
+                raise PolicyError("another rotation of the server's key is not over")
+            rotation.check_usable(new_key.public_key, self._key.public_key)
+            lasts = self._session.policy.key_overlap if overlap is None else overlap
+            self._rollout = Rollout(new_key, now + lasts, self.devices, done)
+            for device in self._members:
+                self._rollout.invite(device)
+            return []
+
+        def begun(future: "Future[None]") -> None:
+            error = future.exception()
+            if error is not None:
+                done.set_exception(error)
+
+        self._request(begin, answered=False).add_done_callback(begun)
+        return done
+
+    def deregister(self, device: int) -> "Future[None]":
+        """Put a device out for good and drop its key; done when the command is handed to the transport."""
+        return self._request(lambda now, nonce: self._session.deregister(device, now, nonce), answered=False)
+
+    def command_join(self, device: int, server: int | None = None) -> "Future[Status]":
+        """Tell a device to join, or a member to go to ``server``; the result is JOIN_SUCCESS or JOIN_REFUSED.
+
+        The device comes only if its policy names us, and goes only to a server that it knows. UnansweredError when
+        nothing came of it.
+        """
+
+        def command(now: float, nonce: bytes) -> list[Send]:
+            sends = self._session.command_join(device, now, nonce, server)
+            self._transport.subscribe(device_filter(device))  # where it answers, member or not
+            return sends
+
+        return self._request(command)
+
     def stop(self, timeout: float = 5.0) -> None:
         """See :meth:`Agent.stop`."""
         super().stop(timeout)
+        rollout, self._rollout = self._rollout, None
+        if rollout is not None:
+            rollout.done.set_exception(TransportError("stopped before the overlap of the keys was over"))
         while self._orders:
             _, order = self._orders.popitem()
             order._done.set_exception(UnansweredError("the server was stopped before the update came to its end"))
@@ -170,7 +351,14 @@ class Server(Agent):
     events = {
         **Agent.events,
         JoinRequested: "_join_requested",
+        HumanJoinRequested: "_human_join_requested",
+        ObservedJoinRequested: "_observed_join_requested",
+        Observed: "_observed",
+        JoinWithdrawn: "_join_withdrawn",
         JoinAnswered: "_join_answered",
+        KeyAnswered: "_key_answered",
+        JoinCommandAnswered: "_join_command_answered",
+        Deregistered: "_deregistered",
         Left: "_left",
         Identified: "_identified",
         UpdateChanged: "_update_changed",
@@ -186,31 +374,171 @@ class Server(Agent):
     def _device_of(self, send: Send) -> int:
         return send.to
 
+    # Our key.
+
+    def deadline(self) -> float | None:
+        """See :meth:`Agent.deadline`."""
+        session = super().deadline()
+        if self._rollout is None:
+            return session
+        due = self._clock() if self._rollout.waiting else self._rollout.until
+        return due if session is None else min(session, due)
+
+    def _tick(self) -> None:
+        super()._tick()
+        if self._rollout is not None:
+            self._fenced(lambda rollout=self._rollout: self._go_on(rollout))  # type: ignore[misc]
+
+    def _go_on(self, rollout: Rollout) -> None:
+        """Offer the new key to some of those that wait for it, or drop the old one when its time is over."""
+        now = self._clock()
+        if now >= rollout.until:
+            self._key, self._rollout = rollout.new, None
+            rollout.done.set_result(rollout.result())
+            return
+        for device in rollout.next(_OFFERS):
+            data = rotation.offer(self.identity, device, self._key.public_key, rollout.new)
+            try:
+                sends = self._session.rotate(device, data, now, self._entropy(16))
+            except PolicyError as error:
+                log.warning("%r could not offer its new key: %s", self, error)
+                rollout.again(device)
+            else:
+                self._perform(sends)
+
+    def _key_for(self, partner: int) -> PrivateKey:
+        return self._rollout.new if self._rollout is not None and self._rollout.has(partner) else self._key
+
+    def _own_keys(self) -> list[PrivateKey]:
+        return [*super()._own_keys(), *([] if self._rollout is None else [self._rollout.new])]
+
+    def _key_answered(self, event: KeyAnswered) -> None:
+        level = logging.INFO if event.status is Status.ACTION_SUCCESS else logging.WARNING
+        log.log(level, "%r: %x answers the offer of a new key with %s", self, event.peer, event.status.name)
+        if self._rollout is not None and event.status is Status.ACTION_SUCCESS:
+            self._rollout.take(event.peer)
+
     # Events.
 
     def _join_requested(self, event: JoinRequested) -> None:
+        if self._admission == "simple" or event.peer in self._members:
+            self._decide(event.peer, event.token)
+            return
+        observer = None
+        if self._admission == "observed":
+            observer = next((one for one in self._observers if one in self._members and one != event.peer), None)
+        log.info("%r: %x is to join by way of %s", self, event.peer, self._admission)
+        refuse = self._session.answer_join
+        self._perform(refuse(event.peer, event.token, Status.JOIN_REFUSED, self._clock(), observer))
+
+    def _decide(self, device: int, token: bytes) -> None:
+        """Let the application say whether a device may join that has proved what it had to."""
+
         def job() -> None:
             status = Status.JOIN_SUCCESS
             handler = self._handlers.get("join")
             if handler is not None:
                 # Refusing is an opinion and failing is a fault: they have different codes.
                 status = self._ask(
-                    lambda: Status.JOIN_REFUSED if (said := handler(event.peer)) is False else said,
+                    lambda: Status.JOIN_REFUSED if (said := handler(device)) is False else said,
                     failure=Status.JOIN_FAIL,
                     success=Status.JOIN_SUCCESS,
                 )
-            self._drive(self._session.answer_join, event.peer, event.token, status)
+            self._drive(self._session.answer_join, device, token, status)
 
-        self._apply(job)
+        self._apply_for(device, job)
+
+    def _human_join_requested(self, event: HumanJoinRequested) -> None:
+        if "moderation" not in self._handlers:
+            log.warning("%r: nobody moderates the join of %x: on_moderation has no handler", self, event.peer)
+            self._perform(self._session.answer_join(event.peer, event.token, Status.JOIN_REFUSED, self._clock()))
+            return
+        value = JoinValue.new(self._entropy(JOIN_VALUE_SIZE))
+        if self._show(event.peer, event.token, value):
+            expires = self._clock() + self._session.policy.join_lifetime
+            pending = PendingJoin(self, event.peer, event.token, value, expires)
+            self._joins[event.peer, event.token] = pending
+            self._tell("moderation", pending)
+
+    def _observed_join_requested(self, event: ObservedJoinRequested) -> None:
+        device, token, observer = event.peer, event.token, event.observer
+        value = JoinValue.new(self._entropy(JOIN_VALUE_SIZE))
+        key = self._keys.get(observer)
+        if observer not in self._observers or observer not in self._members or observer == device or key is None:
+            log.warning("%r: %x names %x, whose word does not count here or who is not joined", self, device, observer)
+            self._perform(self._session.answer_join(device, token, Status.JOIN_REFUSED, self._clock()))
+        elif self._show(device, token, value):
+            try:
+                sealed = seal(value.plaintext, key)
+                sends = self._session.observe(observer, device, token, sealed, self._clock(), self._entropy(16))
+            except SrupError as error:
+                log.warning("%r cannot ask %x about %x: %s", self, observer, device, error)
+                self._perform(self._session.answer_join(device, token, Status.JOIN_FAIL, self._clock()))
+            else:
+                self._perform(sends)
+
+    def _show(self, device: int, token: bytes, value: JoinValue) -> bool:
+        """Send a device the value that it is to show; if nothing can be sealed to it the join fails: False."""
+        try:
+            key = self._keys.get(device)
+            if key is None:
+                raise SealError("its key has just been dropped")
+            sealed = seal(value.plaintext, key)
+        except SealError as error:
+            log.warning("%r: no value for %x: %s", self, device, error)
+            self._perform(self._session.answer_join(device, token, Status.JOIN_FAIL, self._clock()))
+            return False
+        self._perform(self._session.show_value(device, token, sealed, self._clock()))
+        return True
+
+    def _observed(self, event: Observed) -> None:
+        log.info("%r: %x says about %x: %s", self, event.peer, event.device, event.status.name)
+        if event.status is Status.OBSERVED_JOIN_VALID:
+            self._decide(event.device, event.join_token)
+        else:
+            invalid = event.status is Status.OBSERVED_JOIN_INVALID
+            status = Status.JOIN_REFUSED if invalid else Status.JOIN_FAIL
+            self._drive(self._session.answer_join, event.device, event.join_token, status)
+
+    def _join_withdrawn(self, event: JoinWithdrawn) -> None:
+        pending = self._joins.pop((event.peer, event.token), None)
+        if pending is not None:
+            pending.status = Status.JOIN_FAIL
 
     def _join_answered(self, event: JoinAnswered) -> None:
         log.info("%r: join of %x: %s", self, event.peer, event.status.name)
+        if event.status is Status.JOIN_SUCCESS and self._rollout is not None:
+            self._rollout.invite(event.peer)
+        pending = self._joins.pop((event.peer, event.token), None)
+        if pending is not None:
+            pending.status = event.status
         if event.status is Status.JOIN_SUCCESS and event.peer not in self._members:
             self._members.add(event.peer)
             self._transport.subscribe(device_filter(event.peer))
             self._tell("joined", event.peer)
         elif event.status is not Status.JOIN_SUCCESS:
             self._leave(event.peer)
+
+    def _join_command_answered(self, event: JoinCommandAnswered) -> None:
+        self._settle(event, event.status)
+        self._stop_listening(event.peer)
+
+    def _unanswered(self, event: Unanswered) -> None:
+        super()._unanswered(event)
+        if event.request is JoinCommand:
+            self._stop_listening(event.peer)
+        if event.request is Data and self._rollout is not None:
+            self._rollout.again(event.peer)
+
+    def _stop_listening(self, device: int) -> None:
+        if device not in self._members:
+            self._transport.unsubscribe(device_filter(device))
+
+    def _deregistered(self, event: Deregistered) -> None:
+        log.info("%r drops the key of %x", self, event.peer)
+        self.devices.remove(event.peer)
+        self._stop_listening(event.peer)
+        self._tell("deregistered", event.peer)
 
     def _left(self, event: Left) -> None:
         log.info("%r: %x has left", self, event.peer)

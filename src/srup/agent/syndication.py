@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self, get_args
 from ..errors import EncodeError, PolicyError, SealError, SrupError, UnknownSenderError
 from ..keys import PrivateKey, PublicKey
 from ..messages import DataKind, SyndicatedC2Request, SyndicationInit, SyndicationRequest, decode_data
-from ..seal import seal, unseal
+from ..seal import seal
 from ..session.events import (
     DataReceived,
     DevicesMissing,
@@ -37,7 +37,7 @@ from ..session.syndication import SyndicationServerSession
 from ..transport.base import Transport
 from ..wire import Status
 from .base import _MAX_WAITING, Handler, check_identity, check_type, log
-from .device import Device
+from .device import Device, JoinKind
 from .server import Server
 
 __all__ = ["AwayNetwork", "SyndicationDevice", "SyndicationServer"]
@@ -232,7 +232,7 @@ class SyndicationServer(Server):
             log.warning("%r: value %a of %x: %s", self, event.data_id, event.source, error)
             handler = None
         if handler is not None:
-            self._apply(lambda: handler(event.peer, event.source, event.data_id, value))
+            self._apply_for(event.peer, lambda: handler(event.peer, event.source, event.data_id, value))
         else:
             self._drive(self._session.refuse_data, event.peer, event.token)
 
@@ -253,7 +253,7 @@ class SyndicationServer(Server):
         def job() -> None:
             shared: tuple[int, ...] = ()
             try:
-                said: Any = False if handler is None else handler(event.peer, unseal(event.sealed, self._key))
+                said: Any = False if handler is None else handler(event.peer, self._unseal(event.sealed))
                 status = Status.JOIN_REFUSED if said is False else Status.JOIN_SUCCESS
                 shared = () if said is False else tuple(said)
             except SealError as error:
@@ -278,7 +278,7 @@ class SyndicationServer(Server):
 
             self._drive(decide)
 
-        self._apply(job)
+        self._apply_for(event.peer, job)
 
     def _syndicated_action_requested(self, event: SyndicatedActionRequested) -> None:
         self._moderate("syndicated action", event.peer, event.token, event.target, event.action_id)
@@ -305,13 +305,14 @@ class SyndicationServer(Server):
 
             self._drive(decide)
 
-        self._apply(job)
+        self._apply_for(device, job)
 
 
 class AwayNetwork(NamedTuple):
     """How a syndication device gets into the away network: what registering there has given.
 
-    ``options`` are further arguments of :class:`Device`, such as ``policy`` or ``first_sequence_id``.
+    ``join`` is how the device joins there: "human" needs a handler (:meth:`Device.on_join_value`) of the syndication
+    device that shows the value. ``options`` are further arguments of :class:`Device`, such as ``first_sequence_id``.
     """
 
     identity: int
@@ -319,6 +320,7 @@ class AwayNetwork(NamedTuple):
     server: int
     server_key: PublicKey
     broker: str | Transport
+    join: JoinKind = "human"
     options: Mapping[str, Any] = {}
 
 
@@ -430,7 +432,7 @@ class SyndicationDevice(_Side):
         def job() -> None:
             status = Status.JOIN_FAIL
             try:
-                value = unseal(event.sealed, self._key)
+                value = self._unseal(event.sealed)
                 network: Any = False if handler is None else handler(event.url)
                 if network is not False:
                     check_type(network, AwayNetwork, "what a handler of on_syndication_init returns")
@@ -447,7 +449,7 @@ class SyndicationDevice(_Side):
                 log.exception("%r could not enter the away network", self)
             self._drive(lambda now: self._session.answer_init(event.token, status, now))
 
-        self._apply(job)
+        self._apply_for(event.peer, job)
 
     def _offer_expired(self, event: SyndicationEnded) -> None:
         away = self._away
@@ -506,10 +508,7 @@ class SyndicationDevice(_Side):
 
 
 class _AwayDevice(_Side):
-    """The side of a syndication device on the away network.
-
-    How it joins there is :meth:`Device._join`'s business; ``AwayNetwork.options`` can say more about it.
-    """
+    """The side of a syndication device on the away network."""
 
     _session_type = AwaySide
     _session: AwaySide
@@ -520,6 +519,7 @@ class _AwayDevice(_Side):
             "entropy": home._entropy,
             "firmware": home.firmware,
             "policy": home._session.policy,
+            "join": network.join,
         } | dict(network.options)
         super().__init__(
             network.identity,
@@ -532,11 +532,12 @@ class _AwayDevice(_Side):
         self.token = token  # of home's SyndicationInit
         self._home = home
         self._value = value
-        self._server_key = network.server_key
         self._requested = False
-        refused = home._handlers.get("refused")
-        if refused is not None:
-            self.on_refused(refused)
+        for name in ("refused", "join_value", "key"):
+            if name in home._handlers:
+                self._handlers[name] = home._handlers[name]
+        if self._join_kind != "simple" and "join_value" not in self._handlers:
+            raise ValueError(f"a join of the kind {self._join_kind} needs a handler: on_join_value")
 
     @property
     def syndicated(self) -> bool:
@@ -566,7 +567,7 @@ class _AwayDevice(_Side):
             self._tell_home(event.status)
         elif not self._requested:
             self._requested = True
-            sealed = seal(self._value, self._server_key)
+            sealed = seal(self._value, self._keys[self.server])
             self._perform(self._session.request_syndication(sealed, self._clock(), self._entropy(16)))
 
     def _syndication_answered(self, event: SyndicationAnswered) -> None:

@@ -9,9 +9,10 @@ from ..errors import PolicyError
 from ..messages import (
     Activate,
     Data,
+    DeregisterCommand,
+    DeregisterRequest,
     IdRequest,
     Initiate,
-    JoinRequest,
     Message,
     ResignRequest,
     Response,
@@ -19,8 +20,9 @@ from ..messages import (
 )
 from ..update import DEVICE_TABLE, FETCH_FAILURES, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
-from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, Session, check_status
-from .events import ActivationRequested, FetchRequested, JoinAnswered, Left, Unexpected
+from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, check_status
+from .events import ActivationRequested, Deregistered, FetchRequested, Left, Unexpected
+from .join import DEVICE_JOINS, DeviceJoins
 
 __all__ = ["TABLE", "DeviceSession", "DeviceState"]
 
@@ -28,46 +30,51 @@ __all__ = ["TABLE", "DeviceSession", "DeviceState"]
 class DeviceState(Enum):
     """Exchanges that only a device sees from this side."""
 
-    JOINING = "the server is to let us in"
-    JOINED = "the server answered the join"
     LEAVING = "the server is to confirm that we leave"
+    DEREGISTERING = "the server is to confirm that it forgets us"
     LEFT = "we are out"
     NEW = "nothing happened yet"
     ANSWERED = "the answer is on its way"
 
 
 _S = DeviceState
-_JOIN_RESULTS: Final = (Status.JOIN_SUCCESS, Status.JOIN_REFUSED, Status.JOIN_FAIL)
 _RESIGN_RESULTS: Final = (Status.RESIGN_SUCCESS, Status.RESIGN_FAIL)
+_DEREGISTER_RESULTS: Final = (Status.DEREGISTER_SUCCESS, Status.DEREGISTER_FAIL)
 
 TABLE: Final[Table] = {
     **COMMON_TABLE,
     **DEVICE_TABLE,
-    **{(_S.JOINING, status): Step(_S.JOINED, "join_answered") for status in _JOIN_RESULTS},
-    **{(_S.JOINED, status): Step(_S.JOINED) for status in _JOIN_RESULTS},
-    (_S.JOINING, Word.EXPIRE): Step(_S.LEFT, "unanswered"),
+    **DEVICE_JOINS,
     **{(_S.LEAVING, status): Step(_S.LEFT, "resign_answered") for status in _RESIGN_RESULTS},
-    **{(_S.LEFT, status): Step(_S.LEFT) for status in _RESIGN_RESULTS},
-    (_S.LEAVING, Word.EXPIRE): Step(_S.LEFT, "resign_unanswered"),
+    **{(_S.DEREGISTERING, status): Step(_S.LEFT, "deregister_answered") for status in _DEREGISTER_RESULTS},
+    **{(_S.LEFT, status): Step(_S.LEFT) for status in (*_RESIGN_RESULTS, *_DEREGISTER_RESULTS)},
+    **{(state, Word.EXPIRE): Step(_S.LEFT, "leaving_unanswered") for state in (_S.LEAVING, _S.DEREGISTERING)},
     (_S.NEW, TerminateCommand): Step(_S.LEFT, "terminated"),
     (_S.LEFT, TerminateCommand): Step(_S.LEFT),
+    (_S.NEW, DeregisterCommand): Step(_S.LEFT, "deregistered"),
     (_S.NEW, IdRequest): Step(_S.ANSWERED, "identify"),
     (_S.ANSWERED, IdRequest): Step(_S.ANSWERED, "identify"),
 }
 
 
-class DeviceSession(Session):
-    """A device: ``servers`` are the identities that it obeys; ``description`` is what it says it is."""
+class DeviceSession(DeviceJoins):
+    """A device: ``servers`` are the identities that it obeys; ``description`` is what it says it is.
+
+    ``commanders`` are those of the servers whose JoinCommand it follows although it is not joined to them (T10). With a
+    ``version_floor`` only firmware is taken whose order names a version that is not below it; what gets activated
+    becomes the new floor (T12).
+    """
 
     table: ClassVar[Table] = TABLE
     openings = {
-        **Session.openings,
+        **DeviceJoins.openings,
         Initiate: Opening(UpdateState.NEW),
         Activate: Opening(UpdateState.NEW),
         IdRequest: Opening(_S.NEW),
         TerminateCommand: Opening(_S.NEW),
+        DeregisterCommand: Opening(_S.NEW, members_only=False, remembered=False),
     }
-    for_strangers = frozenset({JoinRequest})
+    for_strangers = DeviceJoins.for_strangers | {DeregisterRequest}
 
     def __init__(
         self,
@@ -76,9 +83,13 @@ class DeviceSession(Session):
         policy: Policy | None = None,
         first_sequence_id: int = 1,
         description: str = "",
+        commanders: Collection[int] = (),
+        version_floor: int | None = None,
     ) -> None:
         super().__init__(identity, policy, first_sequence_id)
+        self.version_floor = version_floor
         self.servers = frozenset(servers)
+        self.commanders = frozenset(commanders)
         self.description = description
 
     def receive(self, message: Message, now: float, nonce: bytes) -> list[Output]:
@@ -87,15 +98,18 @@ class DeviceSession(Session):
             raise PolicyError(f"{message.sender_id:x} is none of this device's servers")
         return super().receive(message, now, nonce)
 
-    def join(self, server: int, now: float, nonce: bytes) -> list[Send]:
-        """Ask to be let in; JoinAnswered or Unanswered follows. PolicyError for a server that is not trusted."""
-        if server not in self.servers:
-            raise PolicyError(f"{server:x} is none of this device's servers")
-        return self._ask(server, _S.JOINING, JoinRequest, now, nonce, None)
-
     def resign(self, server: int, now: float, nonce: bytes) -> list[Send]:
         """Leave the server; Left follows when it confirms, Unanswered when it does not (we are out all the same)."""
         return self._ask(server, _S.LEAVING, ResignRequest, now, nonce, None)
+
+    def deregister(self, server: int, now: float, nonce: bytes) -> list[Send]:
+        """Leave the server and let it drop our key; Left and Deregistered follow when it confirms, else Unanswered."""
+        return self._ask(server, _S.DEREGISTERING, DeregisterRequest, now, nonce, None)
+
+    def forget(self, server: int) -> None:
+        """Obey this server no more, from now on."""
+        self.servers -= {server}
+        self.commanders -= {server}
 
     def fetched(self, server: int, token: bytes, now: float) -> list[Output]:
         """Report that the firmware is here and its digest is right."""
@@ -116,17 +130,18 @@ class DeviceSession(Session):
 
     # Effects.
 
-    def join_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
-        """The server answered the join."""
-        status = Status(cause.status)
-        exchange.partner.member = status is Status.JOIN_SUCCESS
-        return [JoinAnswered(exchange.partner.identity, exchange.token, status)]
-
     def resign_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
         """The server confirmed that we leave, or failed to; either way we are out."""
         return self._leave(exchange.partner, exchange.token, now.time)
 
-    def resign_unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
+    def deregister_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
+        """The server has dropped our key, or failed to; either way we are out."""
+        outputs = self._leave(exchange.partner, exchange.token, now.time)
+        if cause.status != Status.DEREGISTER_SUCCESS:
+            return outputs
+        return [*outputs, self._part_for_good(exchange.partner, exchange.token)]
+
+    def leaving_unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """The server did not confirm that we leave; we are out all the same."""
         exchange.partner.member = False
         return self.unanswered(exchange, cause, now)
@@ -134,6 +149,11 @@ class DeviceSession(Session):
     def terminated(self, exchange: Exchange, cause: TerminateCommand, now: Now) -> list[Output]:
         """The server put us out."""
         return self._leave(exchange.partner, exchange.token, now.time)
+
+    def deregistered(self, exchange: Exchange, cause: DeregisterCommand, now: Now) -> list[Output]:
+        """The server has dropped our key."""
+        outputs = self._leave(exchange.partner, exchange.token, now.time)
+        return [*outputs, self._part_for_good(exchange.partner, exchange.token)]
 
     def identify(self, exchange: Exchange, cause: IdRequest, now: Now) -> list[Output]:
         """Say what we are: a Data message with a token of its own (FLOWS.md, "Tokens")."""
@@ -149,6 +169,13 @@ class DeviceSession(Session):
         if not is_digest(cause.digest):
             raise PolicyError(f"the digest {cause.digest[:80]!r} is no SHA-256 in lower-case hex")
         exchange.detail = cause.url, cause.digest
+        version = self._version(exchange)
+        if self.version_floor is not None and (version is None or version < self.version_floor):
+            exchange.state = UpdateState.FAILED
+            named = "names no version" if version is None else f"is of version {version}"
+            why = f"the firmware {named}, and the floor is {self.version_floor}"
+            unexpected = Unexpected(exchange.partner.identity, exchange.token, Initiate, why)
+            return [unexpected, *self.answer(exchange, Status.UPDATE_FAIL_FILE, now)]
         return [FetchRequested(exchange.partner.identity, exchange.token, cause.url, cause.digest)]
 
     def same_order(self, exchange: Exchange, cause: Initiate, now: Now) -> list[Output]:
@@ -168,6 +195,13 @@ class DeviceSession(Session):
         _, digest = exchange.detail
         return [ActivationRequested(exchange.partner.identity, exchange.token, digest)]
 
+    def confirm_activation(self, exchange: Exchange, cause: Status, now: Now) -> list[Output]:
+        """The firmware is active: nothing older is taken any more."""
+        version = self._version(exchange)
+        if self.version_floor is not None and version is not None:
+            self.version_floor = max(self.version_floor, version)
+        return self.answer(exchange, cause, now)
+
     def refuse_activation(self, exchange: Exchange, cause: Activate, now: Now) -> list[Output]:
         """There is nothing to activate under this token."""
         unexpected = Unexpected(exchange.partner.identity, exchange.token, Activate, "nothing was fetched for it")
@@ -175,8 +209,15 @@ class DeviceSession(Session):
 
     # Mechanism.
 
+    @staticmethod
+    def _version(order: Exchange) -> int | None:
+        bound = tokens.parse(order.token)
+        return None if bound is None else bound.version
+
     def _leave(self, partner: Partner, token: bytes, now: float) -> list[Output]:
         partner.member = False
-        # A join that is still being asked for would bring us back in.
-        joins = [exchange for exchange in partner.exchanges.values() if exchange.state is _S.JOINING]
-        return [Left(partner.identity, token), *self._abandon(joins, now)]
+        return [Left(partner.identity, token), *self._stop_joining(partner, now)]
+
+    def _part_for_good(self, partner: Partner, token: bytes) -> Output:
+        self.forget(partner.identity)
+        return Deregistered(partner.identity, token)

@@ -1,6 +1,6 @@
 """What a session tells its owner. ``peer`` is the identity of the other side, ``token`` names the exchange."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..messages import Message
 from ..update import UpdateState
@@ -12,15 +12,27 @@ __all__ = [
     "ActivationRequested",
     "DataReceived",
     "DataRefused",
+    "Deregistered",
     "DevicesMissing",
     "DevicesShared",
     "Event",
     "FetchRequested",
+    "HumanJoinRequested",
     "IdentificationRefused",
     "Identified",
     "JoinAnswered",
+    "JoinCommandAnswered",
+    "JoinCommanded",
     "JoinRequested",
+    "JoinValueReceived",
+    "JoinWithdrawn",
+    "KeyAnswered",
+    "KeyOffered",
     "Left",
+    "ObservationRequested",
+    "Observed",
+    "ObservedJoinRequested",
+    "ObserverNamed",
     "RelayFailed",
     "SyndicatedActionRequested",
     "SyndicatedC2Requested",
@@ -66,6 +78,68 @@ class JoinRequested(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class HumanJoinRequested(Event):
+    """Server: a device wants to join and to be compared by a person; say ``show_value``, then ``answer_join``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedJoinRequested(Event):
+    """Server: a device wants to join and to be observed; say ``show_value`` and ``observe``, then ``answer_join``."""
+
+    observer: int
+
+
+@dataclass(frozen=True, slots=True)
+class JoinWithdrawn(Event):
+    """Server: a join that was not answered yet is over, because the device began another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed(Event):
+    """Server: an observer answered, or did not in time, about ``device``, which joins under ``join_token``."""
+
+    device: int
+    join_token: bytes
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class JoinCommandAnswered(Event):
+    """Server: a device followed a JoinCommand (JOIN_SUCCESS) or refused it."""
+
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class JoinValueReceived(Event):
+    """Device: open this value and show it, so that it can be compared."""
+
+    sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ObserverNamed(Event):
+    """Device: the server refuses a simple join; an observed one with this observer would let us in."""
+
+    observer: int
+
+
+@dataclass(frozen=True, slots=True)
+class JoinCommanded(Event):
+    """Device: join ``server``; the command came from one that may give it."""
+
+    server: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObservationRequested(Event):
+    """Device: compare what ``device`` shows with this value; say ``answer_observation``."""
+
+    device: int
+    sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class JoinAnswered(Event):
     """Both sides: a join came to its end with ``status``; the device is a member if it is JOIN_SUCCESS."""
 
@@ -75,6 +149,11 @@ class JoinAnswered(Event):
 @dataclass(frozen=True, slots=True)
 class Left(Event):
     """Both sides: the membership is over, by a resignation or a termination."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deregistered(Event):
+    """Both sides: the other one's key is to be dropped; the partnership is over for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +181,20 @@ class DataReceived(Event):
 @dataclass(frozen=True, slots=True)
 class DataRefused(Event):
     """The partner does not know the ``data_id`` of a value that we sent under this token."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOffered(Event):
+    """The partner wants another key to count for it; check ``data`` (see srup.rotation) and say ``answer_key``."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAnswered(Event):
+    """The partner has taken our new key if ``status`` is ACTION_SUCCESS, and goes on with the old one otherwise."""
+
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)

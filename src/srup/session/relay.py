@@ -20,8 +20,10 @@ from ..messages import (
     Action,
     Data,
     DeregisterCommand,
+    HumanJoinResponse,
     IdRequest,
     Message,
+    ObservedJoinResponse,
     Response,
     SyndicatedAction,
     SyndicatedC2Request,
@@ -187,8 +189,10 @@ class Side(Replying, DeviceSession):
         policy: Policy | None = None,
         first_sequence_id: int = 1,
         description: str = "",
+        commanders: Collection[int] = (),
+        version_floor: int | None = None,
     ) -> None:
-        super().__init__(identity, servers, policy, first_sequence_id, description)
+        super().__init__(identity, servers, policy, first_sequence_id, description, commanders, version_floor)
         if len(self.servers) != 1:
             raise ValueError(f"a side of a syndication device has one server, not {len(self.servers)}")
         [self.server] = self.servers
@@ -297,6 +301,18 @@ class HomeSide(Side):
         return [self._send(listing, event.content.cls, **dict(event.content.fields))]
 
 
+_ORDINARY: Final = (
+    Action,
+    Data,
+    IdRequest,
+    TerminateCommand,
+    DeregisterCommand,
+    HumanJoinResponse,
+    ObservedJoinResponse,
+)
+"""What the away side takes like any device."""
+
+
 class AwaySide(Side):
     """The side of the away server, which may neither update this device nor send it elsewhere.
 
@@ -306,16 +322,13 @@ class AwaySide(Side):
     table: ClassVar[Table] = AWAY_TABLE
     outgoing = TO_AWAY
     openings = {
-        **{
-            cls: opening
-            for cls, opening in DeviceSession.openings.items()
-            if cls in (Action, Data, IdRequest, TerminateCommand, DeregisterCommand)
-        },
+        **{cls: opening for cls, opening in DeviceSession.openings.items() if cls in _ORDINARY},
         SyndicatedDeviceCount: Opening(_S.NEW),
         SyndicatedDeviceList: Opening(_S.NEW, remembered=False),
         SyndicatedData: Opening(_S.NEW, remembered=False),
         SyndicatedTerminate: Opening(_S.NEW),
     }
+    repeatable = DeviceSession.repeatable | {SyndicationRequest}
     syndicated = False
     _listing = b""  # the token of the newest count
     _counted = 0  # its sequence id
@@ -372,9 +385,9 @@ class AwaySide(Side):
         """See :meth:`Side.relay_unanswered`; home's end needs no confirmation."""
         return [*super().relay_unanswered(exchange, cause, now), *self._end_if_asked(exchange)]
 
-    def resign_unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
-        """See :meth:`DeviceSession.resign_unanswered`."""
-        return [*super().resign_unanswered(exchange, cause, now), *self._lose(exchange.token, now.time)]
+    def leaving_unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
+        """See :meth:`DeviceSession.leaving_unanswered`."""
+        return [*super().leaving_unanswered(exchange, cause, now), *self._lose(exchange.token, now.time)]
 
     # Mechanism.
 
@@ -394,11 +407,6 @@ class AwaySide(Side):
         if ("req_id", RESEND) in event.content.fields and not self._binds(self._partner(self.server)):
             raise PolicyError("a deployed server would take the request for the list for one of its own")
         return super()._pass(event, now, nonce)
-
-    def _expect(self, exchange: Exchange, request: Message, resend: bool) -> None:
-        super()._expect(exchange, request, resend)
-        if isinstance(request, SyndicationRequest):
-            exchange.retry = self.policy.first_retry  # like a join: it does no harm twice, and much if it is lost
 
     def _leave(self, partner: Partner, token: bytes, now: float) -> list[Output]:
         return [*super()._leave(partner, token, now), *self._lose(token, now)]

@@ -7,9 +7,10 @@ from ..errors import EncodeError, PolicyError
 from ..messages import (
     Activate,
     Data,
+    DeregisterCommand,
+    DeregisterRequest,
     IdRequest,
     Initiate,
-    JoinRequest,
     Message,
     ResignRequest,
     Response,
@@ -17,8 +18,9 @@ from ..messages import (
 )
 from ..update import SERVER_TABLE, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
-from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Send, Session, check_status
-from .events import Identified, JoinAnswered, JoinRequested, Left, UpdateChanged
+from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send
+from .events import Deregistered, Identified, Left, UpdateChanged
+from .join import SERVER_JOINS, ServerJoins
 
 __all__ = ["TABLE", "ServerSession", "ServerState"]
 
@@ -27,44 +29,39 @@ class ServerState(Enum):
     """Exchanges that only a server sees from this side."""
 
     NEW = "nothing happened yet"
-    DECIDING = "the application is to say whether the device may join"
     ANSWERED = "the device has its answer"
     IDENTIFYING = "the device is to say what it is"
     UNANSWERED = "the time is over"
 
 
 _S = ServerState
-_JOIN_RESULTS: Final = (Status.JOIN_SUCCESS, Status.JOIN_REFUSED, Status.JOIN_FAIL)
-
 TABLE: Final[Table] = {
     **COMMON_TABLE,
     **SERVER_TABLE,
-    (_S.NEW, JoinRequest): Step(_S.DECIDING, "join_requested"),
-    (_S.DECIDING, JoinRequest): Step(_S.DECIDING),
-    (_S.DECIDING, Word.ANSWER): Step(_S.ANSWERED, "answer_to_join"),
-    (_S.DECIDING, Word.EXPIRE): Step(_S.UNANSWERED),
-    (_S.ANSWERED, JoinRequest): Step(_S.ANSWERED, "repeat_join_answer"),
+    **SERVER_JOINS,
     (_S.NEW, ResignRequest): Step(_S.ANSWERED, "resigned"),
     (_S.ANSWERED, ResignRequest): Step(_S.ANSWERED, "repeat_answer"),
+    (_S.NEW, DeregisterRequest): Step(_S.ANSWERED, "deregistered"),
+    (_S.ANSWERED, DeregisterRequest): Step(_S.ANSWERED, "repeat_answer"),
     (_S.IDENTIFYING, Data): Step(_S.ANSWERED, "identified"),
     (_S.IDENTIFYING, Word.EXPIRE): Step(_S.UNANSWERED, "unanswered"),
 }
 
 
-class ServerSession(Session):
-    """A server for any number of devices; ``first_sequence_id`` is as in :class:`Session`."""
+class ServerSession(ServerJoins):
+    """A server for any number of devices; the arguments are those of :class:`Session`."""
 
     table: ClassVar[Table] = TABLE
     openings = {
-        **Session.openings,
-        JoinRequest: Opening(_S.NEW, members_only=False),
+        **ServerJoins.openings,
         ResignRequest: Opening(_S.NEW),
+        DeregisterRequest: Opening(_S.NEW, members_only=False),
     }
+    for_strangers = ServerJoins.for_strangers | {DeregisterCommand}
 
-    def answer_join(self, device: int, token: bytes, status: Status, now: float) -> list[Output]:
-        """Answer a JoinRequested with JOIN_SUCCESS, JOIN_REFUSED or JOIN_FAIL."""
-        check_status(status, _JOIN_RESULTS)
-        return self._drive(device, token, Word.ANSWER, status, now)
+    def __init__(self, identity: int, policy: Policy | None = None, first_sequence_id: int = 1) -> None:
+        super().__init__(identity, policy, first_sequence_id)
+        self._moderated = {}
 
     def identify(self, device: int, now: float, nonce: bytes) -> list[Send]:
         """Ask a device what it is; Identified or Unanswered follows."""
@@ -75,6 +72,27 @@ class ServerSession(Session):
         [send] = self._ask(device, _S.ANSWERED, TerminateCommand, now, nonce, None, resend=False)
         return [send, *self._part(self._partner(device), send.message.token, now)]
 
+    def revoke(self, device: int, now: float) -> list[Output]:
+        """Forget a device whose key counts no longer, with all that is under way; nothing is sent.
+
+        Left follows if it was a member. Should the identity come back with another key, it is a new partner.
+        """
+        side = self._partners.pop(device, None)
+        if side is None:
+            return []
+        outputs: list[Output] = []
+        for exchange in list(side.exchanges.values()):
+            self._forget(exchange)
+            withdrawal = self.table.get((exchange.state, Word.WITHDRAW))
+            if withdrawal is not None:  # a person is still to decide about it
+                outputs += self._take(exchange, withdrawal, None, Now(now, b""))
+        return [*outputs, Left(device, b"")] if side.member else outputs
+
+    def deregister(self, device: int, now: float, nonce: bytes) -> list[Output]:
+        """Put a device out for good, joined or not; Deregistered says that its key is to be dropped."""
+        [send] = self._ask(device, _S.ANSWERED, DeregisterCommand, now, nonce, None, resend=False)
+        return [send, *self._part_for_good(self._partner(device), send.message.token, now)]
+
     def update(
         self,
         device: int,
@@ -84,18 +102,21 @@ class ServerSession(Session):
         nonce: bytes,
         lifetime: float | None = None,
         hold: bool = False,
+        version: int | None = None,
     ) -> list[Send]:
         """Order new firmware; UpdateChanged follows at each step.
 
         The device is told to activate as soon as it has the file, or, with ``hold``, when :meth:`activate` is called.
-        ``digest`` is the file's SHA-256 as 64 lower-case hex digits; anything else is an EncodeError.
+        ``digest`` is the file's SHA-256 as 64 lower-case hex digits; anything else is an EncodeError. ``version``, a
+        number below 10**18, lets a device with a version floor tell an old firmware from a new one (T12).
         """
         if not is_digest(digest):
             raise EncodeError("digest", "expected a SHA-256 as 64 lower-case hex digits")
         if lifetime is None:
             lifetime = self.policy.update_lifetime
         state = UpdateState.FETCHING
-        return self._ask(device, state, Initiate, now, nonce, lifetime, detail=hold, url=url, digest=digest)
+        fields: dict[str, Any] = {"url": url, "digest": digest}
+        return self._ask(device, state, Initiate, now, nonce, lifetime, detail=hold, version=version, **fields)
 
     def activate(self, device: int, token: bytes, now: float) -> list[Output]:
         """Let a device activate what it has fetched under this token; PolicyError if it has nothing."""
@@ -107,27 +128,15 @@ class ServerSession(Session):
 
     # Effects.
 
-    def join_requested(self, exchange: Exchange, cause: JoinRequest, now: Now) -> list[Output]:
-        """A device wants in."""
-        return [JoinRequested(exchange.partner.identity, exchange.token)]
-
-    def answer_to_join(self, exchange: Exchange, cause: Status, now: Now) -> list[Output]:
-        """The application has decided."""
-        event = JoinAnswered(exchange.partner.identity, exchange.token, cause)
-        outputs = [event, *self.answer(exchange, cause, now)]
-        exchange.partner.member = cause is Status.JOIN_SUCCESS
-        return outputs
-
-    def repeat_join_answer(self, exchange: Exchange, cause: JoinRequest, now: Now) -> list[Output]:
-        """Answer as before, unless the device has been put out since: it may have missed both."""
-        if exchange.status is Status.JOIN_SUCCESS and not exchange.partner.member:
-            return self.answer(exchange, Status.JOIN_REFUSED, now)
-        return self.repeat_answer(exchange, cause, now)
-
     def resigned(self, exchange: Exchange, cause: ResignRequest, now: Now) -> list[Output]:
         """A device leaves."""
-        outputs = self.answer(exchange, Status.RESIGN_SUCCESS, now)
+        outputs = [*self.answer(exchange, Status.RESIGN_SUCCESS, now), *self._obeyed(exchange.partner, now, True)]
         return [*outputs, *self._part(exchange.partner, exchange.token, now.time)]
+
+    def deregistered(self, exchange: Exchange, cause: DeregisterRequest, now: Now) -> list[Output]:
+        """A device leaves for good."""
+        outputs = self.answer(exchange, Status.DEREGISTER_SUCCESS, now)
+        return [*outputs, *self._part_for_good(exchange.partner, exchange.token, now.time)]
 
     def data_received(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
         """A value, or the answer to an IdRequest, which has a token of its own (FLOWS.md, "Tokens")."""
@@ -171,3 +180,7 @@ class ServerSession(Session):
         device.member = False
         asked = [exchange for exchange in device.exchanges.values() if exchange.mine and self._is_open(exchange)]
         return [Left(device.identity, token), *self._abandon(asked, now)]
+
+    def _part_for_good(self, device: Partner, token: bytes, now: float) -> list[Output]:
+        left = self._part(device, token, now) if device.member else []
+        return [*left, Deregistered(device.identity, token)]

@@ -516,8 +516,18 @@ class SyndicationServerSession(Replying, ServerSession):
 
     # Effects at both: a membership that ends takes the syndication with it.
 
-    def answer_to_join(self, exchange: Exchange, cause: Status, now: Now) -> list[Output]:
-        """See :meth:`ServerSession.answer_to_join`."""
+    def revoke(self, device: int, now: float) -> list[Output]:
+        """See :meth:`ServerSession.revoke`."""
+        outputs = super().revoke(device, now)
+        return [*outputs, *([SyndicationEnded(device, b"")] if self._syndications.pop(device, None) else [])]
+
+    def join_timed_out(self, exchange: Exchange, cause: None, now: Now) -> list[Output]:
+        """See :meth:`ServerJoins.join_timed_out`."""
+        outputs = super().join_timed_out(exchange, cause, now)
+        return [*outputs, *self._lose(exchange.partner, exchange.token, now.time)]
+
+    def answer_to_join(self, exchange: Exchange, cause: tuple[Status, int | None], now: Now) -> list[Output]:
+        """See :meth:`ServerJoins.answer_to_join`."""
         outputs = super().answer_to_join(exchange, cause, now)
         if not exchange.partner.member:
             outputs += self._lose(exchange.partner, exchange.token, now.time)

@@ -1,0 +1,352 @@
+"""Joins of running devices: moderated by a person, observed by a machine, commanded; and leaving for good."""
+
+import pytest
+
+from srup import JoinValue, KeyRing, PolicyError, Status, messages
+from srup.session.base import Policy
+
+from .fleet import SERVER, Fleet, key_of
+
+HOME, AWAY = 0xD0, 0xD1
+
+
+def human(tmp_path, scheme="ed25519", **options):
+    """A server that wants a person to compare, and one device; what each of them shows."""
+    fleet = Fleet(tmp_path, size=0, scheme=scheme, server_options={"admission": "human"} | options)
+    pending, shown = [], []
+    fleet.server.on_moderation(pending.append)
+    device = fleet.add(HOME, join="human")
+    device.on_join_value(shown.append)
+    return fleet, device, pending, shown
+
+
+@pytest.mark.parametrize("scheme", ["rsa2048", "ed25519"])
+def test_a_person_compares_and_accepts(tmp_path, scheme):
+    fleet, device, pending, shown = human(tmp_path, scheme)
+    with fleet.start():
+        fleet.settle()
+        assert not device.joined
+        [join] = pending
+        [value] = shown
+        assert join.value == value
+        assert fleet.server.pending_joins == [join]
+        join.accept()
+        fleet.settle()
+        assert fleet.all_joined()
+        assert join.status is Status.JOIN_SUCCESS
+        assert fleet.server.pending_joins == []
+        with pytest.raises(PolicyError, match="is over"):
+            join.refuse()
+        assert fleet.faults() == 0
+
+
+@pytest.mark.parametrize(
+    ("decision", "status"), [("refuse", Status.JOIN_REFUSED), ("fail", Status.JOIN_FAIL)], ids=["refuse", "fail"]
+)
+def test_a_person_says_no(tmp_path, decision, status):
+    fleet, device, pending, _ = human(tmp_path)
+    with fleet.start():
+        fleet.settle()
+        getattr(pending[0], decision)()
+        fleet.settle()
+        assert (device.joined, fleet.server.members, pending[0].status) == (False, frozenset(), status)
+        with pytest.raises(PolicyError, match=status.name):
+            device.wait_joined(0)
+
+
+def test_nobody_answers_in_time(tmp_path):
+    fleet, device, pending, _ = human(tmp_path)
+    with fleet.start():
+        fleet.settle()
+        fleet.run(lambda: pending[0].status, seconds=1000)
+        fleet.settle()
+        assert pending[0].status is Status.JOIN_FAIL
+        assert (device.joined, fleet.server.pending_joins) == (False, [])
+
+
+def test_without_a_person_a_human_join_is_refused(tmp_path):
+    fleet = Fleet(tmp_path, size=0)
+    device = fleet.add(HOME, join="human")
+    device.on_join_value(lambda value: None)
+    with fleet.start():
+        fleet.settle()
+        with pytest.raises(PolicyError, match="JOIN_REFUSED"):
+            device.wait_joined(0)
+
+
+def test_a_device_that_cannot_show_a_value_says_so_at_the_start(tmp_path):
+    fleet = Fleet(tmp_path, size=0)
+    device = fleet.add(HOME, join="human")
+    with pytest.raises(ValueError, match="on_join_value"):
+        device.start(threads=False)
+    device.stop()
+    fleet.server.stop()
+
+
+def test_a_simple_join_does_not_get_round_the_person(tmp_path):
+    fleet, _, pending, _ = human(tmp_path)
+    sneaky = fleet.add(AWAY)
+    with fleet.start():
+        fleet.settle()
+        assert not sneaky.joined
+        assert [join.device for join in pending] == [HOME]
+
+
+def test_a_member_asks_again_without_a_person_and_a_forgetful_server_gets_the_person_again(tmp_path):
+    fleet, device, pending, shown = human(tmp_path)
+    with fleet.start():
+        fleet.settle()
+        pending[0].accept()
+        fleet.settle()
+        device.join()
+        fleet.settle()
+        assert (device.joined, len(pending), len(shown)) == (True, 1, 1)
+        fleet.server._members.clear()  # as after a restart
+        fleet.server._session._partners[HOME].member = False
+        device.join()
+        fleet.settle()
+        assert (device.joined, len(pending), len(shown)) == (False, 2, 2)
+        pending[1].accept()
+        fleet.settle()
+        assert fleet.all_joined()
+
+
+def test_the_latest_join_counts(tmp_path):
+    fleet, device, pending, shown = human(tmp_path)
+    with fleet.start():
+        fleet.settle()
+        device.join()
+        fleet.settle()
+        first, second = pending
+        assert (first.status, second.status, len(shown)) == (Status.JOIN_FAIL, None, 2)
+        with pytest.raises(PolicyError):
+            first.accept()
+        assert not device.joined
+        second.accept()
+        fleet.settle()
+        assert fleet.all_joined()
+        assert shown[1] == second.value
+        assert shown[0] != second.value
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_human_join_on_a_bad_link(tmp_path, seed):
+    strict = Policy(require_bound_tokens=True)
+    faults = {"loss": 0.4, "duplicate": 0.3, "delay": (0.0, 2.0)}
+    fleet = Fleet(
+        tmp_path,
+        size=0,
+        seed=seed,
+        server_policy=strict,
+        device_policy=strict,
+        server_options={"admission": "human"},
+        **faults,
+    )
+    device = fleet.add(HOME, join="human")
+    pending, shown = [], []
+    fleet.server.on_moderation(pending.append)
+    device.on_join_value(shown.append)
+    with fleet.start():
+        fleet.run(lambda: pending and pending[-1].value in shown, seconds=1800)
+        pending[-1].accept()
+        fleet.run(fleet.all_joined, seconds=1800)
+        assert fleet.faults() == 0
+
+
+def observed(tmp_path, read, **options):
+    """A device that joins, and another that reads what the first one shows."""
+    fleet = Fleet(tmp_path, size=0, server_options={"admission": "observed", "observers": [AWAY]} | options)
+    device = fleet.add(HOME, join="observed", observer=AWAY)
+    screen = []
+    device.on_join_value(screen.append)
+    observer = fleet.add(AWAY, join="human")
+    observer.on_join_value(lambda value: None)
+    fleet.server.on_moderation(lambda join: join.accept())  # the observer itself
+    observer.on_observation(lambda identity: read(screen))
+    observer.start(threads=False)
+    fleet.server.start(threads=False)
+    fleet.settle()
+    assert observer.joined
+    device.start(threads=False)
+    fleet.settle()
+    return fleet, device, screen
+
+
+@pytest.mark.parametrize("form", ["text", "groups", "words"])
+def test_an_observer_vouches(tmp_path, form):
+    fleet, _, _ = observed(tmp_path, lambda screen: getattr(screen[0], form))
+    with fleet:
+        assert fleet.all_joined()
+        assert fleet.faults() == 0
+
+
+@pytest.mark.parametrize(
+    ("read", "status"),
+    [
+        (lambda screen: JoinValue.new(bytes(16)), "JOIN_REFUSED"),
+        (lambda screen: "", "JOIN_REFUSED"),
+        (lambda screen: None, "JOIN_FAIL"),
+        (lambda screen: 7, "JOIN_FAIL"),
+        (lambda screen: screen[99], "JOIN_FAIL"),
+    ],
+    ids=["another value", "nothing legible", "nothing", "junk", "raises"],
+)
+def test_an_observer_that_does_not_see_the_value(tmp_path, read, status):
+    fleet, device, _ = observed(tmp_path, read)
+    with fleet:
+        assert fleet.server.members == {AWAY}
+        with pytest.raises(PolicyError, match=status):
+            device.wait_joined(0)
+
+
+def test_an_observer_that_dies(tmp_path):
+    fleet, device, _ = observed(tmp_path, lambda screen: None)
+    with fleet:
+        fleet.devices.pop(AWAY).stop()
+        device.join()
+        fleet.settle()
+        assert not device.joined
+        fleet.run(lambda: device._joined.done(), seconds=2000)
+        with pytest.raises(PolicyError, match="JOIN_FAIL"):
+            device.wait_joined(0)
+
+
+def test_an_observer_whose_word_does_not_count(tmp_path):
+    fleet, device, screen = observed(tmp_path, lambda screen: screen[0], observers=[])
+    with fleet:
+        assert screen == []
+        with pytest.raises(PolicyError, match="JOIN_REFUSED"):
+            device.wait_joined(0)
+
+
+def test_nobody_observes_himself(tmp_path):
+    fleet = Fleet(tmp_path, size=0, server_options={"admission": "observed", "observers": [HOME]})
+    device = fleet.add(HOME, join="observed", observer=HOME)
+    device.on_join_value(lambda value: None)
+    device.on_observation(lambda identity: "anything")
+    with fleet.start():
+        fleet.settle()
+        assert not device.joined
+
+
+def test_a_refused_simple_join_is_told_of_an_observer(tmp_path):
+    fleet, _, _ = observed(tmp_path, lambda screen: screen[-1])
+    with fleet:
+        other = fleet.add(0xD2)
+        screen = []
+        other.on_join_value(screen.append)
+        observer = fleet.devices.pop(AWAY)
+        fleet.devices[AWAY] = observer  # looks after the other has shown something
+        observer.on_observation(lambda identity: screen[-1])
+        other.start(threads=False)
+        fleet.settle()
+        assert other.joined
+        plain = fleet.add(0xD3)  # has nothing to show a value with
+        plain.start(threads=False)
+        fleet.settle()
+        assert not plain.joined
+        with pytest.raises(PolicyError, match="JOIN_REFUSED"):
+            plain.wait_joined(0)
+
+
+# Commands.
+
+
+def two_servers(tmp_path, **options):
+    """A device at one server that knows another; both servers on one network."""
+    fleet = Fleet(tmp_path, size=0)
+    other = Fleet.__new__(Fleet)
+    other.__dict__.update(fleet.__dict__)
+    from srup import Server
+    from srup.transport import MemoryTransport
+
+    second = Server(
+        0x5F,
+        key_of(0x5F),
+        devices=fleet.ring,
+        broker=MemoryTransport(fleet.network, "second"),
+        clock=fleet.clock,
+        entropy=fleet.randbytes,
+    )
+    fleet.devices["second"] = second  # steps with the others
+    device = fleet.add(HOME, servers=KeyRing({0x5F: key_of(0x5F).public_key}), **options)
+    fleet.start()
+    fleet.settle()
+    assert device.joined
+    return fleet, device, second
+
+
+def test_the_present_server_hands_a_device_over(tmp_path):
+    fleet, device, second = two_servers(tmp_path)
+    with fleet:
+        answer = fleet.server.command_join(HOME, server=0x5F)
+        fleet.settle()
+        assert answer.result(0) is Status.JOIN_SUCCESS
+        assert device.server == 0x5F
+        assert (fleet.server.members, second.members) == (frozenset(), {HOME})
+        assert second.action(HOME, 1)
+        fleet.settle()
+        assert fleet.faults() == 0
+
+
+def test_a_commander_takes_a_device(tmp_path):
+    fleet, device, second = two_servers(tmp_path, commanders=[0x5F])
+    with fleet:
+        answer = second.command_join(HOME)
+        fleet.settle()
+        assert answer.result(0) is Status.JOIN_SUCCESS
+        assert (device.server, fleet.server.members, second.members) == (0x5F, frozenset(), {HOME})
+
+
+def test_a_hand_over_to_a_server_that_the_device_does_not_know(tmp_path):
+    fleet, device, _ = two_servers(tmp_path)
+    with fleet:
+        answer = fleet.server.command_join(HOME, server=0x99)
+        fleet.settle()
+        assert answer.result(0) is Status.JOIN_REFUSED
+        assert (device.server, device.joined) == (SERVER, True)
+
+
+# Leaving for good.
+
+
+def test_a_device_deregisters(tmp_path):
+    with Fleet(tmp_path).joined() as fleet:
+        gone = []
+        fleet.server.on_deregistered(gone.append)
+        fleet.device.on_deregistered(gone.append)
+        done = fleet.device.deregister()
+        fleet.settle()
+        assert done.result(0) is None
+        assert gone == [fleet.device.identity, SERVER] or gone == [SERVER, fleet.device.identity]
+        assert fleet.ring == {}
+        assert fleet.server.members == frozenset()
+        assert SERVER not in fleet.device._session.servers
+        fleet.device.join()
+        fleet.settle()
+        assert fleet.server.members == frozenset()
+
+
+def test_a_server_deregisters_a_device(tmp_path):
+    with Fleet(tmp_path).joined() as fleet:
+        done = fleet.server.deregister(fleet.device.identity)
+        fleet.settle()
+        assert done.result(0) is None
+        assert (fleet.ring, fleet.server.members, fleet.device.joined) == ({}, frozenset(), False)
+        assert SERVER not in fleet.device._session.servers
+
+
+def test_a_device_changes_its_owner_under_a_new_identity(tmp_path):
+    with Fleet(tmp_path).joined() as fleet:
+        old = fleet.device
+        old.deregister()
+        fleet.settle()
+        fleet.devices.clear()
+        old.stop()
+        new = fleet.add(0xE0)
+        new.start(threads=False)
+        fleet.settle()
+        assert fleet.all_joined()
+        assert old.identity not in fleet.ring
+        message = messages.Action(sequence_id=1 << 63, sender_id=old.identity, token=b"t", action_id=1)
+        assert message.sender_id not in fleet.ring
