@@ -546,6 +546,26 @@ def test_home_knows_when_the_device_is_no_member_any_more(chain, who):
     assert chain.events(HOME, e.SyndicatedDataReceived) == []
 
 
+def test_a_moderated_join_that_times_out_ends_it(chain):
+    """The device is no member then, whatever it was before."""
+    message = next_message(chain, m.HumanJoinRequest, AWAY, AWAY_ID)
+    chain.away.receive(message, T0, nonce())
+    chain.away.show_value(AWAY_ID, message.token, b"sealed", T0)
+    assert chain.away.syndication(AWAY_ID) is not None
+    chain.advance(T0 + 1000)
+    assert chain.away.syndication(AWAY_ID) is None
+    assert len(chain.events(AWAY, e.SyndicationEnded)) == 1
+
+
+@pytest.mark.parametrize("name", ["home", "away"])
+def test_a_revoked_device_has_no_syndication(chain, name):
+    server, device = getattr(chain, name), {"home": HOME_ID, "away": AWAY_ID}[name]
+    outputs = server.revoke(device, T0)
+    assert [type(output) for output in outputs][-1] is e.SyndicationEnded
+    assert server.syndication(device) is None
+    assert not any(isinstance(output, e.SyndicationEnded) for output in server.revoke(device, T0))
+
+
 def test_the_end_of_what_does_not_exist_at_away_is_still_the_end(chain):
     chain.away_side.syndicated = False  # it has forgotten
     token = chain.ask(chain.home.end_syndication)
