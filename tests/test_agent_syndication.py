@@ -601,6 +601,8 @@ def test_a_device_is_stopped_while_it_is_getting_in(tmp_path, memory):
         assert entered.wait(WAIT)
         world.bridge.stop()
         leave.set()
+        world.bridge._application.shutdown(wait=True)
+        assert world.bridge._aways == []
     wait_until(lambda: set(threading.enumerate()) <= before, "the end of all threads")
 
 
