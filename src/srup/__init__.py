@@ -62,15 +62,18 @@ from .session import Policy
 from .wire import Status
 
 if TYPE_CHECKING:
-    from .agent import Device, PendingJoin, Server, UpdateOrder
+    from .agent import AwayNetwork, Device, PendingJoin, Server, SyndicationDevice, SyndicationServer, UpdateOrder
     from .fetch import FetchPolicy, file_digest
 
 __version__ = "0.1.0"
 
 _AT_FIRST_USE = {
+    "AwayNetwork": "agent",
     "Device": "agent",
     "PendingJoin": "agent",
     "Server": "agent",
+    "SyndicationDevice": "agent",
+    "SyndicationServer": "agent",
     "UpdateOrder": "agent",
     "FetchPolicy": "fetch",
     "file_digest": "fetch",
@@ -92,6 +95,7 @@ __all__ = [
     "BACKEND",
     "Action",
     "Activate",
+    "AwayNetwork",
     "BackendInfo",
     "Data",
     "DecodeError",
@@ -137,8 +141,10 @@ __all__ = [
     "SyndicatedEndRequest",
     "SyndicatedIdRequest",
     "SyndicatedTerminate",
+    "SyndicationDevice",
     "SyndicationInit",
     "SyndicationRequest",
+    "SyndicationServer",
     "TerminateCommand",
     "TransportError",
     "UnansweredError",

@@ -3,5 +3,16 @@
 from .base import Agent, Refusal
 from .device import Device
 from .server import PendingJoin, Server, UpdateOrder
+from .syndication import AwayNetwork, SyndicationDevice, SyndicationServer
 
-__all__ = ["Agent", "Device", "PendingJoin", "Refusal", "Server", "UpdateOrder"]
+__all__ = [
+    "Agent",
+    "AwayNetwork",
+    "Device",
+    "PendingJoin",
+    "Refusal",
+    "Server",
+    "SyndicationDevice",
+    "SyndicationServer",
+    "UpdateOrder",
+]

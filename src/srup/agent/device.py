@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Literal, Self, get_args
+from typing import ClassVar, Final, Literal, Self, get_args
 
 from .. import rotation
 from ..errors import PolicyError, SealError, TransportError, UpdateError
@@ -71,6 +71,8 @@ class Device(Agent):
     firmware whose order names a version, and none below; what it activates becomes the floor.
     """
 
+    _session_type: ClassVar[type[DeviceSession]] = DeviceSession
+
     def __init__(
         self,
         identity: int,
@@ -115,7 +117,7 @@ class Device(Agent):
         keys = KeyRing({**(servers or {}), server: server_key})
         if identity in keys or not set(commanders) <= set(keys):
             raise ValueError("servers are others than the device, and commanders are among them")
-        session = DeviceSession(identity, keys, policy, first, description, commanders, version_floor)
+        session = self._session_type(identity, keys, policy, first, description, commanders, version_floor)
         super().__init__(session, key, keys, transport, clock, entropy)
         self.server = server
         self._servers = keys

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from typing import Final, Literal, get_args
+from typing import ClassVar, Final, Literal, get_args
 
 from .. import rotation
 from ..errors import PolicyError, SealError, SrupError, TransportError, UnansweredError, UpdateError
@@ -137,6 +137,8 @@ class Server(Agent):
     always possible, if there is somebody to moderate it.
     """
 
+    _session_type: ClassVar[type[ServerSession]] = ServerSession
+
     def __init__(
         self,
         identity: int,
@@ -161,7 +163,7 @@ class Server(Agent):
         check_type(policy, (Policy, type(None)), "policy")
         transport = transport_to(broker, identity)
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
-        session = ServerSession(identity, policy, first)
+        session = self._session_type(identity, policy, first)
         super().__init__(session, key, devices, transport, clock, entropy, threads)
         self.devices = devices
         self._session: ServerSession = session
