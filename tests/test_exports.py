@@ -29,7 +29,10 @@ LEVELS = [
     {"errors"},
     {"srup_native"},
 ]
-SIDEWAYS = {("codec", "keys"), ("codec", "keyring"), ("keyring", "keys"), ("seal", "keys"), ("session", "update")}
+SIDEWAYS = {
+    *(("codec", "keys"), ("codec", "keyring"), ("keyring", "keys"), ("seal", "keys")),
+    *(("session", "update"), ("keyex", "transport")),
+}
 
 FOR_ARCHITECTURE = [
     *("PrivateKey", "PublicKey", "KeyRing", "encode", "decode", "verify_many", "seal", "unseal", "BACKEND", "Frame"),

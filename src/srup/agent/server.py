@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from ..errors import PolicyError, SealError, SrupError, TransportError, UnansweredError, UpdateError
 from ..joinvalue import SIZE as JOIN_VALUE_SIZE
@@ -33,6 +33,7 @@ from ..transport.topics import Address, device_filter, join_filter
 from ..update import UpdateState
 from ..wire import Status
 from .base import Agent, Handler, check_identity, check_type, log, sequence_origin, transport_to
+from .enrolment import enter, link
 
 __all__ = ["PendingJoin", "Server", "UpdateOrder"]
 
@@ -161,6 +162,27 @@ class Server(Agent):
         self._admission = admission
         self._observers = tuple(observers)
         self._joins: dict[tuple[int, bytes], PendingJoin] = {}
+
+    @classmethod
+    def enroll(
+        cls,
+        folder: str | os.PathLike[str],
+        url: str | None = None,
+        identity: int | None = None,
+        *,
+        devices: KeyRing,
+        token: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        scheme: str = "rsa2048",
+        **options: Any,
+    ) -> Self:
+        """Return a server with the key and the certificate that the key exchange service at ``url`` gives.
+
+        See :meth:`Device.enroll`; the ``token`` is one that was made for a server.
+        """
+        enrolment = enter(folder, url, identity, token=token, ca_file=ca_file, scheme=scheme, kind="server")
+        options = {"broker": link(folder, enrolment)} | options
+        return cls(enrolment.identity, enrolment.key, devices=devices, **options)
 
     @property
     def members(self) -> frozenset[int]:
