@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from srup.keyex import ServiceFolder
 from srup.keyex.forms import Identity
-from srup.keyex.service import application
+from srup.keyex.service import application, listen
 
 from .fleet import WAIT, Clock, key_of
 
@@ -94,7 +94,7 @@ class Site:
             timeout_graceful_shutdown=1,
         )
         server = uvicorn.Server(config)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
+        with listen("127.0.0.1", 0) as listener:
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
             try:

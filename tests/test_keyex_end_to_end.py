@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 from srup import Device, FetchPolicy
-from srup.update import UpdateState
 
 from .fleet import WAIT, FirmwareHost, certificate
 from .keyex_site import DEVICE, SERVER, free_port, mosquitto, need_mosquitto

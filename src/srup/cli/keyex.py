@@ -2,7 +2,6 @@
 
 import io
 import os
-import socket
 import sys
 import time
 from base64 import b64encode
@@ -104,7 +103,7 @@ def serve(
     try:
         import uvicorn
 
-        from ..keyex.service import application
+        from ..keyex.service import application, listen
     except ModuleNotFoundError as error:
         _fail(f"srup keyex serve needs {error.name}: pip install 'srup[keyex]'")
     with _told():
@@ -118,8 +117,7 @@ def serve(
         names = name or [host]
         files = (tls_cert, tls_key) if tls_cert else place.https(names, time.time())
         cert, key = (None, None) if plain_http else files
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family)
+        listener = listen(host, port)
 
     config = uvicorn.Config(
         app=application(authority, lambda: _keep_house(place, authority, names, config, own=tls_cert is None)),

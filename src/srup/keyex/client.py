@@ -270,6 +270,8 @@ def _context(ca: bytes | None) -> ssl.SSLContext:
     if ca is None:
         return ssl.create_default_context()
     try:
+        if not ca.strip():  # create_default_context would take the system's instead
+            raise ValueError
         return ssl.create_default_context(cadata=ca.decode("ascii"))
     except (ssl.SSLError, ValueError):
         raise ValueError("ca holds no PEM certificates") from None

@@ -146,7 +146,7 @@ class Enrolment:
         except OSError as error:
             raise _unusable(folder, error) from None
         except (ValueError, KeyError, TypeError, AttributeError, InvalidKeyError) as error:
-            raise KeyServiceError(0, "", f"{folder} holds no good enrolment: {error}; enrol again") from None
+            raise KeyServiceError(0, "", f"{folder}: {error}; remove enrolment.json and enrol again") from None
 
 
 def enroll(
