@@ -147,6 +147,7 @@ class Caller:
 def calling(url, ca):
     caller = Caller(url, ca)
     with closing(caller.pool.connection_from_url(url)):
+        assert caller.get("status").status == 200  # the service has begun, and put its house in order
         yield caller
         caller.pool.clear()
 

@@ -1,6 +1,8 @@
 """srup.keyex.authority: who gets in by which door, what is certified, what is taken back, and what stays forbidden."""
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -13,7 +15,7 @@ from srup.keyex.forms import Identity
 from srup.keyex.proof import enrolment, is_signed, rotation, sign
 from srup.keys import SCHEMES
 
-from .fleet import key_of
+from .fleet import WAIT, key_of
 from .keyex_site import BROKER, DEVICE, OTHER, SERVER, SERVICE, csr_of, make_site, named
 
 __all__ = ["make_site"]
@@ -89,6 +91,25 @@ def test_a_token_is_good_once(site):
     refused(site, 403, "identity", site.authority.register, named(DEVICE), key_of(2).public_key, "d", token, again)
     again = sign(key_of(2), enrolment(OTHER, token))
     refused(site, 403, "token", site.authority.register, named(OTHER), key_of(2).public_key, "d", token, again)
+
+
+def test_of_many_who_have_one_token_at_once_one_gets_in(site):
+    token = secret(site.authority.invite(DEVICE))
+    keys = [key_of(6000 + number) for number in range(8)]
+    begin = threading.Barrier(len(keys))
+
+    def attempt(key):
+        begin.wait(WAIT)
+        try:
+            site.authority.register(named(DEVICE), key.public_key, "device", token, sign(key, enrolment(DEVICE, token)))
+        except KeyServiceError:
+            return None
+        return key
+
+    with ThreadPoolExecutor(len(keys)) as pool:
+        winners = [key for key in pool.map(attempt, keys) if key is not None]
+    assert len(winners) == 1
+    assert site.authority.key_of(named(DEVICE)) == winners[0].public_key
 
 
 def test_a_token_expires(site):

@@ -339,6 +339,14 @@ def test_t17_what_strangers_send_is_escaped_in_the_log_and_secrets_are_not_in_it
         assert bare(key.public_key.to_pem())[:40] not in message
 
 
+def test_trouble_of_the_service_itself_is_a_503_that_tells_nothing(site, caller, caplog):
+    site.authority._store.close()
+    answer = caller.get("get_key/d1")
+    assert answer.status == 503
+    assert str(site.folder.path) not in answer.data.decode()
+    assert answer.json()["field"] == ""
+
+
 def test_answers_name_no_file_and_no_secret(site, caller):
     said = caller.refused(400, "key", "register", {"identity": "d1", "key": "junk", "type": "device"})
     assert str(site.folder.path) not in said

@@ -67,6 +67,14 @@ def test_what_raises_has_changed_nothing(store):
     assert list(store._db.iterdump()) == before
 
 
+def test_a_file_that_another_process_holds_too_long_is_told(path, store, monkeypatch):
+    monkeypatch.setattr("srup.keyex.store._PATIENCE", 0.01)
+    with closing(Store(path)) as other, store.writing():
+        for call in (lambda: other.set("name", "value"), other.writing().__enter__):
+            with pytest.raises(KeyServiceError, match="locked"):
+                call()
+
+
 def test_two_processes_share_the_file(path, store):
     with closing(Store(path)) as other:
         with other.writing():

@@ -183,8 +183,9 @@ def _endpoint(authority: Authority, entry: _Entry, limiter: Limiter) -> Callable
         except KeyServiceError as error:
             log.info("%s %s from %a: %d %a", entry.method, entry.path, address, error.status, str(error))
             headers = {"Connection": "close"} if error.status in (408, 413) else None
-            answer = {"error": str(error), "field": error.field}
-            return JSONResponse(answer, error.status or 500, headers)
+            # Without a status it is our own trouble, which is nobody's business but the log's.
+            said = str(error) if error.status else "the service is in trouble; try again later"
+            return JSONResponse({"error": said, "field": error.field}, error.status or 503, headers)
 
     return endpoint
 
@@ -192,7 +193,7 @@ def _endpoint(authority: Authority, entry: _Entry, limiter: Limiter) -> Callable
 def application(
     authority: Authority, housekeeping: Callable[[], object] | None = None, limiter: Limiter | None = None
 ) -> Starlette:
-    """Return the application. ``housekeeping`` is called on a thread at the start and every hour.
+    """Return the application. ``housekeeping`` is called on a thread before the first request and every hour.
 
     ``limiter`` bounds registrations without a token for each address (default: 10 at once, then 6 a minute).
     """
@@ -205,7 +206,8 @@ def application(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        task = asyncio.create_task(_keep_house(authority, housekeeping))
+        await _keep_house(authority, housekeeping)
+        task = asyncio.create_task(_go_on(authority, housekeeping))
         yield
         task.cancel()
 
@@ -221,12 +223,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def _keep_house(authority: Authority, housekeeping: Callable[[], object] | None) -> None:
+    for work in (authority.expire, housekeeping):
+        if work is None:
+            continue
+        try:
+            await run_in_threadpool(work)
+        except (KeyServiceError, OSError):
+            log.exception("housekeeping failed; it is tried again in an hour")
+
+
+async def _go_on(authority: Authority, housekeeping: Callable[[], object] | None) -> None:
     while True:
-        for work in (authority.expire, housekeeping):
-            if work is None:
-                continue
-            try:
-                await run_in_threadpool(work)
-            except (KeyServiceError, OSError):
-                log.exception("housekeeping failed; it is tried again in an hour")
         await asyncio.sleep(_HOUSEKEEPING)
+        await _keep_house(authority, housekeeping)

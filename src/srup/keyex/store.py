@@ -91,7 +91,8 @@ class Rotation(NamedTuple):
 class Store:
     """The service's database at ``path``, made if it is missing. Safe to use from many threads.
 
-    KeyServiceError says why a file cannot be used: it is corrupt, of a newer version, or something else altogether.
+    KeyServiceError says why a file cannot be used: it is corrupt, of a newer version, or something else altogether;
+    later, that the disk is full or another process holds it too long.
     """
 
     def __init__(self, path: Path) -> None:
@@ -99,14 +100,13 @@ class Store:
         self._lock = threading.RLock()
         try:
             path.touch(0o600)
-            self._db = sqlite3.connect(path, _PATIENCE, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
-            raise KeyServiceError(0, "", f"{path}: {getattr(error, 'strerror', None) or error}") from None
+            with self._guarded():
+                self._db = sqlite3.connect(path, _PATIENCE, isolation_level=None, check_same_thread=False)
+        except OSError as error:
+            raise KeyServiceError(0, "", f"{path}: {error.strerror}") from None
         try:
-            self._prepare()
-        except sqlite3.Error as error:
-            self._db.close()
-            raise KeyServiceError(0, "", f"{path}: {error}; restore it from a backup") from None
+            with self._guarded():
+                self._prepare()
         except BaseException:
             self._db.close()
             raise
@@ -139,24 +139,37 @@ class Store:
             self._db.close()
 
     @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Translate what the disk, or another process, does to us; a broken constraint is a fault of ours."""
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as error:
+            raise KeyServiceError(0, "", f"{self._path}: {error}") from None
+
+    @contextmanager
     def writing(self) -> Iterator[None]:
         """Make what is done inside one transaction: all of it happens, or nothing if anything is raised."""
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
+            with self._guarded():
+                self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                with self._guarded():
+                    self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
-        with self._lock, closing(self._db.execute(query, values)) as cursor:
+        with self._lock, self._guarded(), closing(self._db.execute(query, values)) as cursor:
             return cursor.fetchall()
 
     def _do(self, command: str, *values: Any) -> int:
         """Return how many rows it has changed."""
-        with self._lock, closing(self._db.execute(command, values)) as cursor:
+        with self._lock, self._guarded(), closing(self._db.execute(command, values)) as cursor:
             return cursor.rowcount
 
     # Registrations.
