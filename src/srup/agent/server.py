@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from typing import ClassVar, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal, Self, get_args
 
 from .. import rotation
 from ..errors import PolicyError, SealError, SrupError, TransportError, UnansweredError, UpdateError
@@ -37,6 +37,7 @@ from ..transport.topics import Address, device_filter, join_filter
 from ..update import UpdateState
 from ..wire import Status
 from .base import Agent, Handler, check_identity, check_type, log, sequence_origin, transport_to
+from .enrolment import enter, link
 from .rollout import Rollout
 
 __all__ = ["PendingJoin", "Server", "UpdateOrder"]
@@ -173,6 +174,27 @@ class Server(Agent):
         self._admission = admission
         self._observers = tuple(observers)
         self._joins: dict[tuple[int, bytes], PendingJoin] = {}
+
+    @classmethod
+    def enroll(
+        cls,
+        folder: str | os.PathLike[str],
+        url: str | None = None,
+        identity: int | None = None,
+        *,
+        devices: KeyRing,
+        token: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        scheme: str = "rsa2048",
+        **options: Any,
+    ) -> Self:
+        """Return a server with the key and the certificate that the key exchange service at ``url`` gives.
+
+        See :meth:`Device.enroll`; the ``token`` is one that was made for a server.
+        """
+        enrolment = enter(folder, url, identity, token=token, ca_file=ca_file, scheme=scheme, kind="server")
+        options = {"broker": link(folder, enrolment)} | options
+        return cls(enrolment.identity, enrolment.key, devices=devices, **options)
 
     @property
     def members(self) -> frozenset[int]:

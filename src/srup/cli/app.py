@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import srup
+from srup.cli.keyex import app as keyex
 from srup.keys import SCHEMES
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+app.add_typer(keyex, name="keyex")
 console = Console()
 errors = Console(stderr=True)
 
