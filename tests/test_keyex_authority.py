@@ -183,6 +183,13 @@ def test_a_key_that_asks_waits_until_the_operator_approves_its_fingerprint(site)
     refused(site, 403, "identity", site.authority.register, named(DEVICE), squatter.public_key, "device")
 
 
+def test_the_operator_does_not_give_the_services_own_identity_away_either(site):
+    public = key_of(1).public_key
+    refused(site, 403, "identity", site.authority.invite, SERVICE)
+    refused(site, 403, "identity", site.authority.add, SERVICE, public)
+    refused(site, 403, "identity", site.authority.approve, SERVICE, public.fingerprint)
+
+
 def test_who_was_sent_away_may_ask_again(site):
     def ask():
         with pytest.raises(KeyServiceError, match="waits"):
