@@ -422,6 +422,7 @@ class Agent:
         try:
             with self._keys.lock:  # whoever takes a key away does so before this message has its effect, or after it
                 message, self._signer = self._genuine(delivery.payload, opened, as_of)
+                self._recognise(message.sender_id)
                 self.counts["verified"] += 1
                 self._check_address(parse_topic(delivery.topic), message.sender_id)
                 self._perform(self._session.receive(message, self._clock(), self._entropy(16)))
@@ -440,6 +441,9 @@ class Agent:
         if isinstance(opened, SrupError):
             raise opened
         return opened, self._keys[opened.sender_id]
+
+    def _recognise(self, sender: int) -> None:
+        """Take note of whose message has verified, before it has any effect."""
 
     def _refuse(self, refusal: Refusal) -> None:
         error = refusal.error

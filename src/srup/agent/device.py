@@ -122,8 +122,8 @@ class Device(Agent):
         super().__init__(session, key, keys, transport, clock, entropy)
         self.server = server
         self._servers = keys
-        self._join_kind = join
-        self._observer = observer
+        self._configured_join = join, observer
+        self._join_kind, self._observer = self._configured_join
         self._named_observer: int | None = None
         self.firmware = Path(firmware)
         self._session: DeviceSession = session
@@ -418,6 +418,8 @@ class Device(Agent):
             if self.joined:
                 self._perform(self._session.resign(self.server, self._clock(), self._entropy(16)))
             self.server, self._is_in = event.server, False
+            self._join_kind, self._observer = self._configured_join  # an observer of the old server's is none here
+            self._named_observer = None
         if not self.joined:
             self._join()
 
