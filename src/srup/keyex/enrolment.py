@@ -80,11 +80,19 @@ class Enrolment:
         return replace(self, certificate=access.certificate)
 
     def followed(self) -> Self:
-        """Return the enrolment with the server's present key, if signed rotations lead to it; asks the network."""
-        if self.server is None or self.server_key is None:
+        """Return the enrolment with the server's present key, if signed rotations lead to it; asks the network.
+
+        Without a server: with the one that the service has come to name.
+        """
+        service = self.key_service()
+        if self.server is not None and self.server_key is not None:
+            return replace(self, server_key=service.server_key(self.server, self.service_key, self.server_key))
+        welcome = service.register(self.identity, self.key, self.type)
+        if welcome.service_key != self.service_key:
+            raise KeyServiceError(0, "", "the service has another key than when this identity was enrolled")
+        if welcome.server is None or welcome.server == self.identity:
             return self
-        key = self.key_service().server_key(self.server, self.service_key, self.server_key)
-        return replace(self, server_key=key)
+        return replace(self, server=welcome.server, server_key=service.server_key(welcome.server, self.service_key))
 
     def save(self, folder: Path) -> None:
         """Write the folder's files; one that exists is taken over only if it belongs to this identity.

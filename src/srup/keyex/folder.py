@@ -14,6 +14,7 @@ Keys and the database have mode 0600 and are not encrypted: whoever reads them i
 """
 
 import os
+import pwd
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from .store import Store
 
 __all__ = ["ServiceFolder"]
 
+_DEFAULT_USER: Final = "mosquitto"  # whom a Mosquitto that root has started becomes by itself
 _RENEW_BEFORE: Final = 90 * DAY  # a host's certificate is good for 397 days
 
 
@@ -146,8 +148,11 @@ class ServiceFolder:
     ) -> Path:
         """Write everything that Mosquitto needs to serve at these host names; return its ``mosquitto.conf``.
 
-        ``user`` is who it runs as when root starts it, and owns the key then. ValueError for bad values.
+        ``user`` is who it runs as when root starts it, and owns the key then: ``mosquitto`` unless it is given or does
+        not exist. ValueError for bad values.
         """
+        if not user and os.geteuid() == 0 and _DEFAULT_USER in {entry.pw_name for entry in pwd.getpwall()}:
+            user = _DEFAULT_USER
         try:
             self.broker.mkdir(exist_ok=True)
             self.broker.chmod(0o755)
