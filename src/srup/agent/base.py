@@ -62,7 +62,8 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 _JOIN_REQUESTS: Final = (JoinRequest, HumanJoinRequest, ObservedJoinRequest)
 _IDLE: Final = 3600.0  # the longest sleep when no deadline is near, in seconds
 _BATCH: Final = 256  # messages that are verified together at most
-_MAX_WAITING: Final = 10_000  # messages that wait to be verified at most
+_MAX_WAITING: Final = 10_000  # messages and handlers that wait at most; a broker keeps what does not get in
+_MAX_REFUSALS: Final = 256  # handlers that wait at most when one more refusal is told
 
 
 def _nothing() -> None:
@@ -178,6 +179,9 @@ class Agent:
         self._data: dict[str | None, tuple[DataKind, Callable[..., Any]]] = {}
         self._handlers: dict[str, Callable[..., Any]] = {}
         self._application: Executor = Inline()
+        self._submitting = threading.Lock()
+        self._submitted_jobs = 0
+        self._started_jobs = 0
         self._thread: threading.Thread | None = None
         self._started = False
         self._stopping = threading.Event()
@@ -395,7 +399,7 @@ class Agent:
 
     def _arrived(self, delivery: Delivery) -> None:
         """Take a delivery on the transport's thread."""
-        if self._inbox.qsize() >= _MAX_WAITING:
+        if self._inbox.qsize() + self._backlog() >= _MAX_WAITING:
             self.counts["overflow"] += 1  # not settled: a broker without a limit of its own sends it again later
         else:
             self._inbox.put(delivery)
@@ -452,7 +456,10 @@ class Agent:
         ordinary = isinstance(error, ReplayError) and parse_topic(refusal.topic).server is None
         level = logging.INFO if ordinary else logging.WARNING
         log.log(level, "%r refused a message on %a: %s: %a", self, refusal.topic, type(error).__name__, str(error))
-        self._tell("refused", refusal)
+        if self._backlog() < _MAX_REFUSALS:  # junk costs its sender nothing, and must not fill the memory here (T9)
+            self._tell("refused", refusal)
+        else:
+            self.counts["refusals not told"] += 1
 
     def _perform(self, outputs: Sequence[Output]) -> SrupError | None:
         """Send what is to be sent and tell what is to be told, each on its own; return why something was not sent."""
@@ -573,10 +580,24 @@ class Agent:
 
     def _apply(self, job: Callable[[], None], executor: Executor | None = None) -> None:
         """Run a job on the application's thread, or another one."""
+
+        def counted() -> None:
+            self._started_jobs += 1  # on the application's thread alone
+            self._fenced(job)
+
         try:
-            (executor or self._application).submit(self._fenced, job)
+            if executor is not None:
+                executor.submit(self._fenced, job)
+            else:
+                with self._submitting:
+                    self._submitted_jobs += 1
+                self._application.submit(counted)
         except RuntimeError:
             log.info("%r is stopped; a handler was not called", self)
+
+    def _backlog(self) -> int:
+        """Return how many handlers wait for their turn."""
+        return self._submitted_jobs - self._started_jobs
 
     def _apply_for(self, peer: int, job: Callable[[], None]) -> None:
         """Run a job for a partner on the application's thread, unless its key is taken away before the turn comes."""
