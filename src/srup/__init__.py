@@ -62,12 +62,13 @@ from .session import Policy
 from .wire import Status
 
 if TYPE_CHECKING:
-    from .agent import Device, PendingJoin, Server, UpdateOrder
+    from .agent import CommandReader, Device, PendingJoin, Server, UpdateOrder
     from .fetch import FetchPolicy, file_digest
 
 __version__ = "0.1.0"
 
 _AT_FIRST_USE = {
+    "CommandReader": "agent",
     "Device": "agent",
     "PendingJoin": "agent",
     "Server": "agent",
@@ -93,6 +94,7 @@ __all__ = [
     "Action",
     "Activate",
     "BackendInfo",
+    "CommandReader",
     "Data",
     "DecodeError",
     "DeregisterCommand",

@@ -2,6 +2,7 @@
 
 from .base import Agent, Refusal
 from .device import Device
+from .reader import CommandReader
 from .server import PendingJoin, Server, UpdateOrder
 
-__all__ = ["Agent", "Device", "PendingJoin", "Refusal", "Server", "UpdateOrder"]
+__all__ = ["Agent", "CommandReader", "Device", "PendingJoin", "Refusal", "Server", "UpdateOrder"]

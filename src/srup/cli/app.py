@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 import srup
 from srup.keys import SCHEMES
+
+from .device import device
+from .server import server
+from .terminal import console
+from .terminal import fail as _fail
 
 app = typer.Typer(
     help="Secure Remote Update Protocol: signed commands and firmware updates over MQTT.",
     no_args_is_help=True,
     add_completion=False,
 )
-console = Console()
-errors = Console(stderr=True)
+app.command()(server)
+app.command()(device)
 
 
 @app.callback()
@@ -85,8 +89,3 @@ def demo(
     except (srup.SrupError, OSError, ValueError, ImportError) as error:
         _fail(str(error))
     raise typer.Exit(0 if passed else 1)
-
-
-def _fail(message: str) -> None:
-    errors.print(f"[red]error:[/] {escape(message)}", highlight=False)
-    raise typer.Exit(2)

@@ -312,7 +312,7 @@ class ServerJoins(Session):
     def human_join_requested(self, exchange: Exchange, cause: HumanJoinRequest, now: Now) -> list[Output]:
         """A device wants in, and a person is to compare what it shows."""
         made_room = self._moderate(exchange, HumanJoinResponse, now)
-        return [*made_room, HumanJoinRequested(exchange.partner.identity, exchange.token)]
+        return [*made_room, HumanJoinRequested(exchange.partner.identity, exchange.token, exchange.expiry)]
 
     def observed_join_requested(self, exchange: Exchange, cause: ObservedJoinRequest, now: Now) -> list[Output]:
         """A device wants in, and another one is to compare what it shows."""
