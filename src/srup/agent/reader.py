@@ -1,5 +1,7 @@
 """What reads the value that another device shows, as a program of its own: a camera, a scanner, a person's script."""
 
+import os
+import signal
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ class CommandReader:
     """
 
     def __init__(self, command: Sequence[str], timeout: float = 300.0) -> None:
-        if not command or isinstance(command, str):
+        if not command or isinstance(command, str | bytes):
             raise PolicyError("a reader is a command: the path of a program, and its arguments")
         self._command = tuple(command)
         self._timeout = timeout
@@ -46,7 +48,7 @@ class CommandReader:
         try:
             read, _ = self._running.communicate(timeout=self._timeout)
         except subprocess.TimeoutExpired:
-            self._running.kill()
+            self._kill(self._running)
             self._running.communicate()
             return None
         return read[:LONGEST] if self._running.returncode == 0 else None
@@ -56,4 +58,10 @@ class CommandReader:
         with self._lock:
             self._closed = True
             if self._running is not None:
-                self._running.kill()
+                self._kill(self._running)
+
+    @staticmethod
+    def _kill(process: "subprocess.Popen[bytes]") -> None:
+        """End the command and whatever it has started, which would keep its output open."""
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)

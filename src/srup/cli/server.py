@@ -113,7 +113,7 @@ class Moderation:
             self._shown = waiting[0], ValueBoard(waiting[0].value)
         join, board = self._shown
         left = max(0, round(join.expires - time.time()))
-        more = f"; {len(waiting) - 1} more wait" if len(waiting) > 1 else ""
+        more = f"; {len(waiting) - 1} more behind it" if len(waiting) > 1 else ""
         heading = f"Is this what {join.device:x} shows? {left // 60}:{left % 60:02} left{more}"
         return Scene(join, partial(board.body, heading), _PROMPT, partial(self._answer, join))
 
