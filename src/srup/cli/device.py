@@ -80,7 +80,7 @@ def device(
             raise ValueError(f"the value of a join of the kind {join} has to be shown, and this is no terminal")
         if observe and command is None and not terminal.asks:
             raise ValueError("nobody can type here what others show; --reader COMMAND reads it without a terminal")
-    panel = Panel(running, terminal, rules.join_lifetime)
+    panel = Panel(running, terminal, join, rules.join_lifetime)
     if command is not None:
         running.on_observation(command)
     elif observe:
@@ -106,9 +106,10 @@ class _Reading(NamedTuple):
 class Panel:
     """What the operator of a device sees: news, the value while it is valid, and what is to be read from others."""
 
-    def __init__(self, device: srup.Device, terminal: Terminal, patience: float) -> None:
+    def __init__(self, device: srup.Device, terminal: Terminal, join: str, patience: float) -> None:
         self._device = device
         self._terminal = terminal
+        self._join = join
         self._patience = patience
         self._board: ValueBoard | None = None
         self._reading: _Reading | None = None
@@ -186,7 +187,8 @@ class Panel:
         if status is None:
             self._terminal.say(f"server {self._device.server:x} has not answered in time", "yellow")
         else:
-            self._stay_out(f"server {self._device.server:x} does not let us in: {status.name}")
+            hint = "; it may want --join human" if self._join == "simple" and status is srup.Status.JOIN_REFUSED else ""
+            self._stay_out(f"server {self._device.server:x} does not let us in: {status.name}{hint}")
 
     def _left(self, server: int) -> None:
         self._stay_out(f"server {server:x} has put us out")
