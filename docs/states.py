@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from srup.session import device, server
-from srup.session.base import ActionState, DataState
+from srup.session.base import ActionState, DataState, KeyState
 from srup.session.device import DeviceState
 from srup.session.join import JoinState
 from srup.session.server import ServerState
@@ -19,6 +19,7 @@ SUBJECTS: Final[dict[type[Enum], str]] = {
     UpdateState: "Updates",
     ActionState: "Actions",
     DataState: "Values",
+    KeyState: "Changes of keys",
     DeviceState: "Leaving and identification, as the device sees them",
     ServerState: "Leaving and identification, as the server sees them",
 }
@@ -26,10 +27,10 @@ SUBJECTS: Final[dict[type[Enum], str]] = {
 INTRODUCTION: Final = """\
 # The states of an exchange
 
-Drawn by `make docs` from the tables that drive the sessions; a test sees to it that they agree. An exchange is a question
-and its answers, held together by a token, with one partner. An arrow reads: when this comes, do that. What comes is a
-message, the status of a Response, or a word in *italics*: a decision of the application, or time. `-` does nothing:
-the message is genuine and counts as seen.
+Drawn by `make docs` from the tables that drive the sessions; a test sees to it that they agree. An exchange is a
+question and its answers, held together by a token, with one partner. An arrow reads: when this comes, do that. What
+comes is a message, the status of a Response, or a word in *italics*: a decision of the application, or time. `-` does
+nothing: the message is genuine and counts as seen.
 
 **Whatever has no arrow here changes nothing**: the message counts as seen, and the application is told `Unexpected`. A
 message that is not genuine, not fresh or not for us does not get this far ([security](security.md)).

@@ -19,19 +19,24 @@ from srup import (
     FetchPolicy,
     Initiate,
     InvalidKeyError,
+    JoinCommand,
     JoinRequest,
     KeyRing,
+    ObservationRequest,
     Policy,
     PrivateKey,
     PublicKey,
     Response,
+    Server,
     Status,
     UpdateError,
     decode,
     encode,
+    seal,
 )
 from srup.fetch import HttpFetcher
 from srup.tokens import bind, parse
+from srup.transport import MemoryTransport
 from srup.update import UpdateState
 
 from .fleet import DIGEST, FIRMWARE, SERVER, START, URL, FirmwareHost, Fleet, certificate, key_of
@@ -183,6 +188,56 @@ def test_t1_nor_a_device_at_its_server(field):
     device.send("t", b"4")
     field.fleet.settle()
     assert heard == [b"2", b"3"]  # the control: with a good signature the number counts, and no higher one is left
+
+
+# T2: replay.
+
+
+@pytest.mark.parametrize("how", ["at once", "after others", "after a restart"])
+def test_t2_a_replayed_command(field, how):
+    fleet = field.fleet
+    future = fleet.server.action(field.target, 1)
+    fleet.settle()
+    captured = field.heard(Action)
+    assert (future.result(0), field.done[field.target]) == (Status.ACTION_SUCCESS, [1])
+    field.done[field.target].clear()
+    if how == "after others":
+        for _ in range(5):
+            fleet.server.action(field.target, 2)
+            fleet.settle()
+    if how == "after a restart":  # the window is in memory for now: what refuses it then is the token's expiry
+        fleet.device.stop()
+        fleet.clock.now += 400
+        device = fleet.add(field.target)
+        for action_id in (1, 2):
+            device.on_action(action_id)(lambda _, a=action_id: field.done[field.target].append(a))
+        device.start(threads=False)
+        fleet.settle()
+        assert device.joined
+    field.inject(captured)
+    field.refused("PolicyError" if how == "after a restart" else "ReplayError")
+    # The control: the same command under a number that has not been seen, and a token that has not been used.
+    field.accepted(field.signed(sequence_id=int(START * 1e6) + 10**12))
+
+
+# T4: delayed delivery.
+
+
+def test_t4_a_command_that_the_broker_held_back_for_a_day(field):
+    held = [field.signed(), field.signed()]
+    field.accepted(held[0])  # the control: in time it works
+    field.fleet.clock.now += 86400
+    field.inject(held[1])
+    assert field.fleet.errors(field.fleet.device) == ["PolicyError"]
+    assert field.done[field.target] == []
+
+
+def test_t4_a_device_without_a_clock_says_so(tmp_path):
+    with Fleet(tmp_path, 1, device_policy=Policy(has_clock=False)) as fleet:
+        field = Field(fleet)
+        held = field.signed()
+        fleet.clock.now += 86400
+        field.accepted(held)  # the control: nothing but the clock refuses it
 
 
 # T3: cross-device replay.
@@ -745,3 +800,186 @@ def test_t11_a_host_whose_certificate_is_not_trusted(tmp_path):
         assert status_of(tmp_path / "a", url, FetchPolicy(attempts=1)) is Status.UPDATE_FAIL_SERVER
         assert host.asked == []
         assert status_of(tmp_path / "b", url, FetchPolicy(ca_file=cert_file)) is Status.UPDATE_SUCCESS
+
+
+# T10: hijack by join command.
+
+RIVAL = 0x5F
+
+
+@pytest.fixture
+def rival(field):
+    """Another server, whose key the target knows."""
+    fleet = field.fleet
+    server = Server(
+        RIVAL,
+        key_of(RIVAL),
+        devices=fleet.ring,
+        broker=MemoryTransport(fleet.network, "rival"),
+        clock=fleet.clock,
+        entropy=fleet.randbytes,
+    )
+    fleet.device._keys.add(RIVAL, key_of(RIVAL).public_key)
+    fleet.device._session.servers |= {RIVAL}
+    server.start(threads=False)
+    yield server
+    server.stop()
+
+
+def run(fleet, *others):
+    """Let everything happen, the other agents included."""
+    for _ in range(20):
+        fleet.settle()
+        for agent in others:
+            agent.step()
+
+
+def test_t10_a_join_command_of_a_server_that_is_no_commander(field, rival):
+    fleet, device = field.fleet, field.fleet.device
+    answer = rival.command_join(field.target)
+    run(fleet, rival)
+    assert answer.result(0) is Status.JOIN_REFUSED
+    assert (device.server, rival.members, field.target in fleet.server.members) == (SERVER, frozenset(), True)
+    # The control: the same command takes the device when its policy names the sender.
+    device._session.commanders = frozenset([RIVAL])
+    answer = rival.command_join(field.target)
+    run(fleet, rival)
+    assert answer.result(0) is Status.JOIN_SUCCESS
+    assert (device.server, rival.members, field.target in fleet.server.members) == (RIVAL, {field.target}, False)
+
+
+def test_t10_a_join_command_of_another_device(field):
+    """A registered identity that is none of the device's servers is not even heard."""
+    other = list(field.fleet.devices)[1]
+    token = bind(other, field.target, field.fleet.clock() + 60, bytes(16))
+    fields = {"sequence_id": 1, "sender_id": other, "token": token, "device_id": field.target}
+    field.inject(encode(JoinCommand(**fields), key_of(other)))
+    field.refused("UnknownSenderError")
+
+
+# T12: rollback.
+
+
+def test_t12_an_old_and_correctly_signed_order_brings_no_old_firmware_back(field):
+    fleet, device = field.fleet, field.fleet.device
+    device._session.version_floor = 7
+    for version in (None, 0, 6):
+        order = fleet.server.update(field.target, URL, DIGEST, version=version)
+        fleet.settle()
+        with pytest.raises(UpdateError, match="UPDATE_FAIL_FILE"):
+            order.result(0)
+    assert not (device.firmware / DIGEST).exists()
+    order = fleet.server.update(field.target, URL, DIGEST, version=9)  # the control
+    fleet.settle()
+    assert order.result(0) is UpdateState.ACTIVATED
+    assert device.version_floor == 9  # what is active is the new floor
+    order = fleet.server.update(field.target, URL, DIGEST, version=8)
+    fleet.settle()
+    with pytest.raises(UpdateError, match="UPDATE_FAIL_FILE"):
+        order.result(0)
+    field.works()
+
+
+def test_t12_a_version_cannot_be_written_into_a_signed_token(field):
+    field.fleet.device._session.version_floor = 7
+    token = bind(SERVER, field.target, field.fleet.clock() + 60, bytes(16), 6)
+    order = field.signed(Initiate, token=token, url=URL, digest=DIGEST)
+    raised = order.replace(b":v6", b":v8")
+    assert raised != order
+    field.inject(raised)
+    field.refused("SignatureError")
+
+
+# T13: envelope abuse.
+
+
+def observing(tmp_path, scheme="rsa2048"):
+    """A device that has joined and that tells which values it was asked to compare, and with what."""
+    field = scheme_field(tmp_path, scheme)
+    read = []
+    field.fleet.device.on_observation(lambda identity: read.append(identity))
+    return field, read
+
+
+@pytest.mark.parametrize("scheme", ["rsa2048", "ed25519"])
+def test_t13_malformed_sealed_values(tmp_path, scheme):
+    """Nothing is opened that is not signed, and what does not open gives one answer, whatever is wrong with it."""
+    field, read = observing(tmp_path, scheme)
+    with field.fleet:
+        public = key_of(field.target, scheme).public_key
+        good = seal(b"0123456789abcdef" * 2, public)
+        field.inject(field.signed(ObservationRequest, joining_device_id=3, sealed=good))
+        assert read == [3]  # the control: this one opens
+        read.clear()
+        other = PrivateKey.generate(scheme).public_key
+        bad = [
+            *(good[:size] for size in (0, 1, 4, 20, len(good) - 1)),
+            *(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :] for place in range(8)),
+            good + b"\0",
+            b"\xff" * len(good),
+            b"\xff\xff\xff\x7f" + good[4:],
+            seal(b"0123456789abcdef" * 2, other),
+            seal(b"", public),
+        ]
+        answers = set()
+        for sealed in bad:
+            token = bind(SERVER, field.target, field.fleet.clock() + 60, field.fleet.randbytes(16))
+            field.inject(field.signed(ObservationRequest, token=token, joining_device_id=3, sealed=sealed))
+            answers.add(decode(field.heard(Response)).verify(key_of(field.target, scheme).public_key).status)
+        assert (read, answers) == ([], {Status.OBSERVED_JOIN_FAIL})
+        forger = PrivateKey.generate(scheme)
+        field.fleet.errors()
+        before = len(field.fleet.network.log)
+        field.inject(field.signed(ObservationRequest, key=forger, joining_device_id=3, sealed=bad[0]))
+        assert field.fleet.errors(field.fleet.device) == ["SignatureError"]
+        assert len(field.fleet.network.log) == before + 1  # no answer
+
+
+# T17: log injection and secrets in logs.
+
+EVIL = "x\r\n\x1b]0;pwned\x07CRITICAL root: all is well\u202e\u2028"
+
+
+def test_t17_what_comes_from_the_network_cannot_write_log_lines(field, caplog):
+    caplog.set_level("DEBUG")
+    fleet = field.fleet
+    secret = seal(b"0123456789abcdef" * 2, key_of(field.target).public_key)
+    fleet.device.send(EVIL, b"value")  # nobody takes it
+    fleet.server.on_data("number", kind="int32")(lambda *_: None)
+    fleet.device.send("number", EVIL)
+    field.inject(field.signed(Initiate, url=f"https://{EVIL}/", digest=EVIL))
+    field.inject(field.signed(ObservationRequest, joining_device_id=3, sealed=secret))
+    field.inject(field.signed(token=EVIL.encode()))
+    fleet.network.inject(f"SRUP/{EVIL}", field.signed())
+    order = fleet.server.update(field.target, f"https://nowhere.example/{EVIL}", DIGEST)
+    fleet.settle()
+    with pytest.raises(UpdateError):
+        order.result(0)
+    assert len(caplog.records) > 5
+    for line in (record.getMessage() for record in caplog.records):
+        assert line.isascii()
+        assert line.isprintable()
+        assert secret.hex() not in line
+        assert "0123456789abcdef0123456789abcdef" not in line
+    # The control: such a text written as it is would begin a line of its own.
+    assert len(EVIL.splitlines()) > 1
+
+
+def test_t17_keys_and_join_values_have_no_printable_form(caplog, tmp_path):
+    caplog.set_level("DEBUG")
+    fleet = Fleet(tmp_path, 0, server_options={"admission": "human"})
+    device = fleet.add(0xD0, join="human")
+    shown, pending = [], []
+    device.on_join_value(shown.append)
+    fleet.server.on_moderation(pending.append)
+    with fleet.start():
+        fleet.settle()
+        pending[0].accept()
+        fleet.settle()
+        key = key_of(0xD0)
+        texts = [repr(one) for one in (key, shown[0], pending[0], device, fleet.server)]
+        texts += [str(one) for one in (key, shown[0], pending[0])]
+        texts += [record.getMessage() for record in caplog.records]
+        secrets = [shown[0].text, shown[0].groups, shown[0].words, key.to_pem().decode().splitlines()[1]]
+        assert fleet.all_joined()
+        assert not [text for text in texts for secret in secrets if secret in text]

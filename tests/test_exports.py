@@ -23,13 +23,21 @@ LEVELS = [
     {"demo"},
     {"agent"},
     {"transport", "store", "fetch", "keyex", "session", "update", "campaign"},
-    {"codec", "keys", "keyring", "tokens", "replay", "seal", "joinvalue"},
+    {"codec", "keys", "keyring", "tokens", "replay", "rotation", "seal", "joinvalue"},
     {"messages"},
     {"wire"},
     {"errors"},
     {"srup_native"},
 ]
-SIDEWAYS = {("codec", "keys"), ("codec", "keyring"), ("keyring", "keys"), ("seal", "keys"), ("session", "update")}
+SIDEWAYS = {
+    ("codec", "keyring"),
+    ("codec", "keys"),
+    ("keyring", "keys"),
+    ("rotation", "keyring"),
+    ("rotation", "keys"),
+    ("seal", "keys"),
+    ("session", "update"),
+}
 
 FOR_ARCHITECTURE = [
     *("PrivateKey", "PublicKey", "KeyRing", "encode", "decode", "verify_many", "seal", "unseal", "BACKEND", "Frame"),

@@ -1297,3 +1297,94 @@ def test_our_device_and_an_old_server_over_a_broker(broker, host, tmp_path):
         wait_until(lambda: Status.ACTIVATE_SUCCESS in [m.fields["status"] for m in old.of("Response")], "the answer")
         device.resign().result(WAIT)
         assert (device.counts["faults"], link.transport.faults) == (0, 0)
+
+
+# --- moderated joins and deregistering, between running ends
+
+
+@pytest.mark.parametrize("status", [Status.JOIN_SUCCESS, Status.JOIN_REFUSED, Status.JOIN_FAIL])
+def test_an_old_device_is_compared_by_a_person(tmp_path, status):
+    with WithOldDevices(tmp_path, server_options={"admission": "human"}) as site:
+        pending = []
+        site.server.on_moderation(pending.append)
+        site.do(site.old.join)
+        site.quiet()
+        assert site.old.join_status == Status.JOIN_REFUSED  # a simple join is not enough here
+        site.do(site.old.human_join)
+        site.quiet()
+        [join] = pending
+        assert join.value.matches(site.old.shown)
+        {
+            Status.JOIN_SUCCESS: join.accept,
+            Status.JOIN_REFUSED: join.refuse,
+            Status.JOIN_FAIL: join.fail,
+        }[status]()
+        site.quiet()
+        assert (site.old.join_status, site.old.joined) == (status, status is Status.JOIN_SUCCESS)
+        assert site.server.members == ({OLD} if site.old.joined else set())
+        site.sound()
+
+
+@pytest.mark.parametrize(("seen", "status"), [(True, Status.JOIN_SUCCESS), (False, Status.JOIN_REFUSED)])
+def test_old_devices_observe_each_other(tmp_path, seen, status):
+    options = {"admission": "observed", "observers": [OLD + 1]}
+    with WithOldDevices(tmp_path, old=2, server_options=options) as site:
+        joining, observer = (link.peer for link in site.links)
+        site.server.on_moderation(lambda join: join.accept())
+        site.do(observer.human_join)
+        site.quiet()
+        assert observer.joined
+        observer.see = lambda identity: joining.shown if seen else b"another value"
+        site.do(joining.observed_join, observer.identity)
+        site.quiet()
+        assert (joining.join_status, joining.joined) == (status, seen)
+        site.sound()
+
+
+def test_an_old_server_sends_our_device_the_value_under_a_token_of_its_own(tmp_path):
+    with UnderOldServer(tmp_path, size=0) as under:
+        device = under.add(0xD0, join="human")
+        under.links.clear()
+        under.links.append(under.attach(OldServer(SERVER, private_pem(SERVER), {0xD0: public_pem(0xD0)})))
+        shown = []
+        device.on_join_value(shown.append)
+        under.begin(device)
+        under.quiet()
+        [value] = shown
+        _, sent = under.old.values[0xD0]
+        assert value.matches(sent)
+        assert not device.joined
+        under.do(under.old.decide, 0xD0, 0x50)
+        under.quiet()
+        assert device.joined
+        assert under.old.members == {0xD0}
+        under.sound()
+
+
+def test_our_device_deregisters_from_an_old_server(under):
+    [device] = under.agents
+    done = device.deregister()
+    under.quiet()
+    assert done.result(0) is None
+    assert under.old.members == set()
+    assert SERVER not in device._session.servers
+
+
+def test_an_old_server_deregisters_our_device(under):
+    [device] = under.agents
+    under.do(under.old.deregister, device.identity)
+    under.quiet()
+    assert not device.joined
+    assert SERVER not in device._session.servers
+
+
+def test_an_old_device_and_our_server_part_for_good(tmp_path):
+    with WithOldDevices(tmp_path, old=2) as site:
+        site.joined()
+        first, second = (link.peer for link in site.links)
+        site.do(first.deregister)
+        site.quiet()
+        assert (first.joined, site.server.members, set(site.ring)) == (False, {second.identity}, {second.identity})
+        site.server.deregister(second.identity)
+        site.quiet()
+        assert (second.joined, site.server.members, set(site.ring)) == (False, frozenset(), set())

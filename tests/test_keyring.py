@@ -1,9 +1,16 @@
 """The ring of known keys: pinned by add, changed only by what says so."""
 
+import pickle
+import threading
+
 import pytest
+from cryptography.hazmat.primitives.asymmetric import x25519
 
 from srup.errors import InvalidKeyError, PolicyError
 from srup.keyring import KeyRing
+from srup.keys import PublicKey
+
+NOW = 1_800_000_000.0
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +128,146 @@ def test_load_of_what_is_no_folder(tmp_path):
         with pytest.raises(InvalidKeyError) as caught:
             KeyRing.load(folder)
         assert str(caught.value).startswith(f"{folder}: ")
+
+
+# Changes of keys that are not by hand.
+
+
+def test_a_rotation_leaves_the_old_key_for_a_while(keys):
+    old, new, newer, *_ = keys
+    ring = KeyRing({1: old, 2: old})
+    assert ring.retiring(1, NOW) is None
+    ring.rotate(1, new, NOW + 10)
+    assert (ring[1], ring[2], ring.retiring(1, NOW), ring.retiring(2, NOW)) == (new, old, old, None)
+    assert ring.retiring(1, NOW + 9.9) == old
+    assert ring.retiring(1, NOW + 10) is None
+    ring.rotate(1, new, NOW + 99)  # the same again: no longer time for the old one
+    assert ring.retiring(1, NOW + 10) is None
+    ring.rotate(1, newer, NOW + 10)
+    assert (ring[1], ring.retiring(1, NOW)) == (newer, new)
+    ring.rotate(1, new, NOW + 10)
+    assert (ring[1], ring.retiring(1, NOW)) == (new, newer)
+
+
+def test_who_has_no_key_has_none_to_rotate(keys):
+    ring = KeyRing()
+    with pytest.raises(PolicyError, match=r"^no key is registered for 1 that could have a successor; add\(\) it$"):
+        ring.rotate(1, keys[0], NOW)
+    assert dict(ring) == {}
+
+
+@pytest.mark.parametrize("change", ["replace", "remove", "revoke"])
+def test_a_change_by_hand_ends_the_old_key_too(keys, change):
+    ring = KeyRing({1: keys[0]})
+    ring.rotate(1, keys[1], NOW + 10)
+    assert ring.retiring(1, NOW) == keys[0]  # control
+    getattr(ring, change)(*((1, keys[2]) if change == "replace" else (1,)))
+    assert ring.retiring(1, NOW) is None
+    assert ring.get(1) == (keys[2] if change == "replace" else None)
+
+
+def test_a_revoked_key_is_barred_for_every_identity(keys):
+    old, new, other, *_ = keys
+    ring = KeyRing({1: old, 2: old, 3: other})
+    ring.rotate(1, new, NOW - 1)
+    assert ring.revoke(1) is True
+    assert ring.revoke(1) is False
+    assert ring.barred == {old.signing_fingerprint, new.signing_fingerprint}
+    for key in (old, new):
+        for identity in (1, 3, 4):
+            for change in (ring.add, ring.replace, lambda *what: ring.rotate(*what, NOW)):
+                with pytest.raises(PolicyError, match=rf"^the key {key.signing_fingerprint[:16]} was revoked; "):
+                    change(identity, key)
+    assert dict(ring) == {2: old, 3: other}  # who shares it keeps it, until he is revoked as well
+    ring.add(1, other)
+    assert ring[1] == other
+
+
+def test_another_x25519_key_does_not_make_a_revoked_key_a_new_one(scheme_keys):
+    key = scheme_keys["ed25519"].public_key
+    disguised = PublicKey.from_pem(key.to_pem().split(b"-----END PUBLIC KEY-----\n")[0] + b"-----END PUBLIC KEY-----\n")
+    assert disguised != key
+    assert disguised.fingerprint != key.fingerprint
+    assert isinstance(key.sealing_key(), x25519.X25519PublicKey)
+    ring = KeyRing({1: key})
+    KeyRing({1: disguised})  # control
+    ring.revoke(1)
+    with pytest.raises(PolicyError, match="was revoked"):
+        ring.add(1, disguised)
+
+
+def test_what_was_revoked_is_barred_again_after_a_restart(keys):
+    before = KeyRing({1: keys[0]})
+    before.revoke(1)
+    ring = KeyRing()
+    for fingerprint in before.barred:
+        ring.bar(fingerprint)
+    with pytest.raises(PolicyError, match="was revoked"):
+        ring.add(1, keys[0])
+    assert ring.barred == before.barred
+    for junk in ("", "A" * 64, "a" * 63, b"a" * 64, None):
+        with pytest.raises(InvalidKeyError, match=r"^a fingerprint is 64 lower-case hex digits, not "):
+            ring.bar(junk)
+
+
+def test_the_pin_stays_while_keys_succeed_each_other(keys):
+    ring = KeyRing({1: keys[0]})
+    pin = ring.pin(1)
+    assert pin is keys[0]
+    for key in (keys[1], keys[2], keys[0]):
+        ring.rotate(1, key, NOW)
+        assert ring.pin(1) is pin
+    ring.replace(1, keys[1])
+    assert ring.pin(1) is keys[1]
+    ring.remove(1)
+    assert ring.pin(1) is None
+    ring.add(1, keys[2])
+    assert ring.pin(1) is keys[2]
+
+
+def test_it_tells_when_a_key_has_ceased_to_count(keys):
+    ring = KeyRing({1: keys[0]})
+    changes = [
+        lambda: ring.rotate(1, keys[1], NOW),
+        lambda: ring.replace(1, keys[2]),
+        lambda: ring.remove(1),
+        lambda: (ring.add(1, keys[0]), ring.revoke(1)),
+    ]
+    for change in changes:
+        before = ring.withdrawn
+        change()
+        assert ring.withdrawn > before
+    before = ring.withdrawn
+    ring.add(2, keys[1])
+    ring.rotate(2, keys[1], NOW)
+    ring.bar("a" * 64)
+    assert ring.withdrawn == before
+
+
+def test_whoever_holds_the_lock_keeps_it_as_it_is(keys):
+    ring = KeyRing({1: keys[0]})
+    begun, done = threading.Event(), threading.Event()
+
+    def revoke():
+        begun.set()
+        ring.revoke(1)
+        done.set()
+
+    with ring.lock:
+        thread = threading.Thread(target=revoke)
+        thread.start()
+        assert begun.wait(30)
+        assert not done.wait(0.05)
+        assert ring[1] == keys[0]
+    thread.join(30)
+    assert 1 not in ring
+
+
+def test_it_is_pickled_without_its_lock(keys):
+    ring = KeyRing({1: keys[0], 2: keys[1]})
+    ring.rotate(1, keys[2], NOW)
+    ring.revoke(2)
+    again = pickle.loads(pickle.dumps(ring))
+    assert (dict(again), again.retiring(1, NOW - 1), again.barred) == (dict(ring), keys[0], ring.barred)
+    again.remove(1)
+    assert 1 in ring

@@ -8,7 +8,7 @@ import pytest
 from srup import messages as m
 from srup.errors import EncodeError, PolicyError, ReplayError
 from srup.session import DeviceSession, Policy, Send, ServerSession, device, server
-from srup.session.base import MAX_EXCHANGES, NO_EXPIRY, ActionState, DataState, Exchange, Now, Partner
+from srup.session.base import MAX_EXCHANGES, NO_EXPIRY, ActionState, DataState, Exchange, KeyState, Now, Partner
 from srup.session.device import DeviceState
 from srup.session.events import (
     ActionAnswered,
@@ -22,7 +22,7 @@ from srup.session.join import DEVICE_JOINS, SERVER_JOINS, JoinState
 from srup.session.server import ServerState
 from srup.tokens import parse
 from srup.update import DEVICE_TABLE, SERVER_TABLE, UpdateState, Word
-from srup.wire import IDENTIFICATION_RESPONSE, JOIN_OBSERVER, Status
+from srup.wire import IDENTIFICATION_RESPONSE, JOIN_OBSERVER, KEY_ROTATION, Status
 
 from .session_link import (
     DEVICE,
@@ -63,6 +63,18 @@ Action.ANSWERED ACTION_FAIL -> ANSWERED:
 Data.NEW Data -> TAKEN: DataReceived
 Data.SENT DATA_TYPE_UNKNOWN -> REFUSED: DataRefused
 Data.REFUSED DATA_TYPE_UNKNOWN -> REFUSED:
+Key.NEW Data -> DECIDING: KeyOffered
+Key.DECIDING Data -> DECIDING:
+Key.DECIDING ANSWER -> ANSWERED: Response
+Key.DECIDING EXPIRE -> ANSWERED:
+Key.ANSWERED Data -> ANSWERED: Response
+Key.OFFERED ACTION_SUCCESS -> TAKEN: KeyAnswered
+Key.OFFERED ACTION_FAIL -> REFUSED: KeyAnswered
+Key.OFFERED DATA_TYPE_UNKNOWN -> REFUSED: KeyAnswered
+Key.OFFERED EXPIRE -> UNANSWERED: Unanswered
+Key.TAKEN ACTION_SUCCESS -> TAKEN:
+Key.REFUSED ACTION_FAIL -> REFUSED:
+Key.REFUSED DATA_TYPE_UNKNOWN -> REFUSED:
 """
 
 DEVICE_ROWS = """
@@ -89,8 +101,8 @@ Join.ASKED Data -> ASKED: ObserverNamed
 Join.ANSWERED Data -> ANSWERED: ObserverNamed
 Join.HUMAN_ASKED HumanJoinResponse -> SHOWING: JoinValueReceived
 Join.OBSERVED_ASKED ObservedJoinResponse -> SHOWING: JoinValueReceived
-Join.SHOWING HumanJoinResponse -> SHOWING:
-Join.SHOWING ObservedJoinResponse -> SHOWING:
+Join.SHOWING HumanJoinResponse -> SHOWING: JoinValueReceived
+Join.SHOWING ObservedJoinResponse -> SHOWING: JoinValueReceived
 Join.ANSWERED HumanJoinResponse -> ANSWERED:
 Join.ANSWERED ObservedJoinResponse -> ANSWERED:
 Join.NEW HumanJoinResponse -> ANSWERED: PolicyError
@@ -210,6 +222,7 @@ Update.FAILED UPDATE_FAIL_DIGEST -> FAILED:
 KINDS = {
     "Action": ActionState,
     "Data": DataState,
+    "Key": KeyState,
     "Device": DeviceState,
     "Join": JoinState,
     "Server": ServerState,
@@ -220,15 +233,17 @@ ROLES = {"device": (device.TABLE, DEVICE, SERVER), "server": (server.TABLE, SERV
 OURS = {
     *(ActionState.ASKED, DataState.SENT, DataState.REFUSED, DeviceState.LEAVING, DeviceState.DEREGISTERING),
     *(JoinState.ASKED, JoinState.HUMAN_ASKED, JoinState.OBSERVED_ASKED, JoinState.SHOWING, JoinState.COMMANDED),
-    ServerState.IDENTIFYING,
+    *(KeyState.OFFERED, KeyState.TAKEN, KeyState.REFUSED, ServerState.IDENTIFYING),
 }
 
 
+OFFER = b"a key"
 FITTING = {
     (ServerState.IDENTIFYING, m.Data): {"data_id": IDENTIFICATION_RESPONSE},
     (JoinState.ASKED, m.Data): {"data_id": JOIN_OBSERVER, "data": bytes(8)},
     (JoinState.ANSWERED, m.Data): {"data_id": JOIN_OBSERVER, "data": bytes(8)},
     (JoinState.NEW, m.JoinCommand): {"device_id": DEVICE},
+    **{(state, m.Data): {"data_id": KEY_ROTATION, "data": OFFER} for state in KeyState},
 }
 """Fields without which the receiver refuses a message although it is expected."""
 
@@ -269,6 +284,8 @@ def put(session, partner, state, mine):
         exchange.detail = False if session.identity == SERVER else (URL, DIGEST)
     if isinstance(session, ServerSession) and state is UpdateState.FETCHING:
         exchange.detail = True
+    if isinstance(state, KeyState):
+        exchange.detail = OFFER
     if isinstance(state, JoinState):
         exchange.detail = (OTHER, b"join") if state is JoinState.OBSERVING else (m.HumanJoinResponse, b"sealed")
     if state is JoinState.COMMANDED:
@@ -285,6 +302,8 @@ def drive(session, partner, exchange, word):
             return session.tick(exchange.expiry)
         case Word.ANSWER if isinstance(exchange.state, JoinState) and isinstance(session, ServerSession):
             return session.answer_join(partner, token, Status.JOIN_SUCCESS, T0)
+        case Word.ANSWER if isinstance(exchange.state, KeyState):
+            return session.answer_key(partner, token, Status.ACTION_SUCCESS, T0)
         case Word.ANSWER if isinstance(exchange.state, JoinState):
             return session.answer_observation(partner, token, Status.OBSERVED_JOIN_VALID, T0)
         case Word.SHOW:
@@ -515,6 +534,8 @@ COMMANDS = {
     "activate": lambda s: s.activate(STRANGER, b"x", T0),
     "answer_join": lambda s: s.answer_join(STRANGER, b"x", Status.JOIN_SUCCESS, T0),
     "answer_action": lambda s: s.answer_action(STRANGER, b"x", Status.ACTION_FAIL, T0),
+    "rotate": lambda s: s.rotate(STRANGER, OFFER, T0, nonce()),
+    "answer_key": lambda s: s.answer_key(STRANGER, b"x", Status.ACTION_SUCCESS, T0),
     "refuse_data": lambda s: s.refuse_data(STRANGER, b"x", T0),
 }
 

@@ -158,3 +158,30 @@ def test_no_cut_of_a_token_means_something_else(recipient, expiry, data):
     cut = token[: data.draw(st.integers(6, len(token) - 1))]
     with pytest.raises(PolicyError):
         parse(cut)
+
+
+@given(st.integers(0, 10**18 - 1))
+def test_an_order_names_its_version(version):
+    token = bind(1, 2, 3, NONCE, version)
+    assert token == bind(1, 2, 3, NONCE) + b":v%d" % version
+    assert parse(token).version == version
+    assert parse(token + b":more").version == version
+    assert parse(bind(1, 2, 3, NONCE)).version is None
+
+
+@pytest.mark.parametrize("version", [-1, 10**18, 1.0, "7", True])
+def test_a_version_is_a_number(version):
+    with pytest.raises(ValueError, match="a firmware version is a number"):
+        bind(1, 2, 3, NONCE, version)
+
+
+@pytest.mark.parametrize(
+    "field", [b":v", b":v07", b":v-1", b":vv7", b":V7", b":v7a", b":xv7", b":v1000000000000000000"]
+)
+def test_what_is_no_version_is_a_field_that_nobody_knows(field):
+    assert parse(bind(1, 2, 3, NONCE) + field).version is None
+
+
+def test_two_versions_are_none():
+    with pytest.raises(PolicyError, match="several versions"):
+        parse(bind(1, 2, 3, NONCE, 7) + b":v8")

@@ -4,7 +4,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, Self
+from threading import RLock
+from typing import Any, Final, Self
 
 from .errors import InvalidKeyError, PolicyError
 from .keys import PublicKey
@@ -12,17 +13,25 @@ from .keys import PublicKey
 __all__ = ["KeyRing"]
 
 _IDENTITY: Final = re.compile("[0-9a-fA-F]{1,16}")
+_FINGERPRINT: Final = re.compile("[0-9a-f]{64}")
 
 
 class KeyRing(Mapping[int, PublicKey]):
     """A mapping of identities (0 to 2**64 - 1) to public keys that never changes a key by accident.
 
     ``add`` pins a key: adding another one for the same identity is a PolicyError (T15); ``replace`` and ``remove`` say
-    what they do. One thread may change the ring while others read it.
+    what they do. ``rotate`` is for a change that the old key has signed (see srup.rotation), ``revoke`` for a key that
+    must never count again. Threads may change the ring while others read it; whoever holds ``lock``, as an agent does
+    while a message takes effect, keeps it as it is.
     """
 
     def __init__(self, keys: Mapping[int, PublicKey] | None = None) -> None:
+        self.lock = RLock()
         self._keys: dict[int, PublicKey] = {}
+        self._retiring: dict[int, tuple[PublicKey, float]] = {}
+        self._pins: dict[int, PublicKey] = {}  # of those that were rotated
+        self._barred: set[str] = set()
+        self._withdrawn = 0
         for identity, key in (keys or {}).items():
             self.add(identity, key)
 
@@ -45,19 +54,105 @@ class KeyRing(Mapping[int, PublicKey]):
         return ring
 
     def add(self, identity: int, key: PublicKey) -> None:
-        """Register a key; adding the same one again changes nothing, another one raises PolicyError."""
-        known = self._keys.get(_checked(identity, key))
-        if known is not None and known != key:
-            raise PolicyError(f"another key is registered for {identity:x}; replace() changes it")
-        self._keys.setdefault(identity, key)
+        """Register a key; adding the same one again changes nothing, another or a barred one raises PolicyError."""
+        with self.lock:
+            known = self._keys.get(self._admitted(identity, key))
+            if known is not None and known != key:
+                raise PolicyError(f"another key is registered for {identity:x}; replace() changes it")
+            self._keys.setdefault(identity, key)
 
     def replace(self, identity: int, key: PublicKey) -> None:
-        """Register a key in the place of whatever was registered."""
-        self._keys[_checked(identity, key)] = key
+        """Register a key in the place of whatever was registered. PolicyError for a barred one."""
+        with self.lock:
+            self._withdraw(self._admitted(identity, key), key)
 
     def remove(self, identity: int) -> None:
         """Drop the key of an identity, if there is one: its messages are those of a stranger from now on."""
-        self._keys.pop(identity, None)
+        with self.lock:
+            self._withdraw(identity)
+
+    def rotate(self, identity: int, key: PublicKey, until: float) -> None:
+        """Let ``key`` count from now on, and the one before it be retiring until the Unix time ``until``.
+
+        The same key again changes nothing. PolicyError when no key is registered for this identity or ``key`` is
+        barred.
+        """
+        with self.lock:
+            before = self._keys.get(self._admitted(identity, key))
+            if before is None:
+                raise PolicyError(f"no key is registered for {identity:x} that could have a successor; add() it")
+            if before != key:
+                self._pins.setdefault(identity, before)
+                self._retiring[identity] = before, until
+                self._keys[identity] = key
+                self._withdrawn += 1
+
+    def retiring(self, identity: int, now: float) -> PublicKey | None:
+        """Return the key that counted before the last rotation while what it has signed is still taken, or None."""
+        key, until = self._retiring.get(identity, (None, 0.0))
+        return key if now < until else None
+
+    def revoke(self, identity: int) -> bool:
+        """Drop the keys of an identity and bar them; tell whether there were any.
+
+        No identity can have them any more. One that already shares such a key keeps it: revoke that one too.
+        """
+        with self.lock:
+            retiring, _ = self._retiring.get(identity, (None, 0.0))
+            keys = [key for key in (self._keys.get(identity), retiring) if key is not None]
+            self._barred.update(key.signing_fingerprint for key in keys)
+            self._withdraw(identity)
+            return bool(keys)
+
+    def bar(self, fingerprint: str) -> None:
+        """Keep a key from being registered from now on, named by its ``signing_fingerprint``: 64 lower-case hex digits.
+
+        What was revoked before a restart is barred again in this way. InvalidKeyError for anything else.
+        """
+        if not isinstance(fingerprint, str) or not _FINGERPRINT.fullmatch(fingerprint):
+            raise InvalidKeyError(f"a fingerprint is 64 lower-case hex digits, not {fingerprint!r:.80}")
+        with self.lock:
+            self._barred.add(fingerprint)
+
+    def bars(self, key: PublicKey) -> bool:
+        """Tell whether this key was revoked, for whatever identity."""
+        return bool(self._barred) and key.signing_fingerprint in self._barred
+
+    @property
+    def barred(self) -> frozenset[str]:
+        """The ``signing_fingerprint`` of every key that must not be registered again. It grows by revocations only."""
+        with self.lock:
+            return frozenset(self._barred)
+
+    def pin(self, identity: int) -> PublicKey | None:
+        """Return the key that was registered for an identity, from which signed rotations may have led on; or None.
+
+        It stays the same object until the key is replaced, removed or revoked.
+        """
+        with self.lock:
+            return self._pins.get(identity) or self._keys.get(identity)
+
+    @property
+    def withdrawn(self) -> int:
+        """How many times a key has ceased to count: what was verified at the same number would be so again."""
+        return self._withdrawn
+
+    def _admitted(self, identity: int, key: PublicKey) -> int:
+        """Return the identity; raise InvalidKeyError or PolicyError when this cannot be its key."""
+        _checked(identity, key)
+        if self.bars(key):
+            raise PolicyError(f"the key {key.signing_fingerprint[:16]} was revoked; {identity:x} needs another one")
+        return identity
+
+    def _withdraw(self, identity: int, successor: PublicKey | None = None) -> None:
+        """End all keys of an identity. Readers do not wait for the lock: never show them none where there is one."""
+        self._retiring.pop(identity, None)
+        self._pins.pop(identity, None)
+        if successor is None:
+            self._keys.pop(identity, None)
+        else:
+            self._keys[identity] = successor
+        self._withdrawn += 1  # last, so that whoever read the number before it may have used the old key
 
     def __getitem__(self, identity: int) -> PublicKey:
         return self._keys[identity]
@@ -72,14 +167,20 @@ class KeyRing(Mapping[int, PublicKey]):
     def __len__(self) -> int:
         return len(self._keys)
 
+    def __getstate__(self) -> dict[str, Any]:
+        with self.lock:
+            return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, lock=RLock())
+
     def __repr__(self) -> str:
         return f"<KeyRing of {len(self)}>"
 
 
-def _checked(identity: int, key: PublicKey) -> int:
+def _checked(identity: int, key: PublicKey) -> None:
     if type(identity) is not int or not 0 <= identity < 1 << 64:
         shown = f"{identity:#x}" if isinstance(identity, int) else repr(identity)
         raise InvalidKeyError(f"an identity is an int in 0..2**64-1, not {shown}")
     if not isinstance(key, PublicKey):
         raise InvalidKeyError(f"the key of {identity:x} must be a PublicKey, not {type(key).__name__}")
-    return identity

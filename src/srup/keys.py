@@ -216,6 +216,13 @@ class PublicKey:
         digest.update(self._der + (self._sealing or b""))
         return digest.finalize().hex()
 
+    @property
+    def signing_fingerprint(self) -> str:
+        """The same of the signing key alone, whatever X25519 key stands beside it."""
+        digest = Hash(SHA256())
+        digest.update(self._der)
+        return digest.finalize().hex()
+
     def sealing_key(self) -> rsa.RSAPublicKey | x25519.X25519PublicKey | None:
         """Return the key that values for this identity are sealed to; None when it has none (see srup.seal)."""
         if self._algorithm == "rsa":

@@ -7,10 +7,11 @@ A version 5 message does not say who it is for. A bound token does, and the sign
 ``sender`` is who begins the exchange and ``recipient`` whom the question is for: identities in lower-case hex without
 leading zeros. Without the sender, somebody else could ask under a token that he has overheard, and the signed answer to
 him would pass for the answer to its maker. ``expiry`` is the last second at which the message may take effect, in
-decimal Unix time, ``nonce`` 22 characters of base64url (128 random bits). More fields may follow, each after a colon; a
-reader of this version ignores them. The whole is ASCII without spaces, so a deployed peer takes it for an opaque text
-and repeats it in its answer. A token that begins with ``srup5:`` and does not have this form is malformed: it is
-refused, not taken for opaque.
+decimal Unix time, ``nonce`` 22 characters of base64url (128 random bits). More fields may follow, each after a colon.
+In an update order ``v<number>`` is the version of the firmware in decimal (T12); a reader ignores fields that it does
+not know. The whole is ASCII without spaces, so a deployed peer takes it for an opaque text and repeats it in its
+answer. A token that begins with ``srup5:`` and does not have this form is malformed: it is refused, not taken for
+opaque.
 """
 
 import re
@@ -26,6 +27,7 @@ NONCE_SIZE: Final = 16
 
 _NEVER: Final = 10**18  # the first expiry that has too many digits
 _PREFIX: Final = b"srup5:"
+_VERSION: Final = re.compile(rb":v(0|[1-9][0-9]{0,17})(?=:|\Z)")
 _FORM: Final = re.compile(
     rb"srup5:(0|[1-9a-f][0-9a-f]{0,15}):(0|[1-9a-f][0-9a-f]{0,15}):(0|[1-9][0-9]{0,17}):([A-Za-z0-9_-]{22})"
     rb"(?::[!-9;-~]*)*"
@@ -33,19 +35,20 @@ _FORM: Final = re.compile(
 
 
 class BoundToken(NamedTuple):
-    """What a bound token says; ``expiry`` in seconds of Unix time."""
+    """What a bound token says; ``expiry`` in seconds of Unix time, ``version`` that of the firmware of an order."""
 
     sender: int
     recipient: int
     expiry: int
     nonce: bytes
+    version: int | None = None
 
 
-def bind(sender: int, recipient: int, expiry: float, nonce: bytes) -> bytes:
+def bind(sender: int, recipient: int, expiry: float, nonce: bytes, version: int | None = None) -> bytes:
     """Return a new token of ``sender`` for ``recipient``, good until ``expiry`` (Unix seconds, rounded down).
 
-    ``nonce`` is 16 bytes that are used once and nobody can guess. Raises ValueError for what :func:`parse` would
-    refuse.
+    ``nonce`` is 16 bytes that are used once and nobody can guess, ``version`` a number below 10**18. Raises ValueError
+    for what :func:`parse` would refuse.
     """
     if not (0 <= sender < 1 << 64 and 0 <= recipient < 1 << 64):
         raise ValueError("sender and recipient are identities in 0..2**64-1")
@@ -53,8 +56,11 @@ def bind(sender: int, recipient: int, expiry: float, nonce: bytes) -> bytes:
         raise ValueError(f"an expiry is Unix time below {_NEVER}, not {expiry}")
     if len(nonce) != NONCE_SIZE:
         raise ValueError(f"a nonce has {NONCE_SIZE} bytes, not {len(nonce)}")
+    if version is not None and (type(version) is not int or not 0 <= version < _NEVER):
+        raise ValueError(f"a firmware version is a number in 0..10**18-1, not {version!r}")
     text = urlsafe_b64encode(nonce).rstrip(b"=")
-    return b"%s%x:%x:%d:%s" % (_PREFIX, sender, recipient, max(0, int(expiry)), text)
+    named = b"" if version is None else b":v%d" % version
+    return b"%s%x:%x:%d:%s%s" % (_PREFIX, sender, recipient, max(0, int(expiry)), text, named)
 
 
 def parse(token: bytes) -> BoundToken | None:
@@ -64,4 +70,8 @@ def parse(token: bytes) -> BoundToken | None:
     form = _FORM.fullmatch(token)
     if form is None:
         raise PolicyError(f"malformed bound token {token[:80]!r}")
-    return BoundToken(int(form[1], 16), int(form[2], 16), int(form[3]), form[4])
+    versions = _VERSION.findall(token)
+    if len(versions) > 1:
+        raise PolicyError(f"a bound token with several versions {token[:80]!r}")
+    version = int(versions[0]) if versions else None
+    return BoundToken(int(form[1], 16), int(form[2], 16), int(form[3]), form[4], version)

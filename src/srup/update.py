@@ -73,7 +73,7 @@ DEVICE_TABLE: Final[Table] = {
     (_S.READY, Activate): Step(_S.ACTIVATING, "begin_activation"),
     (_S.ACTIVATING, Initiate): Step(_S.ACTIVATING, "same_order"),
     (_S.ACTIVATING, Activate): Step(_S.ACTIVATING),
-    (_S.ACTIVATING, Word.ACTIVATED): Step(_S.ACTIVATED, "answer"),
+    (_S.ACTIVATING, Word.ACTIVATED): Step(_S.ACTIVATED, "confirm_activation"),
     (_S.ACTIVATING, Word.ACTIVATION_FAILED): Step(_S.FAILED, "answer"),
     (_S.ACTIVATED, Initiate): Step(_S.ACTIVATED, "answer_same_order"),
     (_S.ACTIVATED, Activate): Step(_S.ACTIVATED, "repeat_answer"),  # a token activates once

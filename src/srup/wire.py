@@ -11,6 +11,7 @@ import srup_native
 __all__ = [
     "IDENTIFICATION_RESPONSE",
     "JOIN_OBSERVER",
+    "KEY_ROTATION",
     "MAX_MESSAGE_SIZE",
     "U8",
     "U32",
@@ -30,6 +31,9 @@ MAX_MESSAGE_SIZE = srup_native.MAX_MESSAGE_SIZE
 
 IDENTIFICATION_RESPONSE = "IDENTIFICATION_RESPONSE"
 """The ``data_id`` of the Data message that answers an IdRequest (FLOWS.md, "Tokens")."""
+
+KEY_ROTATION = "KEY_ROTATION"
+"""The ``data_id`` of the Data message by which an old key names its successor (see srup.rotation)."""
 
 JOIN_OBSERVER = "JOIN_OBSERVER"
 """The ``data_id`` of the Data message with which a refused simple join is told of an observer (docs/extensions.md)."""

@@ -15,15 +15,27 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import isawaitable, iscoroutine, iscoroutinefunction
 from itertools import count
 from typing import Any, ClassVar, Final, NamedTuple, Self, TypeVar, get_args
 
-from ..codec import encode, verify_many
-from ..errors import ReplayError, SrupError, TransportError, UnansweredError, UnknownSenderError
+from .. import rotation
+from ..codec import decode, encode, verify_many
+from ..errors import (
+    PolicyError,
+    ReplayError,
+    SealError,
+    SignatureError,
+    SrupError,
+    TransportError,
+    UnansweredError,
+    UnknownSenderError,
+)
+from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, Message, ObservedJoinRequest, decode_data
+from ..seal import unseal
 from ..session.base import Output, Send, Session
 from ..session.events import (
     ActionAnswered,
@@ -31,6 +43,7 @@ from ..session.events import (
     DataReceived,
     DataRefused,
     Event,
+    KeyOffered,
     Unanswered,
     Unexpected,
 )
@@ -137,7 +150,7 @@ class Agent:
         self,
         session: Session,
         key: PrivateKey,
-        keys: Mapping[int, PublicKey],
+        keys: KeyRing,
         transport: Transport,
         clock: Callable[[], float],
         entropy: Callable[[int], bytes],
@@ -152,7 +165,9 @@ class Agent:
         self._link = "not started"  # what the transport said last
         self._session = session
         self._key = key
+        self._retired: tuple[PrivateKey, float] | None = None  # what was sealed to it opens until then
         self._keys = keys  # of the partners
+        self._signer: PublicKey | None = None  # which of them has signed the message in hand
         self._threads = threads
         self._transport = transport
         self._clock = clock
@@ -311,6 +326,15 @@ class Agent:
             raise ValueError(f"{kind!r} is no kind of data; the kinds are {', '.join(get_args(DataKind))}")
         return self._register(self._data, data_id, lambda handler: (kind, handler))
 
+    def on_key_changed(self, handler: Handler) -> Handler:
+        """Decorate what stores a partner's new key: it is called with the partner's identity and the PublicKey.
+
+        The partner's old key has signed the new one, which counts as soon as the handler returns. If it raises or
+        returns False the partner is told ACTION_FAIL and goes on with the old one. Without a handler the new key is
+        known until the process ends, and no longer.
+        """
+        return self._register(self._handlers, "key")(handler)
+
     def on_left(self, handler: Handler) -> Handler:
         """Decorate what is called with the partner's identity when a membership ends."""
         return self._register(self._handlers, "left")(handler)
@@ -330,6 +354,7 @@ class Agent:
         ActionAnswered: "_answered",
         DataReceived: "_data_received",
         DataRefused: "_data_refused",
+        KeyOffered: "_key_offered",
         Unanswered: "_unanswered",
         Unexpected: "_unexpected",
     }
@@ -356,6 +381,8 @@ class Agent:
 
     def _tick(self) -> None:
         self._fenced(lambda: self._perform(self._session.tick(self._clock())))
+        if self._retired is not None and self._clock() >= self._retired[1]:
+            self._retired = None
 
     def _fenced(self, job: Callable[[], Result]) -> Result | None:
         try:
@@ -384,28 +411,40 @@ class Agent:
             return  # not settled: the broker keeps them for the next start
         self.counts["received"] += len(batch)
         wires = [delivery.payload for delivery in batch]
+        as_of = self._keys.withdrawn
         opened = self._fenced(lambda: verify_many(wires, self._keys, self._threads))
         if opened is None:  # the keys are not to be had: unsettled, the broker sends it again later
             self.counts["not verified"] += len(batch)
             return
         for delivery, message in zip(batch, opened, strict=True):
-            self._fenced(lambda delivery=delivery, message=message: self._handle(delivery, message))  # type: ignore[misc]
+            self._fenced(lambda d=delivery, m=message: self._handle(d, m, as_of))  # type: ignore[misc]
             delivery.ack()
 
-    def _handle(self, delivery: Delivery, message: Message | SrupError) -> None:
+    def _handle(self, delivery: Delivery, opened: Message | SrupError, as_of: int) -> None:
         """Let a message take effect, or say why not."""
+        if isinstance(opened, UnknownSenderError) and opened.sender_id == self.identity:
+            return  # our own: both ends share a device's topic (FLOWS.md, "Identities, topics, transport")
         try:
-            if isinstance(message, SrupError):
-                if isinstance(message, UnknownSenderError) and message.sender_id == self.identity:
-                    return  # our own: both ends share a device's topic (FLOWS.md, "Identities, topics, transport")
-                raise message
-            self.counts["verified"] += 1
-            self._check_address(parse_topic(delivery.topic), message.sender_id)
-            outputs = self._session.receive(message, self._clock(), self._entropy(16))
+            with self._keys.lock:  # whoever takes a key away does so before this message has its effect, or after it
+                message, self._signer = self._genuine(delivery.payload, opened, as_of)
+                self.counts["verified"] += 1
+                self._check_address(parse_topic(delivery.topic), message.sender_id)
+                self._perform(self._session.receive(message, self._clock(), self._entropy(16)))
         except SrupError as error:
             self._refuse(Refusal(delivery.topic, delivery.payload, error))
-        else:
-            self._perform(outputs)
+
+    def _genuine(self, wire: bytes, opened: Message | SrupError, as_of: int) -> tuple[Message, PublicKey]:
+        """Return what its sender's key has signed, or the one that is retiring, and that key; raise why nothing has."""
+        if isinstance(opened, Message) and self._keys.withdrawn != as_of:
+            [opened] = verify_many([wire], self._keys)  # a key has been taken away since, and it may be this one
+        if isinstance(opened, SignatureError):
+            frame = decode(wire)
+            retiring = self._keys.retiring(frame.sender_id, self._clock())
+            if retiring is not None:
+                return frame.verify(retiring), retiring
+        if isinstance(opened, SrupError):
+            raise opened
+        return opened, self._keys[opened.sender_id]
 
     def _refuse(self, refusal: Refusal) -> None:
         error = refusal.error
@@ -429,13 +468,28 @@ class Agent:
     def _publish(self, send: Send) -> SrupError | None:
         """Sign and send; return what is in the way. The session sends again what waits for an answer."""
         try:
-            self._transport.publish(self._topic(send), encode(send.message, self._key))
+            self._transport.publish(self._topic(send), encode(send.message, self._key_for(send.to)))
         except SrupError as error:
             self.counts["unsent"] += 1
             log.warning("%r could not send %s: %s", self, type(send.message).__name__, error)
             return error
         self.counts["sent"] += 1
         return None
+
+    def _key_for(self, _partner: int) -> PrivateKey:
+        """Return what signs for this partner."""
+        return self._key
+
+    def _own_keys(self) -> list[PrivateKey]:
+        """Return every key that something may be sealed to, the likeliest first."""
+        return [self._key] if self._retired is None else [self._key, self._retired[0]]
+
+    def _unseal(self, sealed: bytes) -> bytes:
+        """Open a value that was sealed to us, before or after a change of our key; SealError if it does not open."""
+        for key in self._own_keys():
+            with suppress(SealError):
+                return unseal(sealed, key)
+        raise SealError("the sealed value does not open")
 
     def _topic(self, send: Send) -> str:
         if isinstance(send.message, _JOIN_REQUESTS):
@@ -525,6 +579,18 @@ class Agent:
         except RuntimeError:
             log.info("%r is stopped; a handler was not called", self)
 
+    def _apply_for(self, peer: int, job: Callable[[], None]) -> None:
+        """Run a job for a partner on the application's thread, unless its key is taken away before the turn comes."""
+        pin = self._keys.pin(peer)
+
+        def due() -> None:
+            if pin is not None and self._keys.pin(peer) is pin:
+                job()
+            else:
+                log.warning("%r: %x lost its key; what it asked for is not done", self, peer)
+
+        self._apply(due)
+
     def _tell(self, name: str, *arguments: object) -> None:
         """Call a handler that has nothing to answer, if there is one."""
         handler = self._handlers.get(name)
@@ -564,7 +630,7 @@ class Agent:
                 status = self._ask(handler, event.peer, failure=Status.ACTION_FAIL, success=Status.ACTION_SUCCESS)
             self._drive(self._session.answer_action, event.peer, event.token, status)
 
-        self._apply(job)
+        self._apply_for(event.peer, job)
 
     def _answered(self, event: ActionAnswered) -> None:
         self._settle(event, event.status)
@@ -579,13 +645,55 @@ class Agent:
                 log.warning("%r: value %a of %x: %s", self, event.data_id, event.peer, error)
                 handler = None
         if handler is not None:
-            self._apply(lambda: handler(event.peer, event.data_id, value))
+            self._apply_for(event.peer, lambda: handler(event.peer, event.data_id, value))
         elif event.data_id != IDENTIFICATION_RESPONSE:
             self._drive(self._session.refuse_data, event.peer, event.token)
 
     def _data_refused(self, event: DataRefused) -> None:
         self.counts["data refused"] += 1
         log.warning("%r: %x does not know a value that we sent", self, event.peer)
+
+    def _key_offered(self, event: KeyOffered) -> None:
+        assert self._signer is not None  # noqa: S101 - an offer comes in a message
+        signer, now = self._signer, self._clock()
+        try:
+            key = rotation.check(event.data, event.peer, self.identity, signer)
+            rotation.check_succession(self._keys, event.peer, signer, key, now)
+        except SrupError as error:
+            self._perform(self._refuse_key(event, str(error), now))
+            return
+        handler = self._handlers.get("key")
+
+        def job() -> None:
+            status = Status.ACTION_SUCCESS
+            if handler is None:
+                log.warning("%r: nobody stores the new key of %x (see on_key_changed)", self, event.peer)
+            else:
+                status = self._ask(handler, event.peer, key, failure=Status.ACTION_FAIL, success=Status.ACTION_SUCCESS)
+            self._drive(self._decide_key, event, signer, key, status)
+
+        self._apply_for(event.peer, job)
+
+    def _decide_key(
+        self, event: KeyOffered, signer: PublicKey, key: PublicKey, status: Status, now: float
+    ) -> Sequence[Output]:
+        """Take a key that has been stored, unless something else has been decided about it meanwhile."""
+        if status is not Status.ACTION_SUCCESS:
+            return self._refuse_key(event, "it could not be stored", now)
+        with self._keys.lock:
+            try:
+                rotation.check_succession(self._keys, event.peer, signer, key, now)
+            except PolicyError as error:
+                return self._refuse_key(event, str(error), now)
+            outputs = self._session.answer_key(event.peer, event.token, status, now)
+            self._keys.rotate(event.peer, key, now + self._session.policy.key_overlap)
+        log.info("%r takes the new key of %x: %r", self, event.peer, key)
+        return outputs
+
+    def _refuse_key(self, event: KeyOffered, why: str, now: float) -> Sequence[Output]:
+        self.counts["key refused"] += 1
+        log.warning("%r does not take the new key of %x: %s", self, event.peer, why)
+        return self._session.answer_key(event.peer, event.token, Status.ACTION_FAIL, now)
 
     def _unanswered(self, event: Unanswered) -> None:
         self.counts["unanswered"] += 1

@@ -8,13 +8,13 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Literal, Self, get_args
 
+from .. import rotation
 from ..errors import PolicyError, SealError, TransportError, UpdateError
 from ..fetch import Fetcher, FetchPolicy, HttpFetcher, check_digest
 from ..joinvalue import JoinValue
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, ObservedJoinRequest
-from ..seal import unseal
 from ..session import DeviceSession, Policy, Send
 from ..session.events import (
     ActivationRequested,
@@ -23,6 +23,7 @@ from ..session.events import (
     JoinAnswered,
     JoinCommanded,
     JoinValueReceived,
+    KeyAnswered,
     Left,
     ObservationRequested,
     ObserverNamed,
@@ -66,7 +67,8 @@ class Device(Agent):
     need a handler (:meth:`on_join_value`) that shows the value. A member that only asks again does so simply.
 
     ``servers`` are the keys of other servers that the device may come to obey: when its present one sends it there, or,
-    those named by ``commanders``, when they send a JoinCommand themselves.
+    those named by ``commanders``, when they send a JoinCommand themselves. With a ``version_floor`` it takes only
+    firmware whose order names a version, and none below; what it activates becomes the floor.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Device(Agent):
         observer: int | None = None,
         servers: Mapping[int, PublicKey] | None = None,
         commanders: Collection[int] = (),
+        version_floor: int | None = None,
     ) -> None:
         check_identity(identity)
         check_identity(server, "server")
@@ -112,7 +115,7 @@ class Device(Agent):
         keys = KeyRing({**(servers or {}), server: server_key})
         if identity in keys or not set(commanders) <= set(keys):
             raise ValueError("servers are others than the device, and commanders are among them")
-        session = DeviceSession(identity, keys, policy, first, description, commanders)
+        session = DeviceSession(identity, keys, policy, first, description, commanders, version_floor)
         super().__init__(session, key, keys, transport, clock, entropy)
         self.server = server
         self._servers = keys
@@ -125,6 +128,7 @@ class Device(Agent):
         if fetcher is None:
             fetcher = self._own_fetcher = HttpFetcher(fetch)
         self._fetcher = fetcher
+        self._offered: PrivateKey | None = None  # our next key, while the server has not answered
         self._downloads: Executor = Inline()
         self._joined: Future[None] = Future()
         self._wants_in = True
@@ -196,6 +200,11 @@ class Device(Agent):
         """Whether the device is a member now."""
         return self._session.is_member(self.server)
 
+    @property
+    def version_floor(self) -> int | None:
+        """The lowest firmware version that is taken; keep it, and give it again at the next start."""
+        return self._session.version_floor
+
     def send(self, data_id: str, value: bytes | str | int | float, kind: DataKind | None = None) -> "Future[None]":
         """Send a value to the server (see :meth:`send_data`)."""
         return self.send_data(self.server, data_id, value, kind)
@@ -204,6 +213,26 @@ class Device(Agent):
         """Leave the server; done when it confirms, UnansweredError when it does not (we are out all the same)."""
         self._wants_in = False
         return self._request(lambda now, nonce: self._session.resign(self.server, now, nonce))
+
+    def rotate_key(self, new_key: PrivateKey, lifetime: float | None = None) -> "Future[None]":
+        """Change the device's key: the old one signs the new one, and signs everything until the server has taken it.
+
+        Store ``new_key`` before. Raises PolicyError when the server refuses it, when the device is not joined or when
+        the answer to another new key is due; then the old key stays. UnansweredError after ``lifetime`` seconds
+        (default: the policy's) means that the server may have taken it: the old key still signs, and is good for the
+        server's ``key_overlap``; offer the same key again before that is over, after a restart too.
+        """
+        check_type(new_key, PrivateKey, "new_key")
+
+        def begin(now: float, nonce: bytes) -> list[Send]:
+            if self._offered is not None:
+                raise PolicyError("the server has not yet answered the change to another key")
+            data = rotation.offer(self.identity, self.server, self._key.public_key, new_key)
+            sends = self._session.rotate(self.server, data, now, nonce, lifetime)
+            self._offered = new_key
+            return sends
+
+        return self._request(begin)
 
     def deregister(self) -> "Future[None]":
         """Leave the server for good: it drops our key and we drop its. UnansweredError when it does not confirm."""
@@ -237,6 +266,7 @@ class Device(Agent):
     events = {
         **Agent.events,
         JoinAnswered: "_join_answered",
+        KeyAnswered: "_key_answered",
         JoinValueReceived: "_join_value_received",
         JoinCommanded: "_join_commanded",
         ObserverNamed: "_observer_named",
@@ -265,6 +295,22 @@ class Device(Agent):
 
     def _device_of(self, send: Send) -> int:
         return self.identity
+
+    # Our key.
+
+    def _own_keys(self) -> list[PrivateKey]:
+        offered = [] if self._offered is None else [self._offered]
+        return [*super()._own_keys(), *offered]  # the server may have taken it already
+
+    def _key_answered(self, event: KeyAnswered) -> None:
+        new, self._offered = self._offered, None
+        if event.status is Status.ACTION_SUCCESS and new is not None and event.peer == self.server:
+            self._retired = self._key, self._clock() + self._session.policy.key_overlap
+            self._key = new
+            log.info("%r: server %x has taken the new key %r", self, event.peer, new)
+            self._settle(event, None)
+        else:
+            self._settle(event, PolicyError(f"server {event.peer:x} answers {event.status.name}"))
 
     # Joining and leaving.
 
@@ -308,6 +354,8 @@ class Device(Agent):
 
     def _unanswered(self, event: Unanswered) -> None:
         super()._unanswered(event)
+        if event.request is Data:
+            self._offered = None
         if event.request in _JOINS and event.peer == self.server:
             if not self.joined:
                 self._tell("not_joined", None)
@@ -353,7 +401,7 @@ class Device(Agent):
 
     def _join_value_received(self, event: JoinValueReceived) -> None:
         try:
-            value = JoinValue(unseal(event.sealed, self._key))
+            value = JoinValue(self._unseal(event.sealed))
         except SealError as error:
             self.counts["unopened"] += 1
             log.warning("%r: the join value of %x: %s", self, event.peer, error)
@@ -376,7 +424,7 @@ class Device(Agent):
             if handler is None:
                 log.warning("%r cannot observe %x: on_observation has no handler", self, event.device)
                 return Status.OBSERVED_JOIN_FAIL
-            value = JoinValue(unseal(event.sealed, self._key))
+            value = JoinValue(self._unseal(event.sealed))
             read = handler(event.device)
             if isinstance(read, JoinValue):
                 read = read.text

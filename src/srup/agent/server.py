@@ -1,19 +1,22 @@
 """A server that runs."""
 
+import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
+from .. import rotation
 from ..errors import PolicyError, SealError, SrupError, TransportError, UnansweredError, UpdateError
 from ..joinvalue import SIZE as JOIN_VALUE_SIZE
 from ..joinvalue import JoinValue
 from ..keyring import KeyRing
 from ..keys import PrivateKey
-from ..messages import JoinCommand
+from ..messages import Data, JoinCommand
 from ..seal import seal
 from ..session import Policy, Send, ServerSession
+from ..session.base import Output
 from ..session.events import (
     Deregistered,
     HumanJoinRequested,
@@ -22,6 +25,7 @@ from ..session.events import (
     JoinCommandAnswered,
     JoinRequested,
     JoinWithdrawn,
+    KeyAnswered,
     Left,
     Observed,
     ObservedJoinRequested,
@@ -33,6 +37,7 @@ from ..transport.topics import Address, device_filter, join_filter
 from ..update import UpdateState
 from ..wire import Status
 from .base import Agent, Handler, check_identity, check_type, log, sequence_origin, transport_to
+from .rollout import Rollout
 
 __all__ = ["PendingJoin", "Server", "UpdateOrder"]
 
@@ -72,6 +77,10 @@ class PendingJoin:
 
     def __repr__(self) -> str:
         return f"<PendingJoin of {self.device:x}: {self.status.name if self.status else 'waits'}>"
+
+
+_OFFERS: Final = 16
+"""To how many devices a new key is offered in a row; each offer takes two signatures."""
 
 
 class UpdateOrder:
@@ -148,7 +157,7 @@ class Server(Agent):
             raise ValueError(f"admission is one of {', '.join(get_args(Admission))}, not {admission!r}")
         for observer in observers:
             check_identity(observer, "an observer")
-        check_type(devices, Mapping, "devices")
+        check_type(devices, KeyRing, "devices")
         check_type(policy, (Policy, type(None)), "policy")
         transport = transport_to(broker, identity)
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
@@ -158,6 +167,7 @@ class Server(Agent):
         self._session: ServerSession = session
         self._members: set[int] = set()
         self._orders: dict[tuple[int, bytes], UpdateOrder] = {}
+        self._rollout: Rollout | None = None
         self._admission = admission
         self._observers = tuple(observers)
         self._joins: dict[tuple[int, bytes], PendingJoin] = {}
@@ -204,17 +214,25 @@ class Server(Agent):
         return self._register(self._handlers, "update")(handler)
 
     def update(
-        self, device: int, url: str, digest: str, *, hold: bool = False, lifetime: float | None = None
+        self,
+        device: int,
+        url: str,
+        digest: str,
+        *,
+        hold: bool = False,
+        lifetime: float | None = None,
+        version: int | None = None,
     ) -> UpdateOrder:
         """Order a device to take the firmware at ``url`` whose SHA-256 is ``digest`` (lower-case hex; see file_digest).
 
         It is activated as soon as the device has it, or with ``hold`` when ``order.activate()`` is called. The order
-        expires after ``lifetime`` seconds (default: the policy's ``update_lifetime``).
+        expires after ``lifetime`` seconds (default: the policy's ``update_lifetime``). A device with a version floor
+        wants to know the ``version``, a number that grows.
         """
         order = UpdateOrder(self, device, url, digest)
 
         def begin(now: float, nonce: bytes) -> list[Send]:
-            sends = self._session.update(device, url, digest, now, nonce, lifetime, hold)
+            sends = self._session.update(device, url, digest, now, nonce, lifetime, hold, version)
             token = sends[0].message.token
             self._orders[device, token] = order
             order.state = UpdateState.FETCHING
@@ -243,6 +261,65 @@ class Server(Agent):
         """Put a device out; done when the command is handed to the transport."""
         return self._request(lambda now, nonce: self._session.terminate(device, now, nonce), answered=False)
 
+    def revoke(self, device: int) -> "Future[None]":
+        """Put a device out for good: its key is barred, and when this method returns nothing it signed has any effect.
+
+        That holds for what is already in the queue and for what waits for a handler; a handler that is running goes on.
+        Done when the membership is over and every request and order for it has ended with PolicyError. The device is
+        not told. PolicyError when there is nothing to revoke. The identity can be registered again with another key;
+        to bar the keys in the next process too, store ``devices.barred`` and give it to ``devices.bar()``.
+        """
+        check_identity(device, "device")
+        known = self.devices.revoke(device)
+
+        def begin(now: float, nonce: bytes) -> list[Output]:
+            outputs = self._session.revoke(device, now)
+            if not known and not outputs:
+                raise PolicyError(f"there is nothing to revoke: no key is registered for {device:x}")
+            log.warning("%r: %x is revoked", self, device)
+            self._stop_listening(device)
+            for peer, token in [request for request in self._pending if request[0] == device]:
+                self._pending.pop((peer, token)).set_exception(PolicyError(f"{device:x} was revoked"))
+            for peer, token in [order for order in self._orders if order[0] == device]:
+                order = self._orders.pop((peer, token))
+                order.state = UpdateState.FAILED
+                order._done.set_exception(PolicyError(f"{device:x} was revoked"))
+                self._tell("update", order)
+            return outputs
+
+        return self._request(begin, answered=False)
+
+    def rotate_key(self, new_key: PrivateKey, overlap: float | None = None) -> "Future[frozenset[int]]":
+        """Change the server's key: the old one signs the new one for each device.
+
+        Store both keys before. For ``overlap`` seconds (default: the policy's ``key_overlap``) every member, and every
+        device that joins, is offered the new key, which signs for those that have taken it; the old one signs for the
+        others. Then the old key is dropped: done, and the result tells who has taken the new one. The others do not
+        understand the server any more. PolicyError while another rotation lasts. A server that starts anew meanwhile
+        starts with the old key and rotates again.
+        """
+        check_type(new_key, PrivateKey, "new_key")
+        done: Future[frozenset[int]] = Future()
+        done.set_running_or_notify_cancel()
+
+        def begin(now: float, nonce: bytes) -> list[Output]:
+            if self._rollout is not None:
+                raise PolicyError("another rotation of the server's key is not over")
+            rotation.check_usable(new_key.public_key, self._key.public_key)
+            lasts = self._session.policy.key_overlap if overlap is None else overlap
+            self._rollout = Rollout(new_key, now + lasts, self.devices, done)
+            for device in self._members:
+                self._rollout.invite(device)
+            return []
+
+        def begun(future: "Future[None]") -> None:
+            error = future.exception()
+            if error is not None:
+                done.set_exception(error)
+
+        self._request(begin, answered=False).add_done_callback(begun)
+        return done
+
     def deregister(self, device: int) -> "Future[None]":
         """Put a device out for good and drop its key; done when the command is handed to the transport."""
         return self._request(lambda now, nonce: self._session.deregister(device, now, nonce), answered=False)
@@ -264,6 +341,9 @@ class Server(Agent):
     def stop(self, timeout: float = 5.0) -> None:
         """See :meth:`Agent.stop`."""
         super().stop(timeout)
+        rollout, self._rollout = self._rollout, None
+        if rollout is not None:
+            rollout.done.set_exception(TransportError("stopped before the overlap of the keys was over"))
         while self._orders:
             _, order = self._orders.popitem()
             order._done.set_exception(UnansweredError("the server was stopped before the update came to its end"))
@@ -278,6 +358,7 @@ class Server(Agent):
         Observed: "_observed",
         JoinWithdrawn: "_join_withdrawn",
         JoinAnswered: "_join_answered",
+        KeyAnswered: "_key_answered",
         JoinCommandAnswered: "_join_command_answered",
         Deregistered: "_deregistered",
         Left: "_left",
@@ -294,6 +375,50 @@ class Server(Agent):
 
     def _device_of(self, send: Send) -> int:
         return send.to
+
+    # Our key.
+
+    def deadline(self) -> float | None:
+        """See :meth:`Agent.deadline`."""
+        session = super().deadline()
+        if self._rollout is None:
+            return session
+        due = self._clock() if self._rollout.waiting else self._rollout.until
+        return due if session is None else min(session, due)
+
+    def _tick(self) -> None:
+        super()._tick()
+        if self._rollout is not None:
+            self._fenced(lambda rollout=self._rollout: self._go_on(rollout))  # type: ignore[misc]
+
+    def _go_on(self, rollout: Rollout) -> None:
+        """Offer the new key to some of those that wait for it, or drop the old one when its time is over."""
+        now = self._clock()
+        if now >= rollout.until:
+            self._key, self._rollout = rollout.new, None
+            rollout.done.set_result(rollout.result())
+            return
+        for device in rollout.next(_OFFERS):
+            data = rotation.offer(self.identity, device, self._key.public_key, rollout.new)
+            try:
+                sends = self._session.rotate(device, data, now, self._entropy(16))
+            except PolicyError as error:
+                log.warning("%r could not offer its new key: %s", self, error)
+                rollout.again(device)
+            else:
+                self._perform(sends)
+
+    def _key_for(self, partner: int) -> PrivateKey:
+        return self._rollout.new if self._rollout is not None and self._rollout.has(partner) else self._key
+
+    def _own_keys(self) -> list[PrivateKey]:
+        return [*super()._own_keys(), *([] if self._rollout is None else [self._rollout.new])]
+
+    def _key_answered(self, event: KeyAnswered) -> None:
+        level = logging.INFO if event.status is Status.ACTION_SUCCESS else logging.WARNING
+        log.log(level, "%r: %x answers the offer of a new key with %s", self, event.peer, event.status.name)
+        if self._rollout is not None and event.status is Status.ACTION_SUCCESS:
+            self._rollout.take(event.peer)
 
     # Events.
 
@@ -323,7 +448,7 @@ class Server(Agent):
                 )
             self._drive(self._session.answer_join, device, token, status)
 
-        self._apply(job)
+        self._apply_for(device, job)
 
     def _human_join_requested(self, event: HumanJoinRequested) -> None:
         if "moderation" not in self._handlers:
@@ -383,6 +508,8 @@ class Server(Agent):
 
     def _join_answered(self, event: JoinAnswered) -> None:
         log.info("%r: join of %x: %s", self, event.peer, event.status.name)
+        if event.status is Status.JOIN_SUCCESS and self._rollout is not None:
+            self._rollout.invite(event.peer)
         pending = self._joins.pop((event.peer, event.token), None)
         if pending is not None:
             pending.status = event.status
@@ -402,6 +529,8 @@ class Server(Agent):
         super()._unanswered(event)
         if event.request is JoinCommand:
             self._stop_listening(event.peer)
+        if event.request is Data and self._rollout is not None:
+            self._rollout.again(event.peer)
 
     def _stop_listening(self, device: int) -> None:
         if device not in self._members:

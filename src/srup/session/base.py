@@ -12,13 +12,15 @@ from ..errors import EncodeError, PolicyError, SrupError
 from ..messages import Action, Data, Message, Response
 from ..replay import ReplayWindow
 from ..update import Step, Table, Trigger, Word
-from ..wire import Status
+from ..wire import KEY_ROTATION, Status
 from .events import (
     ActionAnswered,
     ActionRequested,
     DataReceived,
     DataRefused,
     Event,
+    KeyAnswered,
+    KeyOffered,
     Unanswered,
     Unexpected,
 )
@@ -45,7 +47,8 @@ class Policy:
     ``lifetime`` is how long a request is good for, ``update_lifetime`` the same for an update, ``join_lifetime`` for a
     join that waits for a person or an observer. Unanswered requests are
     sent again after ``first_retry``, then after twice that time and so on up to ``max_retry``; partners that do not
-    bind tokens may take a retransmission for a new command, so they get none.
+    bind tokens may take a retransmission for a new command, so they get none. When a partner changes its key by a
+    signed rotation, the old one goes on counting for ``key_overlap``; it must be longer than an offer is good for.
     """
 
     require_bound_tokens: bool = False
@@ -56,6 +59,7 @@ class Policy:
     join_lifetime: float = 900.0
     first_retry: float = 5.0
     max_retry: float = 900.0
+    key_overlap: float = 86400.0
 
 
 class Send(NamedTuple):
@@ -134,9 +138,24 @@ class DataState(Enum):
     REFUSED = "the partner does not know its data_id"
 
 
+class KeyState(Enum):
+    """A change of key, seen from either end (docs/extensions.md, "Key rotation")."""
+
+    NEW = "nothing happened yet"
+    DECIDING = "the owner is to say whether the partner's new key counts"
+    ANSWERED = "the partner has its answer"
+    OFFERED = "the partner is to take our new key"
+    TAKEN = "our new key counts"
+    REFUSED = "our old key goes on counting"
+    UNANSWERED = "the time is over"
+
+
 _A = ActionState
 _D = DataState
+_K = KeyState
 _ACTION_RESULTS: Final = (Status.ACTION_SUCCESS, Status.ACTION_UNKNOWN, Status.ACTION_FAIL)
+_KEY_RESULTS: Final = (Status.ACTION_SUCCESS, Status.ACTION_FAIL)
+_KEY_REFUSALS: Final = (Status.ACTION_FAIL, Status.DATA_TYPE_UNKNOWN)  # the second by who does not know of rotations
 
 COMMON_TABLE: Final[Table] = {
     (_A.NEW, Action): Step(_A.RUNNING, "begin_action"),
@@ -150,8 +169,18 @@ COMMON_TABLE: Final[Table] = {
     (_D.NEW, Data): Step(_D.TAKEN, "data_received"),
     (_D.SENT, Status.DATA_TYPE_UNKNOWN): Step(_D.REFUSED, "data_refused"),
     (_D.REFUSED, Status.DATA_TYPE_UNKNOWN): Step(_D.REFUSED),
+    (_K.NEW, Data): Step(_K.DECIDING, "key_offered"),
+    (_K.DECIDING, Data): Step(_K.DECIDING, "same_key"),
+    (_K.DECIDING, Word.ANSWER): Step(_K.ANSWERED, "answer"),
+    (_K.DECIDING, Word.EXPIRE): Step(_K.ANSWERED),
+    (_K.ANSWERED, Data): Step(_K.ANSWERED, "answer_same_key"),
+    (_K.OFFERED, Status.ACTION_SUCCESS): Step(_K.TAKEN, "key_answered"),
+    (_K.TAKEN, Status.ACTION_SUCCESS): Step(_K.TAKEN),
+    **{(_K.OFFERED, status): Step(_K.REFUSED, "key_answered") for status in _KEY_REFUSALS},
+    **{(_K.REFUSED, status): Step(_K.REFUSED) for status in _KEY_REFUSALS},
+    (_K.OFFERED, Word.EXPIRE): Step(_K.UNANSWERED, "unanswered"),
 }
-"""Actions and values, which go both ways."""
+"""Actions, values and keys, which go both ways."""
 
 
 def check_status(status: Status, possible: Collection[Status]) -> None:
@@ -172,6 +201,8 @@ class Session:
         Action: Opening(_A.NEW),
         Data: Opening(_D.NEW, remembered=False),
     }
+    values: ClassVar[Mapping[str, Opening]] = {KEY_ROTATION: Opening(_K.NEW)}
+    """Values that begin an exchange of their own kind, by their ``data_id``."""
     for_strangers: ClassVar[frozenset[type[Message]]] = frozenset()
     """Requests of ours that do not need a membership."""
     repeatable: ClassVar[frozenset[type[Message]]] = frozenset()
@@ -202,6 +233,8 @@ class Session:
         partner.window.check(message.sequence_id)
         known = exchange is not None
         opening = self.openings.get(type(message))
+        if isinstance(message, Data):
+            opening = self.values.get(message.data_id, opening)
         trigger: Trigger = type(message)
         if isinstance(message, Response):
             try:
@@ -282,6 +315,15 @@ class Session:
         unremembered = Exchange(side, token, _D.TAKEN, now, mine=False)
         return [self._send(unremembered, Response, status=Status.DATA_TYPE_UNKNOWN)]
 
+    def rotate(self, partner: int, data: bytes, now: float, nonce: bytes, lifetime: float | None = None) -> list[Send]:
+        """Offer the partner a new key of ours; KeyAnswered or Unanswered follows. srup.rotation makes ``data``."""
+        return self._ask(partner, _K.OFFERED, Data, now, nonce, lifetime, data_id=KEY_ROTATION, data=data)
+
+    def answer_key(self, partner: int, token: bytes, status: Status, now: float) -> list[Output]:
+        """Answer a KeyOffered: ACTION_SUCCESS when the new key counts from now on, or ACTION_FAIL."""
+        check_status(status, _KEY_RESULTS)
+        return self._drive(partner, token, Word.ANSWER, status, now)
+
     def is_member(self, partner: int) -> bool:
         """Tell whether this partner and we are joined."""
         known = self._partners.get(partner)
@@ -304,6 +346,25 @@ class Session:
     def data_refused(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """A partner does not know a value of ours."""
         return [DataRefused(exchange.partner.identity, exchange.token)]
+
+    def key_offered(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
+        """A partner wants another key to count for it."""
+        exchange.detail = cause.data
+        return [KeyOffered(exchange.partner.identity, exchange.token, cause.data)]
+
+    def same_key(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
+        """The same offer again; a token is good for one."""
+        if (cause.data_id, cause.data) != (KEY_ROTATION, exchange.detail):
+            raise PolicyError("the token belongs to the offer of another key")
+        return []
+
+    def answer_same_key(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
+        """The same offer again, which has been answered."""
+        return self.same_key(exchange, cause, now) + self.repeat_answer(exchange, cause, now)
+
+    def key_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
+        """A partner answered the offer of a key of ours."""
+        return [KeyAnswered(exchange.partner.identity, exchange.token, Status(cause.status))]
 
     def answer(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """Answer with the status that the owner gave."""
@@ -388,6 +449,7 @@ class Session:
         *,
         resend: bool = True,
         detail: Any = None,
+        version: int | None = None,
         **fields: Any,
     ) -> list[Send]:
         """Begin an exchange of our own and send its request."""
@@ -395,7 +457,7 @@ class Session:
         if not side.member and cls not in self.for_strangers:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
         expiry = now + (self.policy.lifetime if lifetime is None else lifetime)
-        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce)
+        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version)
         exchange = Exchange(side, token, state, expiry, mine=True, detail=detail)
         self._check_room(exchange)
         send = self._send(exchange, cls, **fields)

@@ -60,7 +60,9 @@ TABLE: Final[Table] = {
 class DeviceSession(DeviceJoins):
     """A device: ``servers`` are the identities that it obeys; ``description`` is what it says it is.
 
-    ``commanders`` are those of the servers whose JoinCommand it follows although it is not joined to them (T10).
+    ``commanders`` are those of the servers whose JoinCommand it follows although it is not joined to them (T10). With a
+    ``version_floor`` only firmware is taken whose order names a version that is not below it; what gets activated
+    becomes the new floor (T12).
     """
 
     table: ClassVar[Table] = TABLE
@@ -82,8 +84,10 @@ class DeviceSession(DeviceJoins):
         first_sequence_id: int = 1,
         description: str = "",
         commanders: Collection[int] = (),
+        version_floor: int | None = None,
     ) -> None:
         super().__init__(identity, policy, first_sequence_id)
+        self.version_floor = version_floor
         self.servers = frozenset(servers)
         self.commanders = frozenset(commanders)
         self.description = description
@@ -165,6 +169,13 @@ class DeviceSession(DeviceJoins):
         if not is_digest(cause.digest):
             raise PolicyError(f"the digest {cause.digest[:80]!r} is no SHA-256 in lower-case hex")
         exchange.detail = cause.url, cause.digest
+        version = self._version(exchange)
+        if self.version_floor is not None and (version is None or version < self.version_floor):
+            exchange.state = UpdateState.FAILED
+            named = "names no version" if version is None else f"is of version {version}"
+            why = f"the firmware {named}, and the floor is {self.version_floor}"
+            unexpected = Unexpected(exchange.partner.identity, exchange.token, Initiate, why)
+            return [unexpected, *self.answer(exchange, Status.UPDATE_FAIL_FILE, now)]
         return [FetchRequested(exchange.partner.identity, exchange.token, cause.url, cause.digest)]
 
     def same_order(self, exchange: Exchange, cause: Initiate, now: Now) -> list[Output]:
@@ -184,12 +195,24 @@ class DeviceSession(DeviceJoins):
         _, digest = exchange.detail
         return [ActivationRequested(exchange.partner.identity, exchange.token, digest)]
 
+    def confirm_activation(self, exchange: Exchange, cause: Status, now: Now) -> list[Output]:
+        """The firmware is active: nothing older is taken any more."""
+        version = self._version(exchange)
+        if self.version_floor is not None and version is not None:
+            self.version_floor = max(self.version_floor, version)
+        return self.answer(exchange, cause, now)
+
     def refuse_activation(self, exchange: Exchange, cause: Activate, now: Now) -> list[Output]:
         """There is nothing to activate under this token."""
         unexpected = Unexpected(exchange.partner.identity, exchange.token, Activate, "nothing was fetched for it")
         return [unexpected, *self.answer(exchange, Status.ACTIVATE_FAIL, now)]
 
     # Mechanism.
+
+    @staticmethod
+    def _version(order: Exchange) -> int | None:
+        bound = tokens.parse(order.token)
+        return None if bound is None else bound.version
 
     def _leave(self, partner: Partner, token: bytes, now: float) -> list[Output]:
         partner.member = False

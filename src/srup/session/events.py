@@ -23,6 +23,8 @@ __all__ = [
     "JoinRequested",
     "JoinValueReceived",
     "JoinWithdrawn",
+    "KeyAnswered",
+    "KeyOffered",
     "Left",
     "ObservationRequested",
     "Observed",
@@ -171,6 +173,20 @@ class DataReceived(Event):
 @dataclass(frozen=True, slots=True)
 class DataRefused(Event):
     """The partner does not know the ``data_id`` of a value that we sent under this token."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOffered(Event):
+    """The partner wants another key to count for it; check ``data`` (see srup.rotation) and say ``answer_key``."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAnswered(Event):
+    """The partner has taken our new key if ``status`` is ACTION_SUCCESS, and goes on with the old one otherwise."""
+
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,22 @@ class ServerSession(ServerJoins):
         [send] = self._ask(device, _S.ANSWERED, TerminateCommand, now, nonce, None, resend=False)
         return [send, *self._part(self._partner(device), send.message.token, now)]
 
+    def revoke(self, device: int, now: float) -> list[Output]:
+        """Forget a device whose key counts no longer, with all that is under way; nothing is sent.
+
+        Left follows if it was a member. Should the identity come back with another key, it is a new partner.
+        """
+        side = self._partners.pop(device, None)
+        if side is None:
+            return []
+        outputs: list[Output] = []
+        for exchange in list(side.exchanges.values()):
+            self._forget(exchange)
+            withdrawal = self.table.get((exchange.state, Word.WITHDRAW))
+            if withdrawal is not None:  # a person is still to decide about it
+                outputs += self._take(exchange, withdrawal, None, Now(now, b""))
+        return [*outputs, Left(device, b"")] if side.member else outputs
+
     def deregister(self, device: int, now: float, nonce: bytes) -> list[Output]:
         """Put a device out for good, joined or not; Deregistered says that its key is to be dropped."""
         [send] = self._ask(device, _S.ANSWERED, DeregisterCommand, now, nonce, None, resend=False)
@@ -86,18 +102,21 @@ class ServerSession(ServerJoins):
         nonce: bytes,
         lifetime: float | None = None,
         hold: bool = False,
+        version: int | None = None,
     ) -> list[Send]:
         """Order new firmware; UpdateChanged follows at each step.
 
         The device is told to activate as soon as it has the file, or, with ``hold``, when :meth:`activate` is called.
-        ``digest`` is the file's SHA-256 as 64 lower-case hex digits; anything else is an EncodeError.
+        ``digest`` is the file's SHA-256 as 64 lower-case hex digits; anything else is an EncodeError. ``version``, a
+        number below 10**18, lets a device with a version floor tell an old firmware from a new one (T12).
         """
         if not is_digest(digest):
             raise EncodeError("digest", "expected a SHA-256 as 64 lower-case hex digits")
         if lifetime is None:
             lifetime = self.policy.update_lifetime
         state = UpdateState.FETCHING
-        return self._ask(device, state, Initiate, now, nonce, lifetime, detail=hold, url=url, digest=digest)
+        fields: dict[str, Any] = {"url": url, "digest": digest}
+        return self._ask(device, state, Initiate, now, nonce, lifetime, detail=hold, version=version, **fields)
 
     def activate(self, device: int, token: bytes, now: float) -> list[Output]:
         """Let a device activate what it has fetched under this token; PolicyError if it has nothing."""
