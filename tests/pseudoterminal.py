@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
 PATIENCE = 60.0  # seconds until a test gives up; nothing is measured by it
@@ -24,9 +25,19 @@ runpy.run_module("srup", run_name="__main__", alter_sys=True)
 
 
 class Program:
-    """A command of srup whose terminal is ``columns`` wide and ``rows`` high; ``stdin`` may be another file."""
+    """A command of srup whose terminal is ``columns`` wide and ``rows`` high.
 
-    def __init__(self, arguments: Sequence[str], columns: int = 40, rows: int = 24, stdin: int | None = None) -> None:
+    ``stdin`` may be another file; the command runs in ``folder``.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        columns: int = 40,
+        rows: int = 24,
+        stdin: int | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.fd, inner = os.openpty()
         fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.modes = termios.tcgetattr(inner)
@@ -39,6 +50,7 @@ class Program:
             stdout=inner,
             stderr=inner,
             start_new_session=True,
+            cwd=folder,
         )
         os.close(inner)
         self.raw = ""
