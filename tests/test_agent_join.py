@@ -11,9 +11,13 @@ from .fleet import SERVER, Fleet, key_of
 HOME, AWAY = 0xD0, 0xD1
 
 
-def human(tmp_path, scheme="ed25519", **options):
+STRICT = Policy(require_bound_tokens=True)
+
+
+def human(tmp_path, scheme="ed25519", policy=None, **options):
     """A server that wants a person to compare, and one device; what each of them shows."""
-    fleet = Fleet(tmp_path, size=0, scheme=scheme, server_options={"admission": "human"} | options)
+    options = {"admission": "human"} | options
+    fleet = Fleet(tmp_path, size=0, scheme=scheme, server_options=options, device_policy=policy)
     pending, shown = [], []
     fleet.server.on_moderation(pending.append)
     device = fleet.add(HOME, join="human")
@@ -351,6 +355,120 @@ def test_a_device_changes_its_owner_under_a_new_identity(tmp_path):
         assert old.identity not in fleet.ring
         message = messages.Action(sequence_id=1 << 63, sender_id=old.identity, token=b"t", action_id=1)
         assert message.sender_id not in fleet.ring
+
+
+# What the application is told.
+
+
+def test_the_end_of_a_join_is_told_at_both_ends(tmp_path):
+    fleet, device, pending, _ = human(tmp_path)
+    ended, refused = [], []
+    device.on_not_joined(ended.append)
+    device.on_joined(lambda: ended.append("joined"))
+    fleet.server.on_not_joined(lambda *about: refused.append(about))
+    with fleet.start():
+        fleet.settle()
+        pending[0].refuse()
+        fleet.settle()
+        assert (ended, refused) == ([Status.JOIN_REFUSED], [(HOME, Status.JOIN_REFUSED)])
+        device.join()
+        fleet.settle()
+        pending[1].accept()
+        fleet.settle()
+        assert ended == [Status.JOIN_REFUSED, "joined"]
+        assert len(refused) == 1
+
+
+def test_a_value_is_void_when_the_server_is_silent(tmp_path):
+    fleet, device, _, shown = human(tmp_path)
+    ended = []
+    device.on_not_joined(ended.append)
+    with fleet.start():
+        fleet.settle()
+        fleet.server.stop()
+        fleet.run(lambda: ended, seconds=2000)
+        assert ended[0] is None
+        assert (len(shown), device.joined) == (1, False)
+
+
+def test_a_pending_join_knows_its_end(tmp_path):
+    """The device's patience counts as well as the server's: whichever ends first."""
+    for own, others, expected in ((60.0, 900.0, 60.0), (900.0, 60.0, 60.0)):
+        fleet = Fleet(
+            tmp_path,
+            size=0,
+            server_options={"admission": "human"},
+            server_policy=Policy(join_lifetime=own),
+            device_policy=Policy(join_lifetime=others),
+        )
+        pending = []
+        fleet.server.on_moderation(pending.append)
+        device = fleet.add(HOME, join="human")
+        device.on_join_value(lambda value: None)
+        with fleet.start():
+            fleet.settle()
+            assert 0 < pending[0].expires - fleet.clock() <= expected + Policy().clock_skew + 1
+
+
+def test_a_simple_join_that_goes_on_with_an_observer_has_not_ended(tmp_path):
+    fleet, _, _ = observed(tmp_path, lambda screen: None)
+    with fleet:
+        other, ended, screen = fleet.add(0xD2), [], []
+        other.on_join_value(screen.append)
+        other.on_not_joined(lambda status: ended.append((status, len(screen))))
+        other.start(threads=False)
+        fleet.settle()
+        assert ended == [(Status.JOIN_FAIL, 1)]  # not before the observer has answered
+
+
+def test_the_link_is_told(tmp_path):
+    fleet = Fleet(tmp_path, size=0)
+    device, told = fleet.add(HOME), []
+    device.on_link(lambda *about: told.append(about))
+    with fleet.start():
+        fleet.settle()
+        [(connected, why)] = told
+        assert connected
+        assert isinstance(why, str)
+
+
+def test_the_value_of_a_server_that_starts_anew_is_shown(tmp_path):
+    """It knows nothing of the first value; without this the two sides would never be the same."""
+    from srup import Server
+    from srup.transport import MemoryTransport
+
+    fleet, _, _, shown = human(tmp_path, policy=STRICT)
+    with fleet.start():
+        fleet.settle()
+        fleet.server.stop()
+        fleet.server = Server(
+            SERVER,
+            key_of(SERVER),
+            devices=fleet.ring,
+            broker=MemoryTransport(fleet.network, "server"),
+            clock=fleet.clock,
+            entropy=fleet.randbytes,
+            admission="human",
+        )
+        pending = []
+        fleet.server.on_moderation(pending.append)
+        fleet.server.start(threads=False)
+        fleet.run(lambda: len(shown) == 2, seconds=200)
+        assert pending[-1].value == shown[-1] != shown[0]
+        pending[-1].accept()
+        fleet.settle()
+        assert fleet.all_joined()
+
+
+def test_a_value_that_is_sent_again_is_shown_once(tmp_path):
+    fleet, device, pending, shown = human(tmp_path, policy=STRICT)
+    with fleet.start():
+        fleet.settle()
+        sent = device.counts["sent"]
+        fleet.run(lambda: device.counts["sent"] == sent + 3, seconds=200)
+        fleet.settle()
+        assert len(shown) == len(pending) == 1
+        assert device.counts["received"] >= 4
 
 
 # What a fresh reader found.

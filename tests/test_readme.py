@@ -13,6 +13,8 @@ import srup
 from srup.demo.host import FirmwareHost
 from srup.transport import LocalBroker
 
+from .pseudoterminal import Program
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SERVER, DEVICE, PARTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 IMAGE = bytes(range(256)) * 400
@@ -48,6 +50,28 @@ def test_device_and_server_in_ten_lines_each(tmp_path: Path, processes: list["su
         assert device.stdout is not None
         assert device.stdout.readline() == f"now running firmware/{digest}\n"
     assert (tmp_path / "firmware" / digest).read_bytes() == IMAGE
+
+
+def test_a_device_is_joined_by_hand(tmp_path: Path) -> None:
+    keygen = re.search(r"```console\n(\$ srup keygen.*?)```", README, re.DOTALL)
+    assert keygen is not None
+    for line in keygen[1].replace("$ srup", f"{sys.executable} -m srup").replace("$ ", "").splitlines():
+        subprocess.run(line, shell=True, cwd=tmp_path, check=True, capture_output=True)
+    commands = re.findall(r"^\$ srup ((?:server|device) .*)$", README, re.MULTILINE)
+    with LocalBroker() as broker:
+        server, device = (
+            Program(command.replace("mqtt://localhost:1883", broker.url).split(), folder=tmp_path)
+            for command in commands
+        )
+        with server, device:
+            shown = [
+                re.sub(r"\s+", " ", program.expect(r"Words([a-z\s]+Numbers[\d\s]+)\(a larger")[1])
+                for program in (server, device)
+            ]
+            assert shown[0] == shown[1]
+            server.type("a\r")
+            device.expect("joined server 5e")
+            assert (server.end(), device.end()) == (0, 0)
 
 
 def test_both_are_about_ten_lines() -> None:

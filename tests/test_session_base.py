@@ -101,8 +101,8 @@ Join.ASKED Data -> ASKED: ObserverNamed
 Join.ANSWERED Data -> ANSWERED: ObserverNamed
 Join.HUMAN_ASKED HumanJoinResponse -> SHOWING: JoinValueReceived
 Join.OBSERVED_ASKED ObservedJoinResponse -> SHOWING: JoinValueReceived
-Join.SHOWING HumanJoinResponse -> SHOWING:
-Join.SHOWING ObservedJoinResponse -> SHOWING:
+Join.SHOWING HumanJoinResponse -> SHOWING: JoinValueReceived
+Join.SHOWING ObservedJoinResponse -> SHOWING: JoinValueReceived
 Join.ANSWERED HumanJoinResponse -> ANSWERED:
 Join.ANSWERED ObservedJoinResponse -> ANSWERED:
 Join.NEW HumanJoinResponse -> ANSWERED: PolicyError

@@ -63,13 +63,23 @@ from .session import Policy
 from .wire import Status
 
 if TYPE_CHECKING:
-    from .agent import AwayNetwork, Device, PendingJoin, Server, SyndicationDevice, SyndicationServer, UpdateOrder
+    from .agent import (
+        AwayNetwork,
+        CommandReader,
+        Device,
+        PendingJoin,
+        Server,
+        SyndicationDevice,
+        SyndicationServer,
+        UpdateOrder,
+    )
     from .fetch import FetchPolicy, file_digest
 
 __version__ = "0.1.0"
 
 _AT_FIRST_USE = {
     "AwayNetwork": "agent",
+    "CommandReader": "agent",
     "Device": "agent",
     "PendingJoin": "agent",
     "Server": "agent",
@@ -98,6 +108,7 @@ __all__ = [
     "Activate",
     "AwayNetwork",
     "BackendInfo",
+    "CommandReader",
     "Data",
     "DecodeError",
     "DeregisterCommand",

@@ -31,7 +31,7 @@ class JoinValue:
 
     def __init__(self, plaintext: bytes) -> None:
         self.plaintext = plaintext.rstrip(b"\0")
-        if not self.plaintext:
+        if not self.plaintext.strip():
             raise SealError("the value of a join is empty")
         if len(self.plaintext) == 2 * SIZE and _HEX.issuperset(self.plaintext.decode("latin-1")):
             self._bits = bytes.fromhex(self.plaintext.decode())
@@ -74,13 +74,17 @@ class JoinValue:
         return out.getvalue()
 
     def matches(self, read: str | bytes) -> bool:
-        """Tell whether what was read from the other side is this value, in any of the forms above."""
-        text = read.decode(errors="replace") if isinstance(read, bytes) else read
-        plain = " ".join(text.lower().split())
-        forms = [self.text, self.groups, self.groups.replace(" ", ""), self.plaintext.decode(errors="replace").lower()]
+        """Tell whether what was read from the other side is this value, in any of the forms above or as it was sealed.
+
+        Case and white space do not matter, except within a plaintext that has another form than ours.
+        """
+        exact = read if isinstance(read, bytes) else read.encode(errors="replace")
+        plain = " ".join(exact.decode(errors="replace").lower().split())
+        forms = [self.text, self.groups, self.groups.replace(" ", "")]
         if plain.count(" ") == 11:
             forms.append(self.words)
-        return any(compare_digest(form.encode(), plain.encode()) for form in forms)
+        same = [compare_digest(form.encode(), plain.encode()) for form in forms]
+        return any(same) or compare_digest(self.plaintext.strip(), exact.strip())
 
     def __eq__(self, other: object) -> bool:
         return compare_digest(self._bits, other._bits) if isinstance(other, JoinValue) else NotImplemented

@@ -2,12 +2,14 @@
 
 from .base import Agent, Refusal
 from .device import Device
+from .reader import CommandReader
 from .server import PendingJoin, Server, UpdateOrder
 from .syndication import AwayNetwork, SyndicationDevice, SyndicationServer
 
 __all__ = [
     "Agent",
     "AwayNetwork",
+    "CommandReader",
     "Device",
     "PendingJoin",
     "Refusal",

@@ -347,6 +347,10 @@ class Agent:
         """Decorate what is called with a :class:`Refusal` for every message that is refused."""
         return self._register(self._handlers, "refused")(handler)
 
+    def on_link(self, handler: Handler) -> Handler:
+        """Decorate what is called when the link to the broker comes or goes: with whether it is there, and why."""
+        return self._register(self._handlers, "link")(handler)
+
     # What the roles add.
 
     events: ClassVar[Mapping[type[Event], str]] = {
@@ -396,6 +400,7 @@ class Agent:
         self.connected, self._link = connected, why
         level = logging.INFO if connected or self._stopping.is_set() else logging.WARNING
         log.log(level, "%r is %s: %s", self, "connected" if connected else "not connected", ascii(why))
+        self._tell("link", connected, why)
 
     def _arrived(self, delivery: Delivery) -> None:
         """Take a delivery on the transport's thread."""
@@ -583,7 +588,7 @@ class Agent:
 
         def counted() -> None:
             self._started_jobs += 1  # on the application's thread alone
-            self._fenced(job)
+            job()
 
         try:
             if executor is not None:
@@ -591,7 +596,7 @@ class Agent:
             else:
                 with self._submitting:
                     self._submitted_jobs += 1
-                self._application.submit(counted)
+                self._application.submit(self._fenced, counted)
         except RuntimeError:
             log.info("%r is stopped; a handler was not called", self)
 

@@ -178,9 +178,27 @@ class Device(Agent):
         """Decorate what is called, without arguments, when the server has let the device in, each time it has asked."""
         return self._register(self._handlers, "joined")(handler)
 
+    def on_not_joined(self, handler: Handler) -> Handler:
+        """Decorate what is called when a join has ended otherwise, with the server's Status: JOIN_REFUSED or JOIN_FAIL.
+
+        It is None when the server did not answer in time: then the device asks again by itself. Whatever value was
+        shown is void now.
+        """
+        return self._register(self._handlers, "not_joined")(handler)
+
     def on_join_value(self, handler: Handler) -> Handler:
-        """Decorate what shows the :class:`JoinValue` of a human-moderated or observed join until ``on_joined``."""
+        """Decorate what shows the :class:`JoinValue` of a human-moderated or observed join.
+
+        It is shown until ``on_joined`` or ``on_not_joined`` is called, or this with another one.
+        """
         return self._register(self._handlers, "join_value")(handler)
+
+    def on_update(self, handler: Handler) -> Handler:
+        """Decorate what is called with a digest and the Status that the server is told about an update.
+
+        UPDATE_SUCCESS says that the firmware is here, ACTIVATE_SUCCESS that it is active; the others are failures.
+        """
+        return self._register(self._handlers, "update")(handler)
 
     def on_observation(self, handler: Handler) -> Handler:
         """Decorate what reads the value that another device shows. It is called with that device's identity.
@@ -368,8 +386,11 @@ class Device(Agent):
         super()._unanswered(event)
         if event.request is Data:
             self._offered = None
-        if event.request in _JOINS and event.peer == self.server and self._wants_in:
-            self._join()
+        if event.request in _JOINS and event.peer == self.server:
+            if not self.joined:
+                self._tell("not_joined", None)
+            if self._wants_in:
+                self._join()
 
     def _join_answered(self, event: JoinAnswered) -> None:
         log.info("%r: server %x answers the join with %s", self, event.peer, event.status.name)
@@ -385,22 +406,28 @@ class Device(Agent):
             self._tell("joined")
         else:
             self._joined.set_exception(PolicyError(f"server {event.peer:x} answers {event.status.name}"))
-            self._join_observed_instead()
+            if not self._join_observed_instead():
+                self._tell("not_joined", event.status)
 
     def _observer_named(self, event: ObserverNamed) -> None:
         if event.peer == self.server:
             self._named_observer = event.observer
             self._join_observed_instead()
 
-    def _join_observed_instead(self) -> None:
-        """Follow the server's advice, once it has refused a simple join and named an observer, in whatever order."""
+    def _join_observed_instead(self) -> bool:
+        """Follow the server's advice, once it has refused a simple join and named an observer, in whatever order.
+
+        Tells whether the device goes on in that way.
+        """
         refused = self._joined.done() and not self._is_in
-        if refused and self._named_observer is not None and self._join_kind == "simple" and self._wants_in:
-            if "join_value" not in self._handlers:
-                log.warning("%r: %x would vouch for us, but on_join_value has no handler", self, self._named_observer)
-                return
-            self._join_kind, self._observer = "observed", self._named_observer
-            self._join()
+        if not refused or self._named_observer is None or self._join_kind != "simple" or not self._wants_in:
+            return False
+        if "join_value" not in self._handlers:
+            log.warning("%r: %x would vouch for us, but on_join_value has no handler", self, self._named_observer)
+            return False
+        self._join_kind, self._observer = "observed", self._named_observer
+        self._join()
+        return True
 
     def _join_value_received(self, event: JoinValueReceived) -> None:
         try:
@@ -468,13 +495,16 @@ class Device(Agent):
                 status = Status(error.status) if error.status in FETCH_FAILURES else Status.UPDATE_FAIL_FILE
                 log.warning("%r: update refused: %s: %a", self, status.name, error.reason)
                 self._drive(self._session.fetch_failed, event.peer, event.token, status)
+                self._tell("update", event.digest, status)
             except Exception:  # noqa: BLE001 - the server gets an answer whatever happens, and the fault is told here
                 self.counts["faults"] += 1
                 log.exception("%r: the download raised", self)
                 self._drive(self._session.fetch_failed, event.peer, event.token, Status.UPDATE_FAIL_FILE)
+                self._tell("update", event.digest, Status.UPDATE_FAIL_FILE)
             else:
                 log.info("%r fetched %s", self, path)
                 self._drive(self._session.fetched, event.peer, event.token)
+                self._tell("update", event.digest, Status.UPDATE_SUCCESS)
 
         self._apply(job, self._downloads)
 
@@ -492,8 +522,10 @@ class Device(Agent):
             return status is Status.ACTIVATE_SUCCESS
 
         def job() -> None:
-            decision = self._session.activated if activate() else self._session.activation_failed
+            active = activate()
+            decision = self._session.activated if active else self._session.activation_failed
             self._drive(decision, event.peer, event.token)
+            self._tell("update", event.digest, Status.ACTIVATE_SUCCESS if active else Status.ACTIVATE_FAIL)
 
         self._apply(job)
 

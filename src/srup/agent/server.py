@@ -239,6 +239,10 @@ class Server(Agent):
         """Decorate what is called with a device's identity when it has joined; not when a member merely asks again."""
         return self._register(self._handlers, "joined")(handler)
 
+    def on_not_joined(self, handler: Handler) -> Handler:
+        """Decorate what is called with a device's identity and the Status when a join was refused or has failed."""
+        return self._register(self._handlers, "not_joined")(handler)
+
     def on_update(self, handler: Handler) -> Handler:
         """Decorate what is called with an :class:`UpdateOrder` whenever its state has changed."""
         return self._register(self._handlers, "update")(handler)
@@ -481,8 +485,7 @@ class Server(Agent):
             return
         value = JoinValue.new(self._entropy(JOIN_VALUE_SIZE))
         if self._show(event.peer, event.token, value):
-            expires = self._clock() + self._session.policy.join_lifetime
-            pending = PendingJoin(self, event.peer, event.token, value, expires)
+            pending = PendingJoin(self, event.peer, event.token, value, event.expires)
             self._joins[event.peer, event.token] = pending
             self._tell("moderation", pending)
 
@@ -544,6 +547,7 @@ class Server(Agent):
             self._tell("joined", event.peer)
         elif event.status is not Status.JOIN_SUCCESS:
             self._leave(event.peer)
+            self._tell("not_joined", event.peer, event.status)
 
     def _join_command_answered(self, event: JoinCommandAnswered) -> None:
         self._settle(event, event.status)

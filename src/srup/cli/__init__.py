@@ -12,5 +12,5 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise
-        sys.exit(f"the srup command needs {error.name}: pip install 'srup[demo]'")
+        sys.exit(f"the srup command needs {error.name}: pip install 'srup[cli]'")
     app()

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 import srup
 from srup.cli.keyex import app as keyex
 from srup.keys import SCHEMES
+
+from .device import device
+from .server import server
+from .terminal import console
+from .terminal import fail as _fail
 
 app = typer.Typer(
     help="Secure Remote Update Protocol: signed commands and firmware updates over MQTT.",
@@ -21,8 +25,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(keyex, name="keyex")
-console = Console()
-errors = Console(stderr=True)
+app.command()(server)
+app.command()(device)
 
 
 @app.callback()
@@ -87,8 +91,3 @@ def demo(
     except (srup.SrupError, OSError, ValueError, ImportError) as error:
         _fail(str(error))
     raise typer.Exit(0 if passed else 1)
-
-
-def _fail(message: str) -> None:
-    errors.print(f"[red]error:[/] {escape(message)}", highlight=False)
-    raise typer.Exit(2)

@@ -79,7 +79,12 @@ class JoinRequested(Event):
 
 @dataclass(frozen=True, slots=True)
 class HumanJoinRequested(Event):
-    """Server: a device wants to join and to be compared by a person; say ``show_value``, then ``answer_join``."""
+    """Server: a device wants to join and to be compared by a person; say ``show_value``, then ``answer_join``.
+
+    It fails by itself at ``expires``.
+    """
+
+    expires: float
 
 
 @dataclass(frozen=True, slots=True)

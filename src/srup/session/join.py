@@ -87,7 +87,7 @@ DEVICE_JOINS: Final[Table] = {
     **{(state, Data): Step(state, "observer_named") for state in (_S.ASKED, _S.ANSWERED)},
     (_S.HUMAN_ASKED, HumanJoinResponse): Step(_S.SHOWING, "value_received"),
     (_S.OBSERVED_ASKED, ObservedJoinResponse): Step(_S.SHOWING, "value_received"),
-    **{(_S.SHOWING, answer): Step(_S.SHOWING) for answer in _MODERATED.values()},
+    **{(_S.SHOWING, answer): Step(_S.SHOWING, "value_changed") for answer in _MODERATED.values()},
     **{(_S.ANSWERED, answer): Step(_S.ANSWERED) for answer in _MODERATED.values()},
     # Deployed servers send the value under a token of their own.
     (_S.NEW, HumanJoinResponse): Step(_S.ANSWERED, "value_under_new_token"),
@@ -182,7 +182,14 @@ class DeviceJoins(Session):
         """The server sent the value to show. It is asked again, more and more slowly, so that its answer gets here."""
         if exchange.request is not None:
             self._expect(exchange, exchange.request, resend=True)
+        exchange.detail = cause.sealed
         return [JoinValueReceived(exchange.partner.identity, exchange.token, cause.sealed)]
+
+    def value_changed(
+        self, exchange: Exchange, cause: HumanJoinResponse | ObservedJoinResponse, now: Now
+    ) -> list[Output]:
+        """The same value once more; or another one, of a server that has forgotten the first, as after a restart."""
+        return [] if cause.sealed == exchange.detail else self.value_received(exchange, cause, now)
 
     def value_under_new_token(
         self, exchange: Exchange, cause: HumanJoinResponse | ObservedJoinResponse, now: Now
@@ -312,7 +319,7 @@ class ServerJoins(Session):
     def human_join_requested(self, exchange: Exchange, cause: HumanJoinRequest, now: Now) -> list[Output]:
         """A device wants in, and a person is to compare what it shows."""
         made_room = self._moderate(exchange, HumanJoinResponse, now)
-        return [*made_room, HumanJoinRequested(exchange.partner.identity, exchange.token)]
+        return [*made_room, HumanJoinRequested(exchange.partner.identity, exchange.token, exchange.expiry)]
 
     def observed_join_requested(self, exchange: Exchange, cause: ObservedJoinRequest, now: Now) -> list[Output]:
         """A device wants in, and another one is to compare what it shows."""

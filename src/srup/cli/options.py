@@ -1,0 +1,111 @@
+"""The options that the commands share, and what they mean."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+import srup
+
+from ..transport import MqttTransport
+from .terminal import Terminal, fail
+
+if TYPE_CHECKING:
+    from ..agent import Refusal
+
+__all__ = [
+    "BROKER_PASSWORD",
+    "Broker",
+    "BrokerUser",
+    "CaFile",
+    "CertFile",
+    "CertKeyFile",
+    "HasPassword",
+    "Identity",
+    "JoinTimeout",
+    "KeyFile",
+    "explained",
+    "identity",
+    "key_of",
+    "policy",
+    "tell_refusal",
+    "transport_of",
+]
+
+BROKER_PASSWORD: Final = "SRUP_BROKER_PASSWORD"  # noqa: S105 - the name of a variable
+"""The environment variable with the password of ``--broker-user``."""
+
+_EXTRA: Final = ("paho", "mnemonic", "segno", "urllib3")
+
+
+def identity(text: str) -> int:
+    """Read an identity in hex, as topics and key files spell it."""
+    try:
+        number = int(text, 16)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 1 << 64:
+        raise typer.BadParameter(f"{text!r} is no identity: a number of at most 16 hexadecimal digits")
+    return number
+
+
+Identity = Annotated[int, typer.Option(parser=identity, metavar="HEX", help="Who we are.")]
+KeyFile = Annotated[Path, typer.Option(help="Our private key (see keygen).")]
+HasPassword = Annotated[bool, typer.Option("--password", help="Ask for the password of our key.")]
+Broker = Annotated[str, typer.Option(metavar="URL", help="mqtt://host:port or mqtts://host:port.")]
+BrokerUser = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help=f"A user of the broker; the password is asked for, or ${BROKER_PASSWORD}."),
+]
+CaFile = Annotated[Path | None, typer.Option("--ca", help="Who vouches for the broker; else the system's.")]
+CertFile = Annotated[Path | None, typer.Option("--cert", help="Our certificate at the broker.")]
+CertKeyFile = Annotated[Path | None, typer.Option("--cert-key", help="Its key, if that is another file.")]
+JoinTimeout = Annotated[
+    float | None, typer.Option(min=1.0, metavar="SECONDS", help="How long a compared join may take (default: 900).")
+]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Let a mistake end the command with one line, a missing extra included."""
+    missing = next((name for name in _EXTRA if importlib.util.find_spec(name) is None), None)
+    if missing is not None:
+        fail(f"this command needs {missing}: pip install 'srup[cli]'")
+    try:
+        yield
+    except (srup.SrupError, OSError, ValueError) as error:
+        fail(str(error))
+
+
+def key_of(path: Path, has_password: bool) -> srup.PrivateKey:
+    """Load our key."""
+    password = typer.prompt(f"Password of {path}", hide_input=True) if has_password else None
+    return srup.PrivateKey.load(path, password)
+
+
+def policy(join_timeout: float | None) -> srup.Policy:
+    """Return what we insist on."""
+    return srup.Policy() if join_timeout is None else srup.Policy(join_lifetime=join_timeout)
+
+
+def transport_of(
+    url: str, ours: int, user: str | None, ca: Path | None, cert: Path | None, cert_key: Path | None
+) -> MqttTransport:
+    """Return the way to the broker."""
+    password = None
+    if user is not None:
+        password = os.environ.get(BROKER_PASSWORD) or typer.prompt(f"Password of {user} at the broker", hide_input=True)
+    return MqttTransport(
+        url, f"srup-{ours:x}", username=user, password=password, ca_file=ca, cert_file=cert, key_file=cert_key
+    )
+
+
+def tell_refusal(terminal: Terminal, refusal: "Refusal") -> None:
+    """Tell the operator of a message that had no effect."""
+    if not isinstance(refusal.error, srup.ReplayError):  # brokers deliver twice
+        what = f"a message on {refusal.topic} is refused: {type(refusal.error).__name__}: {refusal.error}"
+        terminal.say(what, "yellow")

@@ -1,0 +1,153 @@
+"""The server command: who is let in is decided here, by a person who compares what a device shows."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import typer
+
+import srup
+
+from .joins import ValueBoard
+from .options import (
+    Broker,
+    BrokerUser,
+    CaFile,
+    CertFile,
+    CertKeyFile,
+    HasPassword,
+    Identity,
+    JoinTimeout,
+    KeyFile,
+    explained,
+    identity,
+    key_of,
+    policy,
+    tell_refusal,
+    transport_of,
+)
+from .terminal import Scene, Terminal
+
+__all__ = ["server"]
+
+
+def server(
+    identity: Identity,
+    key: KeyFile,
+    devices: Annotated[Path, typer.Option(help="A folder with the devices' public keys, <identity in hex>.pem.")],
+    broker: Broker,
+    admission: Annotated[
+        Literal["simple", "human", "observed"], typer.Option(help="What a device must go through to get in.")
+    ] = "simple",
+    observer: Annotated[
+        list[int] | None,
+        typer.Option(parser=identity, metavar="HEX", help="A device whose word counts; may be given several times."),
+    ] = None,
+    join_timeout: JoinTimeout = None,
+    password: HasPassword = False,
+    broker_user: BrokerUser = None,
+    ca: CaFile = None,
+    cert: CertFile = None,
+    cert_key: CertKeyFile = None,
+) -> None:
+    """Run a server until Ctrl-C; where a person has to compare the value of a join, it asks here."""
+    with explained():
+        keys = srup.KeyRing.load(devices)
+        running = srup.Server(
+            identity,
+            key_of(key, password),
+            devices=keys,
+            broker=transport_of(broker, identity, broker_user, ca, cert, cert_key),
+            policy=policy(join_timeout),
+            admission=admission,
+            observers=observer or (),
+        )
+    with Terminal() as terminal:
+        moderation = Moderation(running, terminal)
+        terminal.say(f"server {identity:x}: {len(keys)} {'device' if len(keys) == 1 else 'devices'} in {devices}")
+        if not terminal.asks:
+            terminal.say("this is no terminal: nobody can compare values here, and human-moderated joins are refused")
+        with running:
+            terminal.run(moderation.look)
+    raise typer.Exit(terminal.status)
+
+
+_ANSWERS: Final[dict[str, tuple[str, Callable[[srup.PendingJoin], None]]]] = {
+    "a": ("accept", lambda join: join.accept()),
+    "r": ("refuse", lambda join: join.refuse()),
+    "f": ("fail (could not be compared)", lambda join: join.fail()),
+}
+_PROMPT: Final = ", ".join(f"{letter} {what}" for letter, (what, _) in _ANSWERS.items()) + ", then Enter:"
+
+
+class Moderation:
+    """What the operator of a server sees: news, and the joins that wait, one at a time and the oldest first."""
+
+    def __init__(self, server: srup.Server, terminal: Terminal) -> None:
+        self._server = server
+        self._terminal = terminal
+        self._shown: tuple[srup.PendingJoin, ValueBoard] | None = None
+        self._answered: srup.PendingJoin | None = None
+        say = terminal.say
+        server.on_link(lambda connected, why: say(why if connected else f"not connected: {why}", "dim"))
+        server.on_moderation(self._moderate)
+        server.on_joined(self._joined)
+        server.on_not_joined(lambda device, status: say(f"{device:x} is not let in: {status.name}", "yellow"))
+        server.on_left(lambda device: say(f"{device:x} has left"))
+        server.on_deregistered(lambda device: say(f"{device:x} has left for good; its key is dropped"))
+        server.on_data()(lambda device, data_id, value: say(f"{device:x} sends {data_id}: {value!r}"))
+        server.on_refused(partial(tell_refusal, terminal))
+
+    def look(self) -> Scene | None:
+        """Return the join that the operator is to decide about."""
+        waiting = [join for join in self._server.pending_joins if join is not self._answered]
+        if self._shown is not None and self._shown[0] not in waiting:
+            self._gone(self._shown[0])
+            self._shown = None
+        if not waiting or not self._terminal.asks:
+            return None
+        if self._shown is None:
+            self._shown = waiting[0], ValueBoard(waiting[0].value)
+        join, board = self._shown
+        left = max(0, round(join.expires - time.time()))
+        more = f"; {len(waiting) - 1} more behind it" if len(waiting) > 1 else ""
+        heading = f"Is this what {join.device:x} shows? {left // 60}:{left % 60:02} left{more}"
+        return Scene(join, partial(board.body, heading), _PROMPT, partial(self._answer, join))
+
+    def _answer(self, join: srup.PendingJoin, line: str) -> str | None:
+        if line.lower() not in _ANSWERS:
+            return "type a, r or f"
+        try:
+            _ANSWERS[line.lower()][1](join)
+        except srup.PolicyError:
+            return None  # it has just ended, which is told next
+        self._answered = join
+        return None
+
+    def _gone(self, join: srup.PendingJoin) -> None:
+        if join is self._answered:
+            return
+        late = time.time() >= join.expires
+        self._terminal.say(
+            f"the join of {join.device:x} is over: {'nobody answered in time' if late else 'it was withdrawn'}",
+            "yellow",
+        )
+
+    def _moderate(self, join: srup.PendingJoin) -> None:
+        if self._terminal.asks:
+            self._terminal.wake()
+        else:
+            self._terminal.say(f"{join.device:x} wants to be compared; refused, this is no terminal", "yellow")
+            join.refuse()
+
+    def _joined(self, device: int) -> None:
+        self._terminal.say(f"{device:x} has joined", "green")
+
+        def identified(answer: "Future[str]") -> None:
+            if answer.exception() is None and answer.result():
+                self._terminal.say(f"{device:x} says it is: {answer.result()}")
+
+        self._server.identify(device).add_done_callback(identified)

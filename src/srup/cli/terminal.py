@@ -1,0 +1,266 @@
+"""The terminal of an operator: lines that stay, a screen that does not, and what is typed.
+
+Lines are escaped here, so that nothing from the network steers the terminal (THREATS.md T17). What is secret appears on
+the alternate screen only, which has no scrollback and is wiped when it is left.
+"""
+
+import codecs
+import logging
+import os
+import selectors
+import signal
+import sys
+import termios
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, NoReturn, Self
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.control import Control
+from rich.markup import escape
+from rich.screen import Screen
+from rich.text import Text
+
+__all__ = ["Scene", "Terminal", "console", "errors", "fail", "printable"]
+
+console: Final = Console()
+errors: Final = Console(stderr=True)
+
+LONGEST_LINE: Final = 500
+"""How much is shown of a line, in characters; what comes from the network may be long."""
+
+MAX_LINES: Final = 500
+"""How many lines wait at most while the alternate screen is up; the oldest give way (T9)."""
+
+MAX_TYPED: Final = 400
+_TICK: Final = 1.0  # seconds; a remaining time is shown, and the window may have another size
+_ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP)
+_ESCAPE, _DELETE, _ENTER = "\x1b", "\b\x7f", "\r\n"
+
+
+def fail(message: str) -> NoReturn:
+    """End the command because of a mistake of the operator."""
+    errors.print(f"[red]error:[/] {escape(printable(message))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(2)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with everything escaped that is no visible character or space, and not longer than a line."""
+    shown = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in shown)
+
+
+class Scene(NamedTuple):
+    """What the alternate screen shows.
+
+    ``subject`` is what it is about: when that is another one, what has been typed is dropped, so that no answer reaches
+    what its author has not seen. ``body`` is given the columns and rows that there are. ``answer`` takes a typed line
+    and returns what is wrong with it, if anything; without it nothing can be typed.
+    """
+
+    subject: object
+    body: Callable[[int, int], RenderableType]
+    prompt: str = ""
+    answer: Callable[[str], str | None] | None = None
+
+
+class Terminal:
+    """The terminal of this process, as a context manager on the main thread; Ctrl-C, SIGTERM and SIGHUP end its block.
+
+    ``shows`` tells whether there is a screen, ``asks`` whether somebody can type as well. :meth:`say`, :meth:`wake` and
+    :meth:`end` may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        self.shows = (
+            sys.stdout is not None and sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal
+        )
+        self.asks = self.shows and sys.stdin is not None and sys.stdin.isatty()
+        self.status = 0
+        self._lines: deque[Text] = deque()
+        self._dropped = 0
+        self._last = Text()
+        self._scene: Scene | None = None
+        self._typed = ""
+        self._hint = ""
+        self._over = False
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._sleeper, self._waker = os.pipe()
+        os.set_blocking(self._sleeper, False)
+        os.set_blocking(self._waker, False)
+        self._before: dict[Any, Any] = {}
+        self._modes: list[Any] | None = None
+        self._handlers: list[logging.Handler] = []
+
+    def __enter__(self) -> Self:
+        self._before = {ending: signal.signal(ending, _interrupt) for ending in _ENDINGS}
+        if self.asks:
+            self._modes = termios.tcgetattr(sys.stdin)
+            modes = termios.tcgetattr(sys.stdin)
+            modes[3] &= ~(termios.ECHO | termios.ICANON)
+            modes[6][termios.VSUSP] = b"\0"  # a stopped process would leave its screen behind
+            modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, modes)
+        root = logging.getLogger()
+        if self.shows and root.level < logging.CRITICAL:
+            self._handlers, root.handlers = root.handlers, [_LogLines(self)]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        if self._handlers:
+            logging.getLogger().handlers = self._handlers
+        with suppress(OSError, termios.error):  # the terminal may be gone
+            self._leave_screen()
+            self._flush()
+            if self._modes is not None:
+                termios.tcsetattr(sys.stdin, termios.TCSAFLUSH, self._modes)
+        for ending, handler in self._before.items():
+            signal.signal(ending, handler)
+        return kind is KeyboardInterrupt
+
+    def say(self, line: str, style: str = "") -> None:
+        """Show a line; later, if the alternate screen is up."""
+        if len(self._lines) >= MAX_LINES:
+            with suppress(IndexError):
+                self._lines.popleft()
+            self._dropped += 1
+        self._last = Text(printable(line), style)
+        self._lines.append(self._last)
+        self.wake()
+
+    def wake(self) -> None:
+        """Look again at what is to be shown."""
+        with suppress(BlockingIOError):
+            os.write(self._waker, b"\0")
+
+    def end(self, status: int = 0) -> None:
+        """Let :meth:`run` return, and the command end with ``status``."""
+        self.status = status
+        self._over = True
+        self.wake()
+
+    def run(self, look: Callable[[], Scene | None], entered: Callable[[], None] = lambda: None) -> None:
+        """Show what ``look`` returns, and the lines while that is None, until :meth:`end` is called.
+
+        ``entered`` is called when the Enter key is pressed while there is no scene.
+        """
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._sleeper, selectors.EVENT_READ)
+            if self.asks:
+                selector.register(sys.stdin, selectors.EVENT_READ)
+            while not self._over:
+                self._show(look())
+                ready = [key.fileobj for key, _ in selector.select(_TICK if self._scene else None)]
+                if self._sleeper in ready:
+                    with suppress(BlockingIOError):
+                        os.read(self._sleeper, 4096)
+                if sys.stdin in ready:
+                    scene = look()
+                    if not _same(scene, self._scene):
+                        continue  # what was typed was meant for another scene
+                    if not self._type(entered):
+                        selector.unregister(sys.stdin)
+        self._leave_screen()
+
+    # Keys.
+
+    def _type(self, entered: Callable[[], None]) -> bool:
+        """Take what was typed; False when nobody can type any more. After a whole line the rest is dropped."""
+        try:
+            data = os.read(sys.stdin.fileno(), 4096)
+        except OSError:
+            data = b""
+        keys = self._decoder.decode(data)
+        for key in "" if keys.startswith(_ESCAPE) else keys:  # an arrow, or another key that has no character
+            if key in _ENTER:
+                self._enter(entered)
+                break
+            if key in _DELETE:
+                self._typed = self._typed[:-1]
+            elif key.isprintable() and len(self._typed) < MAX_TYPED:
+                self._typed += key
+        return bool(data)
+
+    def _enter(self, entered: Callable[[], None]) -> None:
+        line, self._typed, self._hint = self._typed.strip(), "", ""
+        if self._scene is None:
+            entered()
+        elif self._scene.answer is not None:
+            self._hint = self._scene.answer(line) or ""
+
+    # The screen.
+
+    def _show(self, scene: Scene | None) -> None:
+        if not _same(scene, self._scene):
+            self._typed = self._hint = ""
+            if self.asks:
+                termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        if scene is None:
+            self._leave_screen()
+            self._flush()
+            return
+        first, self._scene = self._scene is None, scene
+        if first:
+            console.set_alt_screen(True)
+            console.show_cursor(False)
+        below = self._below(scene)
+        rows = console.height - len(console.render_lines(below, pad=False))
+        with console:  # one write: no flicker
+            console.control(Control.home())
+            console.print(Screen(Group(scene.body(console.width, rows), below)), end="")
+
+    def _below(self, scene: Scene) -> Text:
+        """What stands under the body: the prompt, what is wrong with the last answer, and the latest news."""
+        text = Text()
+        if scene.answer is not None:
+            text.append(f"{scene.prompt} ", "bold").append(self._typed).append(" ", "reverse")
+        if self._hint:
+            text.append(f"\n{self._hint}", "yellow")
+        if self._lines:
+            news = self._last.copy()
+            news.truncate(max(1, console.width), overflow="ellipsis")
+            text.append("\n" if text else "").append(news)
+        return text
+
+    def _leave_screen(self) -> None:
+        if self._scene is None:
+            return
+        self._scene = None
+        with console:
+            console.control(Control.clear(), Control.home())
+            console.show_cursor(True)
+            console.set_alt_screen(False)
+
+    def _flush(self) -> None:
+        dropped, self._dropped = self._dropped, 0
+        if dropped:
+            console.print(f"({dropped} lines were dropped)", style="yellow", highlight=False)
+        while self._lines:
+            console.print(self._lines.popleft(), soft_wrap=True)
+
+
+class _LogLines(logging.Handler):
+    """The log, as lines of the terminal: what is written past it would spoil the screen."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._terminal.say(f"{record.levelname} {record.name} {record.getMessage()}", "dim")
+        if record.exc_info:
+            for line in "".join(traceback.format_exception(*record.exc_info)).splitlines():
+                self._terminal.say(f"  | {line}", "dim")
+
+
+def _same(scene: Scene | None, shown: Scene | None) -> bool:
+    if scene is None or shown is None:
+        return scene is shown
+    return scene.subject is shown.subject
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
