@@ -158,7 +158,6 @@ def test_the_operator_says_no_and_the_device_asks_again(stage, key, status):
     server.type(f"{key}\r")
     device.expect(f"does not let us in: {status}")
     server.expect(f"d0 is not let in: {status}")
-    device.expect("Enter asks again")
     device.type("\r")
     second = shown(device)
     assert second == shown(server)
@@ -215,6 +214,15 @@ def test_joins_wait_for_their_turn(stage):
     server.expect(f"{second:x} is not let in: JOIN_REFUSED")
     assert server.end() == 0
     assert f"{second:x} has joined" not in server.text
+
+
+def test_a_device_that_is_there_before_its_server_asks_again(stage):
+    device = stage.device()
+    device.expect("Enter\\s+asks again")
+    device.expect("connected to")
+    server = stage.server()
+    device.type("\r")
+    assert shown(device) == shown(server)
 
 
 def test_a_device_that_gives_up_while_it_shows_a_value(stage):

@@ -59,19 +59,16 @@ def test_a_device_is_joined_by_hand(tmp_path: Path) -> None:
         subprocess.run(line, shell=True, cwd=tmp_path, check=True, capture_output=True)
     commands = re.findall(r"^\$ srup ((?:server|device) .*)$", README, re.MULTILINE)
     with LocalBroker() as broker:
-        server, device = (
-            Program(command.replace("mqtt://localhost:1883", broker.url).split(), folder=tmp_path)
-            for command in commands
-        )
-        with server, device:
-            shown = [
-                re.sub(r"\s+", " ", program.expect(r"Words([a-z\s]+Numbers[\d\s]+)\(a larger")[1])
-                for program in (server, device)
-            ]
-            assert shown[0] == shown[1]
-            server.type("a\r")
-            device.expect("joined server 5e")
-            assert (server.end(), device.end()) == (0, 0)
+        ours, theirs = (command.replace("mqtt://localhost:1883", broker.url).split() for command in commands)
+        with Program(ours, folder=tmp_path) as server:
+            server.expect("connected to")
+            with Program(theirs, folder=tmp_path) as device:
+                value = r"Words([a-z\s]+Numbers[\d\s]+)\(a larger"
+                shown = [program.expect(value)[1].split() for program in (server, device)]
+                assert shown[0] == shown[1]
+                server.type("a\r")
+                device.expect("joined server 5e")
+                assert (server.end(), device.end()) == (0, 0)
 
 
 def test_both_are_about_ten_lines() -> None:

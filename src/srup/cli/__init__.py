@@ -13,4 +13,6 @@ def main() -> None:
         if error.name not in ("typer", "rich"):
             raise
         sys.exit(f"the srup command needs {error.name}: pip install 'srup[cli]'")
+    except KeyboardInterrupt:
+        sys.exit(130)
     app()

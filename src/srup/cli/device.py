@@ -90,7 +90,8 @@ def device(
         if command is not None:
             stack.callback(command.close)
         stack.callback(panel.close)
-        terminal.say(f"device {identity:x}: asks server {server:x} to let it in ({join} join)")
+        enter = "; Enter asks again" if terminal.asks else ""
+        terminal.say(f"device {identity:x}: asks server {server:x} to let it in ({join} join){enter}")
         stack.enter_context(running)
         terminal.run(panel.look, panel.again)
     raise typer.Exit(terminal.status)
@@ -113,7 +114,7 @@ class Panel:
         self._patience = patience
         self._board: ValueBoard | None = None
         self._reading: _Reading | None = None
-        self._in = self._out = self._closed = False
+        self._in = self._closed = False
         say = terminal.say
         device.on_link(lambda connected, why: say(why if connected else f"not connected: {why}", "dim"))
         if terminal.shows:
@@ -155,9 +156,8 @@ class Panel:
             self._terminal.wake()
 
     def again(self) -> None:
-        """Ask the server again, if we are out."""
-        if self._out:
-            self._out = False
+        """Ask the server again, if we are out: a request for a compared join that was lost does not come again."""
+        if not self._in:
             self._terminal.say(f"asks server {self._device.server:x} again")
             self._device.join()
 
@@ -179,7 +179,7 @@ class Panel:
     def _joined(self) -> None:
         if not self._in:  # a member asks again now and then
             self._terminal.say(f"joined server {self._device.server:x}", "green")
-        self._in, self._out, self._board = True, False, None
+        self._in, self._board = True, None
         self._terminal.wake()
 
     def _not_joined(self, status: srup.Status | None) -> None:
@@ -194,11 +194,9 @@ class Panel:
         self._stay_out(f"server {server:x} has put us out")
 
     def _stay_out(self, why: str) -> None:
-        self._in, self._out = False, True
+        self._in = False
         self._terminal.say(why, "yellow")
-        if self._terminal.asks:
-            self._terminal.say("Enter asks again, Ctrl-C ends")
-        else:
+        if not self._terminal.asks:
             self._terminal.end(1)
 
     def _deregistered(self, server: int) -> None:

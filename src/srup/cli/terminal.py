@@ -37,7 +37,7 @@ MAX_LINES: Final = 500
 
 MAX_TYPED: Final = 400
 _TICK: Final = 1.0  # seconds; a remaining time is shown, and the window may have another size
-_ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP)
+_ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ESCAPE, _DELETE, _ENTER = "\x1b", "\b\x7f", "\r\n"
 
 
@@ -68,10 +68,10 @@ class Scene(NamedTuple):
 
 
 class Terminal:
-    """The terminal of this process, as a context manager on the main thread; Ctrl-C, SIGTERM and SIGHUP end its block.
+    """The terminal of this process, as a context manager on the main thread.
 
-    ``shows`` tells whether there is a screen, ``asks`` whether somebody can type as well. :meth:`say`, :meth:`wake` and
-    :meth:`end` may be called from any thread.
+    Ctrl-C, SIGTERM and SIGHUP end :meth:`run`. ``shows`` tells whether there is a screen, ``asks`` whether somebody can
+    type as well. :meth:`say`, :meth:`wake` and :meth:`end` may be called from any thread.
     """
 
     def __init__(self) -> None:
@@ -92,15 +92,21 @@ class Terminal:
         os.set_blocking(self._sleeper, False)
         os.set_blocking(self._waker, False)
         self._before: dict[Any, Any] = {}
+        self._wakeup_fd = -1
         self._modes: list[Any] | None = None
         self._handlers: list[logging.Handler] = []
 
     def __enter__(self) -> Self:
-        self._before = {ending: signal.signal(ending, _interrupt) for ending in _ENDINGS}
+        heard = [ending for ending in _ENDINGS if signal.getsignal(ending) is not signal.SIG_IGN]  # nohup
+        # An exception out of the blue would leave the screen half drawn.
+        self._before = {ending: signal.signal(ending, lambda *_: self.end()) for ending in heard}
+        # Without it a signal that comes just before a wait begins is heard when the wait is over.
+        self._wakeup_fd = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         if self.asks:
             self._modes = termios.tcgetattr(sys.stdin)
             modes = termios.tcgetattr(sys.stdin)
             modes[3] &= ~(termios.ECHO | termios.ICANON)
+            modes[3] |= termios.NOFLSH  # a second Ctrl-C would discard what leaves the screen
             modes[6][termios.VSUSP] = b"\0"  # a stopped process would leave its screen behind
             modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, modes)
@@ -109,7 +115,7 @@ class Terminal:
             self._handlers, root.handlers = root.handlers, [_LogLines(self)]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+    def __exit__(self, *_: object) -> None:
         if self._handlers:
             logging.getLogger().handlers = self._handlers
         with suppress(OSError, termios.error):  # the terminal may be gone
@@ -117,9 +123,9 @@ class Terminal:
             self._flush()
             if self._modes is not None:
                 termios.tcsetattr(sys.stdin, termios.TCSAFLUSH, self._modes)
+        signal.set_wakeup_fd(self._wakeup_fd)
         for ending, handler in self._before.items():
             signal.signal(ending, handler)
-        return kind is KeyboardInterrupt
 
     def say(self, line: str, style: str = "") -> None:
         """Show a line; later, if the alternate screen is up."""
@@ -143,7 +149,7 @@ class Terminal:
         self.wake()
 
     def run(self, look: Callable[[], Scene | None], entered: Callable[[], None] = lambda: None) -> None:
-        """Show what ``look`` returns, and the lines while that is None, until :meth:`end` is called.
+        """Show what ``look`` returns, and the lines while that is None, until :meth:`end` is called or a signal comes.
 
         ``entered`` is called when the Enter key is pressed while there is no scene.
         """
@@ -260,7 +266,3 @@ def _same(scene: Scene | None, shown: Scene | None) -> bool:
     if scene is None or shown is None:
         return scene is shown
     return scene.subject is shown.subject
-
-
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
