@@ -571,3 +571,32 @@ def test_a_join_is_decided_once_and_in_time(tmp_path):
         fleet.clock.now += 5000
         with pytest.raises(PolicyError, match="time was up"):
             pending[0].accept()
+
+
+def test_a_device_that_has_parted_for_good_says_so_when_it_is_to_join(tmp_path):
+    with Fleet(tmp_path).joined() as fleet:
+        fleet.device.deregister()
+        fleet.settle()
+        fleet.device.join()
+        fleet.settle()
+        with pytest.raises(PolicyError, match="none of this device's servers"):
+            fleet.device.wait_joined(0)
+        assert fleet.faults() == 0
+
+
+def test_a_device_that_left_before_it_was_let_in_is_out(tmp_path):
+    fleet, device, pending, _ = human(tmp_path)
+    with fleet.start():
+        fleet.settle()
+        with pytest.raises(PolicyError):
+            device_resigns(fleet, device)
+        pending[0].accept()
+        fleet.settle()
+        assert (device.joined, fleet.server.members) == (False, frozenset())
+
+
+def device_resigns(fleet, device):
+    """Let a device that is not a member yet say that it leaves."""
+    done = device.resign()
+    fleet.settle()
+    return done.result(0)

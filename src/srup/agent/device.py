@@ -360,7 +360,7 @@ class Device(Agent):
         back = connected and not self.connected and self._was_connected
         super()._set_connected(connected, why)
         self._was_connected = self._was_connected or connected
-        if back and self.joined:
+        if back and self.joined and self._wants_in:
             self._join()
 
     def _join(self) -> None:
@@ -369,13 +369,22 @@ class Device(Agent):
         now = self._clock()
         # A fleet that lost its server together must not come back in step.
         self._join_again_at = now + REJOIN * (1 + int.from_bytes(self._entropy(2)) / 0x10000 / 4)
-        nonce = self._entropy(16)
-        if self.joined or self._join_kind == "simple":
-            self._perform(self._session.join(self.server, now, nonce))
-        elif self._join_kind == "human":
-            self._perform(self._session.join_human(self.server, now, nonce))
-        elif self._observer is not None:
-            self._perform(self._session.join_observed(self.server, self._observer, now, nonce))
+        try:
+            sends = self._request_join(now, self._entropy(16))
+        except PolicyError as error:  # we have parted from this server for good, or too much is under way
+            log.warning("%r cannot ask server %x: %s", self, self.server, error)
+            if not self._joined.done():
+                self._joined.set_exception(error)
+        else:
+            self._perform(sends)
+
+    def _request_join(self, now: float, nonce: bytes) -> list[Send]:
+        """Begin a join of the kind that is due; a member only asks again."""
+        if self._join_kind == "human" and not self.joined:
+            return self._session.join_human(self.server, now, nonce)
+        if self._observer is not None and not self.joined:
+            return self._session.join_observed(self.server, self._observer, now, nonce)
+        return self._session.join(self.server, now, nonce)
 
     def _expect_answer(self) -> None:
         """Let wait_joined() wait for the next answer to a join."""
@@ -394,7 +403,9 @@ class Device(Agent):
 
     def _join_answered(self, event: JoinAnswered) -> None:
         log.info("%r: server %x answers the join with %s", self, event.peer, event.status.name)
-        if event.peer != self.server:
+        if event.peer != self.server or not self._wants_in:
+            if event.status is Status.JOIN_SUCCESS:  # we have left meanwhile, and the server does not know it
+                self._perform(self._session.resign(event.peer, self._clock(), self._entropy(16)))
             return
         was_in, self._is_in = self._is_in, event.status is Status.JOIN_SUCCESS
         if was_in and event.status is Status.JOIN_REFUSED and self._join_kind != "simple":
@@ -430,6 +441,8 @@ class Device(Agent):
         return True
 
     def _join_value_received(self, event: JoinValueReceived) -> None:
+        if event.peer != self.server:
+            return  # a join that we have turned away from
         try:
             value = JoinValue(self._unseal(event.sealed))
         except SealError as error:
