@@ -5,11 +5,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from srup.session import device, server
+from srup.session import device, relay, server, syndication
 from srup.session.base import ActionState, DataState, KeyState
 from srup.session.device import DeviceState
 from srup.session.join import JoinState
+from srup.session.relay import RelayState
 from srup.session.server import ServerState
+from srup.session.syndication import SyndicationState
 from srup.update import Table, Trigger, UpdateState, Word
 
 PAGE: Final = Path(__file__).with_name("states.md")
@@ -23,6 +25,12 @@ SUBJECTS: Final[dict[type[Enum], str]] = {
     DeviceState: "Leaving and identification, as the device sees them",
     ServerState: "Leaving and identification, as the server sees them",
 }
+SYNDICATION: Final[list[tuple[str, type[Enum], Table]]] = [
+    ("Syndication: the home server's end", SyndicationState, syndication.HOME_TABLE),
+    ("Syndication: the away server's end", SyndicationState, syndication.AWAY_TABLE),
+    ("Syndication: the device's side towards home", RelayState, relay.HOME_TABLE),
+    ("Syndication: the device's side towards the away server", RelayState, relay.AWAY_TABLE),
+]
 
 INTRODUCTION: Final = """\
 # The states of an exchange
@@ -72,6 +80,8 @@ def page() -> str:
             drawing = diagram(table, kind)
             if drawing:
                 lines += [f"## {subject}: the {role}'s end", "", *drawing]
+    for title, kind, table in SYNDICATION:
+        lines += [f"## {title}", "", *diagram(table, kind)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

@@ -815,3 +815,37 @@ def test_a_timeout_says_how_the_link_is(tmp_path):
     device = Fleet(tmp_path).device
     with pytest.raises(TimeoutError, match=r"has not answered the join; the device is not connected \('not started'\)"):
         device.wait_joined(0)
+
+
+def test_t9_junk_does_not_fill_the_queue_of_a_slow_handler(pair):
+    """What strangers send is told to on_refused as long as it keeps up; the rest is counted."""
+    begun, go_on = threading.Event(), threading.Event()
+    told = []
+
+    def slow(refusal):
+        begun.set()
+        go_on.wait(WAIT)
+        told.append(refusal)
+
+    pair.server.on_refused(slow)
+    for number in range(1000):
+        pair.network.inject(f"SRUP/{DEVICE:x}", b"junk %d" % number)
+    assert begun.wait(WAIT)
+    wait_until(lambda: pair.server.counts["DecodeError"] == 1000)
+    assert pair.server._backlog() <= 256
+    assert pair.server.counts["refusals not told"] >= 1000 - 257
+    go_on.set()
+    wait_until(lambda: len(told) + pair.server.counts["refusals not told"] == 1000)
+    assert pair.server.action(DEVICE, 1).result(WAIT)
+
+
+def test_t9_messages_wait_at_the_broker_while_the_application_is_behind(pair, monkeypatch):
+    monkeypatch.setattr("srup.agent.base._MAX_WAITING", 50)
+    go_on = threading.Event()
+    taken = []
+    pair.server.on_data("n", "int32")(lambda peer, data_id, value: (go_on.wait(WAIT), taken.append(value)))
+    for number in range(1000):
+        pair.device.send("n", number)
+    wait_until(lambda: pair.server.counts["overflow"] > 0)
+    assert pair.server._backlog() <= 50 + 256  # and one batch, which was on its way
+    go_on.set()

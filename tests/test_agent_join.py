@@ -2,8 +2,9 @@
 
 import pytest
 
-from srup import JoinValue, KeyRing, PolicyError, Status, messages
+from srup import JoinValue, KeyRing, PolicyError, Status, encode, messages
 from srup.session.base import Policy
+from srup.tokens import bind
 
 from .fleet import SERVER, Fleet, key_of
 
@@ -468,3 +469,105 @@ def test_a_value_that_is_sent_again_is_shown_once(tmp_path):
         fleet.settle()
         assert len(shown) == len(pending) == 1
         assert device.counts["received"] >= 4
+
+
+# What a fresh reader found.
+
+
+def exhaust(fleet, device):
+    """Let a device use up all sequence ids, as only its owner can."""
+    wire = encode(
+        messages.Data(
+            sequence_id=2**64 - 1,
+            sender_id=device.identity,
+            token=bind(device.identity, SERVER, fleet.clock() + 60, fleet.randbytes(16)),
+            data_id="x",
+            data=b"",
+        ),
+        key_of(device.identity),
+    )
+    fleet.network.inject(f"SRUP/{device.identity:x}", wire)
+    fleet.settle()
+
+
+@pytest.mark.parametrize("way", ["terminate", "deregister"])
+def test_a_device_without_sequence_ids_can_be_put_out(tmp_path, way):
+    with Fleet(tmp_path).joined() as fleet:
+        fleet.server.on_data()(lambda *_: None)
+        exhaust(fleet, fleet.device)
+        done = getattr(fleet.server, way)(fleet.device.identity)
+        fleet.settle()
+        assert done.result(0) is None
+        assert fleet.server.members == frozenset()
+        assert (fleet.device.identity in fleet.ring) is (way == "terminate")
+
+
+def test_a_device_without_sequence_ids_is_no_trouble_for_others(tmp_path):
+    fleet, device, pending, _ = human(tmp_path)
+    good = fleet.add(AWAY, join="human")
+    good.on_join_value(lambda value: None)
+    with fleet.start():
+        fleet.settle()
+        exhaust(fleet, device)
+        fleet.run(lambda: all(join.status for join in pending), seconds=2000)
+        assert [join.status for join in pending] == [Status.JOIN_FAIL] * 2
+        assert fleet.server.pending_joins == []
+        assert fleet.faults() == 0
+
+
+@pytest.mark.parametrize("way", ["deregistered", "replaced"])
+def test_nobody_inherits_the_join_of_another_key(tmp_path, way):
+    fleet, _, pending, _ = human(tmp_path)
+    stranger = key_of(0xEE).public_key
+    with fleet.start():
+        fleet.settle()
+        if way == "deregistered":
+            fleet.server.deregister(HOME)
+            fleet.settle()
+            fleet.ring.add(HOME, stranger)
+        else:
+            fleet.ring.replace(HOME, stranger)
+        with pytest.raises(PolicyError):
+            pending[0].accept()
+        fleet.settle()
+        assert fleet.server.members == frozenset()
+
+
+def test_nobody_inherits_the_membership_or_the_sequence_ids_of_another_key(tmp_path):
+    with Fleet(tmp_path).joined() as fleet:
+        heard = []
+        fleet.server.on_data("x")(lambda *value: heard.append(value))
+        exhaust(fleet, fleet.device)
+        heard.clear()
+        fleet.ring.remove(fleet.device.identity)
+        fleet.ring.add(fleet.device.identity, key_of(0xEE).public_key)
+        fields = {"sender_id": fleet.device.identity, "data_id": "x", "data": b""}
+        token = bind(fleet.device.identity, SERVER, fleet.clock() + 60, fleet.randbytes(16))
+        fleet.network.inject(
+            f"SRUP/{fleet.device.identity:x}",
+            encode(messages.Data(sequence_id=7, token=token, **fields), key_of(0xEE)),
+        )
+        fleet.settle()
+        assert (heard, fleet.server.members) == ([], frozenset())
+        owner = fleet.add(fleet.device.identity)
+        fleet.ring.replace(owner.identity, key_of(owner.identity).public_key)
+        owner.start(threads=False)
+        fleet.settle()
+        assert fleet.server.members == {owner.identity}
+
+
+def test_a_join_is_decided_once_and_in_time(tmp_path):
+    fleet, _, pending, _ = human(tmp_path)
+    with fleet.start():
+        fleet.settle()
+        pending[0].accept()
+        with pytest.raises(PolicyError, match="has been decided"):
+            pending[0].refuse()
+        fleet.settle()
+        assert fleet.all_joined()
+    fleet, _, pending, _ = human(tmp_path)
+    with fleet.start():
+        fleet.settle()
+        fleet.clock.now += 5000
+        with pytest.raises(PolicyError, match="time was up"):
+            pending[0].accept()

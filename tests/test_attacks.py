@@ -880,6 +880,30 @@ def test_t12_an_old_and_correctly_signed_order_brings_no_old_firmware_back(field
     field.works()
 
 
+def test_t12_an_activation_that_was_held_back_brings_no_old_firmware_back(field):
+    """Two orders are ready; the newer is activated, and then comes the word to activate the older."""
+    fleet, device = field.fleet, field.fleet.device
+    device._session.version_floor = 1
+    activated = []
+    device.on_activate(activated.append)
+    older = fleet.server.update(field.target, URL, DIGEST, version=2, hold=True)
+    newer = fleet.server.update(field.target, URL, DIGEST, version=9, hold=True)
+    fleet.settle()
+    newer.activate()
+    fleet.settle()
+    assert (newer.result(0), device.version_floor, len(activated)) == (UpdateState.ACTIVATED, 9, 1)
+    older.activate()
+    fleet.settle()
+    with pytest.raises(UpdateError, match="ACTIVATE_FAIL"):
+        older.result(0)
+    assert (device.version_floor, len(activated)) == (9, 1)
+    # The control: without the newer one it would have been activated.
+    device._session.version_floor = 1
+    older = fleet.server.update(field.target, URL, DIGEST, version=2)
+    fleet.settle()
+    assert (older.result(0), len(activated)) == (UpdateState.ACTIVATED, 2)
+
+
 def test_t12_a_version_cannot_be_written_into_a_signed_token(field):
     field.fleet.device._session.version_floor = 7
     token = bind(SERVER, field.target, field.fleet.clock() + 60, bytes(16), 6)

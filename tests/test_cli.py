@@ -99,8 +99,8 @@ def test_the_demo_ends_cleanly_when_it_is_told_to(tmp_path: Path, ending: signal
     while not process.stdout.readline().startswith("Firmware"):
         assert process.poll() is None
     process.send_signal(ending)
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + ending
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + ending, shown
     assert _brokers() <= before
     assert list(tmp_path.glob("srup-*")) == []
 

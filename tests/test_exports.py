@@ -37,6 +37,7 @@ SIDEWAYS = {
     ("rotation", "keys"),
     ("seal", "keys"),
     ("session", "update"),
+    ("keyex", "transport"),
 }
 
 FOR_ARCHITECTURE = [

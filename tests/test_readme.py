@@ -80,3 +80,16 @@ def test_the_parts_on_their_own() -> None:
     names: dict[str, object] = {"srup": srup}
     exec(PARTS, names)
     assert names["message"] == srup.Action(sequence_id=7, sender_id=0x51, token=b"a-token", action_id=3)
+
+
+def test_the_attack_table_names_tests_that_exist():
+    """Every row of the threat model, T1 to T18, has a test in every file that its row names."""
+    docs = Path(__file__).parents[1] / "docs"
+    rows = [line for line in (docs / "security.md").read_text().splitlines() if line.startswith("| T")]
+    assert [line.split("|")[1].strip() for line in rows] == [f"T{number}" for number in range(1, 19)]
+    for number, row in enumerate(rows, start=1):
+        files = re.findall(r"\]\((\.\./tests/[a-z_]+\.py)\)", row)
+        assert f"`test_t{number}_*`" in row
+        assert files
+        for file in files:
+            assert f"def test_t{number}_" in (docs / file).read_text(), (number, file)

@@ -621,7 +621,6 @@ def test_the_last_sequence_id_harms_nobody_else():
     before = snapshot(session)
     for command in (
         lambda: session.action(DEVICE, 1, T0, nonce()),
-        lambda: session.terminate(DEVICE, T0, nonce()),
         lambda: session.answer_action(DEVICE, running.token, Status.ACTION_SUCCESS, T0),
         lambda: session.receive(make(m.ResignRequest, MAX_ID - 1, DEVICE, bound(SERVER)), T0, nonce()),
         lambda: session.refuse_data(DEVICE, bound(SERVER), T0),
@@ -634,6 +633,8 @@ def test_the_last_sequence_id_harms_nobody_else():
     assert session.deadline() == T0 + 15
     told = session.tick(T0 + 300)
     assert {event.peer for event in events(told, Unanswered)} == {DEVICE, OTHER}
+    session.terminate(DEVICE, T0, nonce())  # it cannot be told, and is out all the same
+    assert not session.is_member(DEVICE)
 
 
 # Retransmission and expiry.

@@ -13,6 +13,7 @@ from .errors import (
     DecodeError,
     EncodeError,
     InvalidKeyError,
+    KeyServiceError,
     PolicyError,
     ReplayError,
     SealError,
@@ -62,16 +63,28 @@ from .session import Policy
 from .wire import Status
 
 if TYPE_CHECKING:
-    from .agent import CommandReader, Device, PendingJoin, Server, UpdateOrder
+    from .agent import (
+        AwayNetwork,
+        CommandReader,
+        Device,
+        PendingJoin,
+        Server,
+        SyndicationDevice,
+        SyndicationServer,
+        UpdateOrder,
+    )
     from .fetch import FetchPolicy, file_digest
 
 __version__ = "0.1.0"
 
 _AT_FIRST_USE = {
+    "AwayNetwork": "agent",
     "CommandReader": "agent",
     "Device": "agent",
     "PendingJoin": "agent",
     "Server": "agent",
+    "SyndicationDevice": "agent",
+    "SyndicationServer": "agent",
     "UpdateOrder": "agent",
     "FetchPolicy": "fetch",
     "file_digest": "fetch",
@@ -93,6 +106,7 @@ __all__ = [
     "BACKEND",
     "Action",
     "Activate",
+    "AwayNetwork",
     "BackendInfo",
     "CommandReader",
     "Data",
@@ -113,6 +127,7 @@ __all__ = [
     "JoinRequest",
     "JoinValue",
     "KeyRing",
+    "KeyServiceError",
     "Message",
     "ObservationRequest",
     "ObservedJoinRequest",
@@ -139,8 +154,10 @@ __all__ = [
     "SyndicatedEndRequest",
     "SyndicatedIdRequest",
     "SyndicatedTerminate",
+    "SyndicationDevice",
     "SyndicationInit",
     "SyndicationRequest",
+    "SyndicationServer",
     "TerminateCommand",
     "TransportError",
     "UnansweredError",

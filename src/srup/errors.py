@@ -14,7 +14,8 @@
     ├── SealError            a sealed value that does not open; one error for every cause
     ├── UnansweredError      a partner did not answer before the time was over
     ├── UpdateError          firmware could not be fetched, checked or activated (``status``)
-    └── TransportError       the broker or the link to it
+    ├── TransportError       the broker, the key exchange service, or the link to them
+    └── KeyServiceError      what the key exchange service refuses, or must not be believed (``status``, ``field``)
 """
 
 from srup_native.errors import DecodeError, EncodeError, SignatureError, SrupError
@@ -23,6 +24,7 @@ __all__ = [
     "DecodeError",
     "EncodeError",
     "InvalidKeyError",
+    "KeyServiceError",
     "PolicyError",
     "ReplayError",
     "SealError",
@@ -87,4 +89,20 @@ class UpdateError(SrupError):
 
 
 class TransportError(SrupError):
-    """The broker cannot be reached or refuses us."""
+    """The broker, or the key exchange service, cannot be reached or refuses us."""
+
+
+class KeyServiceError(SrupError):
+    """The key exchange service refuses a request, or its answer, or its folder, is no good.
+
+    ``status`` is the HTTP status of a refusal, 0 where there is none; ``field`` names what is wrong in a request.
+    """
+
+    def __init__(self, status: int, field: str, reason: str) -> None:
+        super().__init__(status, field, reason)
+        self.status = status
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}" if self.field else self.reason

@@ -18,6 +18,7 @@ class Word(Enum):
     """What drives an exchange besides messages: its owner's decisions, and time."""
 
     ANSWER = "the owner answers"
+    ALLOW = "the owner lets it happen"
     SHOW = "the value that the device is to show is made"
     WITHDRAW = "the device began another join"
     OBEYED = "the device did as it was told"

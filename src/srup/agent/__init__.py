@@ -4,5 +4,17 @@ from .base import Agent, Refusal
 from .device import Device
 from .reader import CommandReader
 from .server import PendingJoin, Server, UpdateOrder
+from .syndication import AwayNetwork, SyndicationDevice, SyndicationServer
 
-__all__ = ["Agent", "CommandReader", "Device", "PendingJoin", "Refusal", "Server", "UpdateOrder"]
+__all__ = [
+    "Agent",
+    "AwayNetwork",
+    "CommandReader",
+    "Device",
+    "PendingJoin",
+    "Refusal",
+    "Server",
+    "SyndicationDevice",
+    "SyndicationServer",
+    "UpdateOrder",
+]

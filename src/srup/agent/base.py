@@ -62,7 +62,8 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 _JOIN_REQUESTS: Final = (JoinRequest, HumanJoinRequest, ObservedJoinRequest)
 _IDLE: Final = 3600.0  # the longest sleep when no deadline is near, in seconds
 _BATCH: Final = 256  # messages that are verified together at most
-_MAX_WAITING: Final = 10_000  # messages that wait to be verified at most
+_MAX_WAITING: Final = 10_000  # messages and handlers that wait at most; a broker keeps what does not get in
+_MAX_REFUSALS: Final = 256  # handlers that wait at most when one more refusal is told
 
 
 def _nothing() -> None:
@@ -178,6 +179,9 @@ class Agent:
         self._data: dict[str | None, tuple[DataKind, Callable[..., Any]]] = {}
         self._handlers: dict[str, Callable[..., Any]] = {}
         self._application: Executor = Inline()
+        self._submitting = threading.Lock()
+        self._submitted_jobs = 0
+        self._started_jobs = 0
         self._thread: threading.Thread | None = None
         self._started = False
         self._stopping = threading.Event()
@@ -400,7 +404,7 @@ class Agent:
 
     def _arrived(self, delivery: Delivery) -> None:
         """Take a delivery on the transport's thread."""
-        if self._inbox.qsize() >= _MAX_WAITING:
+        if self._inbox.qsize() + self._backlog() >= _MAX_WAITING:
             self.counts["overflow"] += 1  # not settled: a broker without a limit of its own sends it again later
         else:
             self._inbox.put(delivery)
@@ -427,6 +431,7 @@ class Agent:
         try:
             with self._keys.lock:  # whoever takes a key away does so before this message has its effect, or after it
                 message, self._signer = self._genuine(delivery.payload, opened, as_of)
+                self._recognise(message.sender_id)
                 self.counts["verified"] += 1
                 self._check_address(parse_topic(delivery.topic), message.sender_id)
                 self._perform(self._session.receive(message, self._clock(), self._entropy(16)))
@@ -446,6 +451,9 @@ class Agent:
             raise opened
         return opened, self._keys[opened.sender_id]
 
+    def _recognise(self, sender: int) -> None:
+        """Take note of whose message has verified, before it has any effect."""
+
     def _refuse(self, refusal: Refusal) -> None:
         error = refusal.error
         self.counts[type(error).__name__] += 1
@@ -453,7 +461,10 @@ class Agent:
         ordinary = isinstance(error, ReplayError) and parse_topic(refusal.topic).server is None
         level = logging.INFO if ordinary else logging.WARNING
         log.log(level, "%r refused a message on %a: %s: %a", self, refusal.topic, type(error).__name__, str(error))
-        self._tell("refused", refusal)
+        if self._backlog() < _MAX_REFUSALS:  # junk costs its sender nothing, and must not fill the memory here (T9)
+            self._tell("refused", refusal)
+        else:
+            self.counts["refusals not told"] += 1
 
     def _perform(self, outputs: Sequence[Output]) -> SrupError | None:
         """Send what is to be sent and tell what is to be told, each on its own; return why something was not sent."""
@@ -574,10 +585,24 @@ class Agent:
 
     def _apply(self, job: Callable[[], None], executor: Executor | None = None) -> None:
         """Run a job on the application's thread, or another one."""
+
+        def counted() -> None:
+            self._started_jobs += 1  # on the application's thread alone
+            job()
+
         try:
-            (executor or self._application).submit(self._fenced, job)
+            if executor is not None:
+                executor.submit(self._fenced, job)
+            else:
+                with self._submitting:
+                    self._submitted_jobs += 1
+                self._application.submit(self._fenced, counted)
         except RuntimeError:
             log.info("%r is stopped; a handler was not called", self)
+
+    def _backlog(self) -> int:
+        """Return how many handlers wait for their turn."""
+        return self._submitted_jobs - self._started_jobs
 
     def _apply_for(self, peer: int, job: Callable[[], None]) -> None:
         """Run a job for a partner on the application's thread, unless its key is taken away before the turn comes."""

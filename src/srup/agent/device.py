@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Literal, Self, get_args
+from typing import Any, ClassVar, Final, Literal, Self, get_args
 
 from .. import rotation
-from ..errors import PolicyError, SealError, TransportError, UpdateError
+from ..errors import KeyServiceError, PolicyError, SealError, TransportError, UpdateError
 from ..fetch import Fetcher, FetchPolicy, HttpFetcher, check_digest
 from ..joinvalue import JoinValue
 from ..keyring import KeyRing
@@ -34,6 +34,7 @@ from ..transport.topics import Address, device_topic
 from ..update import FETCH_FAILURES
 from ..wire import Status
 from .base import Agent, Handler, Inline, check_identity, check_type, log, sequence_origin, transport_to
+from .enrolment import enter, link
 
 __all__ = ["Device"]
 
@@ -70,6 +71,8 @@ class Device(Agent):
     those named by ``commanders``, when they send a JoinCommand themselves. With a ``version_floor`` it takes only
     firmware whose order names a version, and none below; what it activates becomes the floor.
     """
+
+    _session_type: ClassVar[type[DeviceSession]] = DeviceSession
 
     def __init__(
         self,
@@ -115,12 +118,12 @@ class Device(Agent):
         keys = KeyRing({**(servers or {}), server: server_key})
         if identity in keys or not set(commanders) <= set(keys):
             raise ValueError("servers are others than the device, and commanders are among them")
-        session = DeviceSession(identity, keys, policy, first, description, commanders, version_floor)
+        session = self._session_type(identity, keys, policy, first, description, commanders, version_floor)
         super().__init__(session, key, keys, transport, clock, entropy)
         self.server = server
         self._servers = keys
-        self._join_kind = join
-        self._observer = observer
+        self._configured_join = join, observer
+        self._join_kind, self._observer = self._configured_join
         self._named_observer: int | None = None
         self.firmware = Path(firmware)
         self._session: DeviceSession = session
@@ -135,6 +138,33 @@ class Device(Agent):
         self._is_in = False
         self._was_connected = False
         self._join_again_at = math.inf
+
+    @classmethod
+    def enroll(
+        cls,
+        folder: str | os.PathLike[str],
+        url: str | None = None,
+        identity: int | None = None,
+        *,
+        token: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        scheme: str = "rsa2048",
+        **options: Any,
+    ) -> Self:
+        """Return a device with the key, the certificate and the server that the key exchange service at ``url`` gives.
+
+        All is kept in ``folder`` (mode 0600, not encrypted); once it is there the other arguments are not needed.
+        Whom to believe is said by ``ca_file``, else by the ``token``, which the service's operator has made (see
+        ``srup keyex token``). Without a token the operator approves the key: KeyServiceError (403) tells its
+        fingerprint, and a later call goes on. The certificate is renewed by itself. ``options`` are those of the
+        constructor.
+        """
+        enrolment = enter(folder, url, identity, token=token, ca_file=ca_file, scheme=scheme)
+        if enrolment.server is None or enrolment.server_key is None:
+            raise KeyServiceError(0, "", "the key exchange service names no server to join; register one first")
+        options = {"broker": link(folder, enrolment)} | options
+        server, server_key = enrolment.server, enrolment.server_key
+        return cls(enrolment.identity, enrolment.key, server=server, server_key=server_key, **options)
 
     def on_activate(self, handler: Handler) -> Handler:
         """Decorate what activates firmware. It is called with the file's path; the digest was checked just before.
@@ -415,6 +445,8 @@ class Device(Agent):
             if self.joined:
                 self._perform(self._session.resign(self.server, self._clock(), self._entropy(16)))
             self.server, self._is_in = event.server, False
+            self._join_kind, self._observer = self._configured_join  # an observer of the old server's is none here
+            self._named_observer = None
         if not self.joined:
             self._join()
 

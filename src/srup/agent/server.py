@@ -5,14 +5,15 @@ import os
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from typing import Final, Literal, get_args
+from threading import Lock
+from typing import Any, ClassVar, Final, Literal, Self, get_args
 
 from .. import rotation
 from ..errors import PolicyError, SealError, SrupError, TransportError, UnansweredError, UpdateError
 from ..joinvalue import SIZE as JOIN_VALUE_SIZE
 from ..joinvalue import JoinValue
 from ..keyring import KeyRing
-from ..keys import PrivateKey
+from ..keys import PrivateKey, PublicKey
 from ..messages import Data, JoinCommand
 from ..seal import seal
 from ..session import Policy, Send, ServerSession
@@ -37,6 +38,7 @@ from ..transport.topics import Address, device_filter, join_filter
 from ..update import UpdateState
 from ..wire import Status
 from .base import Agent, Handler, check_identity, check_type, log, sequence_origin, transport_to
+from .enrolment import enter, link
 from .rollout import Rollout
 
 __all__ = ["PendingJoin", "Server", "UpdateOrder"]
@@ -57,6 +59,8 @@ class PendingJoin:
         self.status: Status | None = None
         self._server = server
         self._token = token
+        self._pin = server.devices.pin(device)
+        self._decision = Lock()  # taken once, by whoever decides first
 
     def accept(self) -> None:
         """The values are the same: let the device in. PolicyError when the join is over."""
@@ -73,6 +77,12 @@ class PendingJoin:
     def _answer(self, status: Status) -> None:
         if self.status is not None:
             raise PolicyError(f"the join of {self.device:x} is over: {self.status.name}")
+        if self._server._clock() >= self.expires:
+            raise PolicyError(f"the join of {self.device:x} is over: its time was up")
+        if self._server.devices.pin(self.device) != self._pin:
+            raise PolicyError(f"{self.device:x} has another key than the device that was compared")
+        if not self._decision.acquire(blocking=False):
+            raise PolicyError(f"the join of {self.device:x} has been decided")
         self._server._drive(self._server._session.answer_join, self.device, self._token, status)
 
     def __repr__(self) -> str:
@@ -137,6 +147,8 @@ class Server(Agent):
     always possible, if there is somebody to moderate it.
     """
 
+    _session_type: ClassVar[type[ServerSession]] = ServerSession
+
     def __init__(
         self,
         identity: int,
@@ -161,7 +173,7 @@ class Server(Agent):
         check_type(policy, (Policy, type(None)), "policy")
         transport = transport_to(broker, identity)
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
-        session = ServerSession(identity, policy, first)
+        session = self._session_type(identity, policy, first)
         super().__init__(session, key, devices, transport, clock, entropy, threads)
         self.devices = devices
         self._session: ServerSession = session
@@ -171,6 +183,28 @@ class Server(Agent):
         self._admission = admission
         self._observers = tuple(observers)
         self._joins: dict[tuple[int, bytes], PendingJoin] = {}
+        self._pins: dict[int, PublicKey | None] = {}  # the keys by which devices are known, signed rotations aside
+
+    @classmethod
+    def enroll(
+        cls,
+        folder: str | os.PathLike[str],
+        url: str | None = None,
+        identity: int | None = None,
+        *,
+        devices: KeyRing,
+        token: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        scheme: str = "rsa2048",
+        **options: Any,
+    ) -> Self:
+        """Return a server with the key and the certificate that the key exchange service at ``url`` gives.
+
+        See :meth:`Device.enroll`; the ``token`` is one that was made for a server.
+        """
+        enrolment = enter(folder, url, identity, token=token, ca_file=ca_file, scheme=scheme, kind="server")
+        options = {"broker": link(folder, enrolment)} | options
+        return cls(enrolment.identity, enrolment.key, devices=devices, **options)
 
     @property
     def members(self) -> frozenset[int]:
@@ -278,13 +312,7 @@ class Server(Agent):
                 raise PolicyError(f"there is nothing to revoke: no key is registered for {device:x}")
             log.warning("%r: %x is revoked", self, device)
             self._stop_listening(device)
-            for peer, token in [request for request in self._pending if request[0] == device]:
-                self._pending.pop((peer, token)).set_exception(PolicyError(f"{device:x} was revoked"))
-            for peer, token in [order for order in self._orders if order[0] == device]:
-                order = self._orders.pop((peer, token))
-                order.state = UpdateState.FAILED
-                order._done.set_exception(PolicyError(f"{device:x} was revoked"))
-                self._tell("update", order)
+            self._end_all(device, "was revoked")
             return outputs
 
         return self._request(begin, answered=False)
@@ -531,6 +559,27 @@ class Server(Agent):
             self._stop_listening(event.peer)
         if event.request is Data and self._rollout is not None:
             self._rollout.again(event.peer)
+
+    def _recognise(self, sender: int) -> None:
+        """An identity whose key the application has replaced is a new partner: it inherits nothing."""
+        pin = self.devices.pin(sender)
+        before = self._pins.setdefault(sender, pin)
+        if before is not pin and before != pin:
+            self._pins[sender] = pin
+            log.warning("%r: %x has another key than before", self, sender)
+            self._perform(self._session.revoke(sender, self._clock()))
+            self._stop_listening(sender)
+            self._end_all(sender, "has another key now")
+
+    def _end_all(self, device: int, why: str) -> None:
+        """End every request and order for a device with PolicyError."""
+        for peer, token in [request for request in self._pending if request[0] == device]:
+            self._pending.pop((peer, token)).set_exception(PolicyError(f"{device:x} {why}"))
+        for peer, token in [order for order in self._orders if order[0] == device]:
+            order = self._orders.pop((peer, token))
+            order.state = UpdateState.FAILED
+            order._done.set_exception(PolicyError(f"{device:x} {why}"))
+            self._tell("update", order)
 
     def _stop_listening(self, device: int) -> None:
         if device not in self._members:

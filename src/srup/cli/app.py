@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 import srup
+from srup.cli.keyex import app as keyex
 from srup.keys import SCHEMES
 
 from .device import device
@@ -23,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+app.add_typer(keyex, name="keyex")
 app.command()(server)
 app.command()(device)
 

@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
@@ -280,7 +281,8 @@ class Session:
                 self._forget(exchange)
                 step = self.table.get((exchange.state, Word.EXPIRE))
                 if step is not None:
-                    outputs += self._take(exchange, step, None, Now(now, b""))
+                    with suppress(SrupError):  # the trouble of one partner must not cost the others their turn
+                        outputs += self._take(exchange, step, None, Now(now, b""))
             else:
                 outputs += self._send_again(exchange)
                 self._schedule(exchange, now)

@@ -193,6 +193,12 @@ class DeviceSession(DeviceJoins):
         if not exchange.partner.member:
             raise PolicyError(f"{exchange.partner.identity:x} is not our server any more")
         _, digest = exchange.detail
+        version, floor = self._version(exchange), self._activation_floor(exchange)
+        if floor is not None and (version is None or version < floor):
+            exchange.state = UpdateState.FAILED
+            why = f"the firmware is of version {version}, and by now the floor is {floor}"
+            unexpected = Unexpected(exchange.partner.identity, exchange.token, Activate, why)
+            return [unexpected, *self.answer(exchange, Status.ACTIVATE_FAIL, now)]
         return [ActivationRequested(exchange.partner.identity, exchange.token, digest)]
 
     def confirm_activation(self, exchange: Exchange, cause: Status, now: Now) -> list[Output]:
@@ -208,6 +214,14 @@ class DeviceSession(DeviceJoins):
         return [unexpected, *self.answer(exchange, Status.ACTIVATE_FAIL, now)]
 
     # Mechanism.
+
+    def _activation_floor(self, order: Exchange) -> int | None:
+        """Return the lowest version that may be activated now: not below what is just being activated (T12)."""
+        if self.version_floor is None:
+            return None
+        others = [other for other in order.partner.exchanges.values() if other is not order]
+        activating = [self._version(other) for other in others if other.state is UpdateState.ACTIVATING]
+        return max([self.version_floor, *(version for version in activating if version is not None)])
 
     @staticmethod
     def _version(order: Exchange) -> int | None:

@@ -13,9 +13,12 @@ __all__ = [
     "DataReceived",
     "DataRefused",
     "Deregistered",
+    "DevicesMissing",
+    "DevicesShared",
     "Event",
     "FetchRequested",
     "HumanJoinRequested",
+    "IdentificationRefused",
     "Identified",
     "JoinAnswered",
     "JoinCommandAnswered",
@@ -30,6 +33,16 @@ __all__ = [
     "Observed",
     "ObservedJoinRequested",
     "ObserverNamed",
+    "RelayFailed",
+    "SyndicatedActionRequested",
+    "SyndicatedC2Requested",
+    "SyndicatedDataReceived",
+    "SyndicatedIdRequested",
+    "SyndicatedIdentified",
+    "SyndicationAnswered",
+    "SyndicationEnded",
+    "SyndicationOffered",
+    "SyndicationRequested",
     "Unanswered",
     "Unexpected",
     "UpdateChanged",
@@ -217,3 +230,100 @@ class UpdateChanged(Event):
 
     state: UpdateState
     status: Status | None
+
+
+@dataclass(frozen=True, slots=True)
+class SyndicationOffered(Event):
+    """Syndication device: register at the key service ``url`` and join there; say ``answer_init``."""
+
+    url: str
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SyndicationRequested(Event):
+    """Away server: a syndication device wants to begin; say ``accept_syndication`` or ``refuse_syndication``."""
+
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SyndicationAnswered(Event):
+    """Home server and syndication device: a syndication has begun if ``status`` is JOIN_SUCCESS, or has failed."""
+
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class SyndicationEnded(Event):
+    """All three: a syndication is over, whoever ended it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesShared(Event):
+    """Home server: the list of shared devices is complete."""
+
+    devices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesMissing(Event):
+    """Home server: these numbers of the list have not come; if the device ``repeats`` it, say ``request_list``."""
+
+    numbers: tuple[int, ...]
+    repeats: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SyndicatedDataReceived(Event):
+    """Home server: a value of the shared device ``source``; say ``refuse_data`` when nobody knows its ``data_id``."""
+
+    source: int
+    data_id: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SyndicatedIdentified(Event):
+    """Home server: the shared device ``source`` said what it is."""
+
+    source: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class IdentificationRefused(Event):
+    """Home server: the away server does not let a shared device say what it is, or cannot."""
+
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class SyndicatedActionRequested(Event):
+    """Away server: home wants an action of the shared device ``target``; say ``allow`` or ``refuse``."""
+
+    target: int
+    action_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class SyndicatedIdRequested(Event):
+    """Away server: home wants to know what the shared device ``target`` is; say ``allow`` or ``refuse``."""
+
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class SyndicatedC2Requested(Event):
+    """Away server: a request of home's; carry it out and say ``allow``, or say ``refuse``."""
+
+    req_id: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RelayFailed(Event):
+    """Syndication device: what the other side's ``message`` asked could not be passed on from this one."""
+
+    message: type[Message]
+    why: str

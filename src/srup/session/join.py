@@ -362,7 +362,10 @@ class ServerJoins(Session):
         self._moderated.pop(exchange, None)
         exchange.partner.member = False  # the device will think so when it gets the answer
         event = JoinAnswered(exchange.partner.identity, exchange.token, Status.JOIN_FAIL)
-        return [event, *self.answer(exchange, Status.JOIN_FAIL, now)]
+        try:
+            return [event, *self.answer(exchange, Status.JOIN_FAIL, now)]
+        except PolicyError:  # no sequence id is left, which is this device's trouble and not that of the others
+            return [event]
 
     def join_withdrawn(self, exchange: Exchange, cause: None, now: Now) -> list[Output]:
         """The device began another join, which counts instead."""
@@ -389,15 +392,20 @@ class ServerJoins(Session):
         exchange.detail = response, b""
         if len(self._moderated) >= MAX_MODERATED:
             oldest = next(iter(self._moderated))
-            outputs += self._take(oldest, self.table[oldest.state, Word.ANSWER], (Status.JOIN_FAIL, None), now)
+            self._forget(oldest)
+            outputs += self._take(oldest, self.table[oldest.state, Word.EXPIRE], None, now)
         self._moderated[exchange] = None
         return outputs
 
     def _supersede(self, exchange: Exchange, now: Now) -> list[Output]:
         """A device has one moderated join under way: the latest."""
+        return self._withdraw_joins(exchange.partner, now)
+
+    def _withdraw_joins(self, device: Partner, now: Now) -> list[Output]:
+        """End the moderated joins of a device without an answer."""
         outputs: list[Output] = []
-        for other in [other for other in self._moderated if other.partner is exchange.partner]:
-            outputs += self._take(other, self.table[other.state, Word.WITHDRAW], None, now)
+        for join in [join for join in self._moderated if join.partner is device]:
+            outputs += self._take(join, self.table[join.state, Word.WITHDRAW], None, now)
         return outputs
 
     def _obeyed(self, device: Partner, now: Now, handed_over: bool) -> list[Output]:

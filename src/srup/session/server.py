@@ -69,8 +69,8 @@ class ServerSession(ServerJoins):
 
     def terminate(self, device: int, now: float, nonce: bytes) -> list[Output]:
         """Put a device out. It does not answer; its messages are refused from now on."""
-        [send] = self._ask(device, _S.ANSWERED, TerminateCommand, now, nonce, None, resend=False)
-        return [send, *self._part(self._partner(device), send.message.token, now)]
+        sends = self._order_out(device, TerminateCommand, now, nonce)
+        return [*sends, *self._part(self._partner(device), sends[0].message.token if sends else b"", now)]
 
     def revoke(self, device: int, now: float) -> list[Output]:
         """Forget a device whose key counts no longer, with all that is under way; nothing is sent.
@@ -90,8 +90,8 @@ class ServerSession(ServerJoins):
 
     def deregister(self, device: int, now: float, nonce: bytes) -> list[Output]:
         """Put a device out for good, joined or not; Deregistered says that its key is to be dropped."""
-        [send] = self._ask(device, _S.ANSWERED, DeregisterCommand, now, nonce, None, resend=False)
-        return [send, *self._part_for_good(self._partner(device), send.message.token, now)]
+        sends = self._order_out(device, DeregisterCommand, now, nonce)
+        return [*sends, *self._part_for_good(self._partner(device), sends[0].message.token if sends else b"", now)]
 
     def update(
         self,
@@ -175,6 +175,15 @@ class ServerSession(ServerJoins):
 
     # Mechanism.
 
+    def _order_out(self, device: int, command: type[Message], now: float, nonce: bytes) -> list[Send]:
+        """Tell a device that it is out. It is out also if it cannot be told: it may have used up the sequence ids."""
+        try:
+            return self._ask(device, _S.ANSWERED, command, now, nonce, None, resend=False)
+        except PolicyError:
+            if not self.is_member(device) and command not in self.for_strangers:
+                raise
+            return []
+
     def _part(self, device: Partner, token: bytes, now: float) -> list[Output]:
         """End the membership, and what was still asked of the device: no answer to that will be taken any more."""
         device.member = False
@@ -183,4 +192,4 @@ class ServerSession(ServerJoins):
 
     def _part_for_good(self, device: Partner, token: bytes, now: float) -> list[Output]:
         left = self._part(device, token, now) if device.member else []
-        return [*left, Deregistered(device.identity, token)]
+        return [*left, *self._withdraw_joins(device, Now(now, b"")), Deregistered(device.identity, token)]

@@ -3,6 +3,7 @@
 from srup.transport.base import Delivery, Transport
 from srup.transport.broker import LocalBroker
 from srup.transport.memory import MemoryNetwork, MemoryTransport
+from srup.transport.mosquitto import access_list, broker_configuration
 from srup.transport.mqtt import MqttTransport
 from srup.transport.topics import (
     Address,
@@ -21,6 +22,8 @@ __all__ = [
     "MemoryTransport",
     "MqttTransport",
     "Transport",
+    "access_list",
+    "broker_configuration",
     "device_filter",
     "device_topic",
     "join_filter",

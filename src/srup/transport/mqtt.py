@@ -69,7 +69,9 @@ class MqttTransport:
     authorities in ``ca_file``, or the system's; ``cert_file`` and ``key_file`` (PEM, unencrypted; the key may be in
     ``cert_file``) are the client's certificate. ``keepalive`` is in seconds. After a failure the next attempt waits
     ``min_pause`` seconds, then twice as long each time up to ``max_pause``, less a random part of at most half;
-    a connection that lasted ``max_pause`` seconds counts as a success. TransportError names an argument that is wrong.
+    a connection that lasted ``max_pause`` seconds counts as a success. ``before_connect`` is called on the network
+    thread before each connection and may renew the files, which are read again each time. TransportError names an
+    argument that is wrong.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class MqttTransport:
         min_pause: float = 0.5,
         max_pause: float = 30.0,
         max_queued: int = MAX_QUEUED,
+        before_connect: Callable[[], object] | None = None,
     ) -> None:
         if not _HAS_PAHO:
             raise TransportError("MQTT needs paho-mqtt: pip install 'srup[mqtt]'")
@@ -98,8 +101,9 @@ class MqttTransport:
         _require(0 < min_pause <= max_pause, f"pauses grow from min_pause to max_pause, not {min_pause} to {max_pause}")
         _require(max_queued > 0, f"max_queued is at least 1, not {max_queued}")
         self._tls: ssl.SSLContext | None = None
+        self._tls_files = (ca_file, cert_file, key_file)
         if scheme == "mqtts":
-            self._tls = _tls_context(ca_file, cert_file, key_file)
+            self._tls = _tls_context(*self._tls_files)
         else:
             _require(not (ca_file or cert_file or key_file), "ca_file, cert_file and key_file need an mqtts:// url")
         self._client_id = client_id
@@ -109,6 +113,7 @@ class MqttTransport:
         self._min_pause = min_pause
         self._max_pause = max_pause
         self._max_queued = max_queued
+        self._before_connect = before_connect
 
         self._lock = threading.Lock()  # guards the next five; held for a few instructions, never in a callback
         self._outbox: deque[tuple[str, bytes]] = deque()
@@ -359,8 +364,6 @@ class _Link:
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
         client.on_unsubscribe = self._on_unsubscribe
-        if owner._tls is not None:
-            client.tls_set_context(owner._tls)
         if owner._credentials[0] is not None:
             client.username_pw_set(*owner._credentials)
 
@@ -413,13 +416,26 @@ class _Link:
             properties.ReceiveMaximum = _RECEIVE_MAXIMUM
             arguments = {"clean_start": False, "properties": properties}
         try:
+            self._prepare()
             self._client.connect(owner._host, owner._port, owner._keepalive, **arguments)
             if (sock := self._client.socket()) is not None:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[attr-defined]
-        except OSError as error:
+        except (OSError, TransportError) as error:
             self.end(f"cannot connect to {owner._where()}: {error}")
         else:
             self._reached = time.monotonic()
+
+    def _prepare(self) -> None:
+        """Read the certificates as they are now."""
+        owner = self._owner
+        if owner._before_connect is not None:
+            try:
+                owner._before_connect()
+            except Exception:  # noqa: BLE001 - what the old certificates are still good for, they shall serve
+                self._fence.fault("before_connect raised")
+        if owner._tls is not None:
+            owner._tls = _tls_context(*owner._tls_files)
+            self._client.tls_set_context(owner._tls)
 
     def move(self, ready: int) -> None:
         """Read and write what the socket has and takes."""
