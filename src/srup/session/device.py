@@ -21,7 +21,7 @@ from ..messages import (
 from ..update import DEVICE_TABLE, FETCH_FAILURES, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
 from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, check_status
-from .events import ActivationRequested, Deregistered, FetchRequested, Left, Unexpected
+from .events import ActivationRequested, Deregistered, Event, FetchRequested, Left, Unexpected
 from .join import DEVICE_JOINS, DeviceJoins
 
 __all__ = ["TABLE", "DeviceSession", "DeviceState"]
@@ -73,6 +73,11 @@ class DeviceSession(DeviceJoins):
         IdRequest: Opening(_S.NEW),
         TerminateCommand: Opening(_S.NEW),
         DeregisterCommand: Opening(_S.NEW, members_only=False, remembered=False),
+    }
+    resumed = {
+        **DeviceJoins.resumed,
+        UpdateState.FETCHING: "fetch_again",
+        UpdateState.ACTIVATING: "activation_again",
     }
     for_strangers = DeviceJoins.for_strangers | {DeregisterRequest}
 
@@ -177,6 +182,15 @@ class DeviceSession(DeviceJoins):
             unexpected = Unexpected(exchange.partner.identity, exchange.token, Initiate, why)
             return [unexpected, *self.answer(exchange, Status.UPDATE_FAIL_FILE, now)]
         return [FetchRequested(exchange.partner.identity, exchange.token, cause.url, cause.digest)]
+
+    def fetch_again(self, exchange: Exchange) -> list[Event]:
+        """A download was under way when the process ended."""
+        return [FetchRequested(exchange.partner.identity, exchange.token, *exchange.detail)]
+
+    def activation_again(self, exchange: Exchange) -> list[Event]:
+        """An activation was under way when the process ended, or has ended it: it may have started the device anew."""
+        _, digest = exchange.detail
+        return [ActivationRequested(exchange.partner.identity, exchange.token, digest)]
 
     def same_order(self, exchange: Exchange, cause: Initiate, now: Now) -> list[Output]:
         """The same order again; a token is good for one (T11)."""
