@@ -204,9 +204,8 @@ class Device(Agent):
         """Decorate what reads the value that another device shows. It is called with that device's identity.
 
         It may take a while, on a thread of its own: the other device gets the value at the same time, and has to show
-        it first. What it returns
-        is compared with the value that the server sent (see :meth:`JoinValue.matches`). None, and whatever it raises,
-        says that nothing could be read.
+        it first. What it returns is compared with the value that the server sent (see :meth:`JoinValue.matches`). None,
+        and whatever it raises, says that nothing could be read.
         """
         return self._register(self._handlers, "observation")(handler)
 

@@ -17,7 +17,7 @@ from ..keys import PrivateKey, PublicKey
 from ..messages import Data, JoinCommand
 from ..seal import seal
 from ..session import Policy, Send, ServerSession
-from ..session.base import Output
+from ..session.base import Output, check_seconds
 from ..session.events import (
     Deregistered,
     HumanJoinRequested,
@@ -330,6 +330,8 @@ class Server(Agent):
         starts with the old key and rotates again.
         """
         check_type(new_key, PrivateKey, "new_key")
+        lasts = self._session.policy.key_overlap if overlap is None else overlap
+        check_seconds(lasts, "overlap")
         done: Future[frozenset[int]] = Future()
         done.set_running_or_notify_cancel()
 
@@ -337,7 +339,6 @@ class Server(Agent):
             if self._rollout is not None:
                 raise PolicyError("another rotation of the server's key is not over")
             rotation.check_usable(new_key.public_key, self._key.public_key)
-            lasts = self._session.policy.key_overlap if overlap is None else overlap
             self._rollout = Rollout(new_key, now + lasts, self.devices, done)
             for device in self._members:
                 self._rollout.invite(device)
