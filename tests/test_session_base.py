@@ -1030,3 +1030,75 @@ def test_the_document_shows_the_tables():
     for table in (device.TABLE, server.TABLE):
         assert all(type(state) in states.SUBJECTS for state, _ in table)
         assert all(step.effect in drawn for step in table.values())
+
+
+# What makes no sense.
+
+NAN, INF = float("nan"), float("inf")
+TIMES = ["clock_skew", "lifetime", "update_lifetime", "join_lifetime", "first_retry", "max_retry", "key_overlap"]
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF, -1, -1e-9, True, False, "60", None, 1j, 10**18, 10**400], ids=repr)
+@pytest.mark.parametrize("name", TIMES)
+def test_a_policy_names_the_time_that_makes_no_sense(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be a number of seconds"):
+        Policy(**{name: value})
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_a_policy_takes_no_time_at_all_where_that_means_something(name):
+    if name in ("clock_skew", "key_overlap"):
+        assert getattr(Policy(**{name: 0}), name) == 0
+    else:
+        with pytest.raises(ValueError, match=f"^{name} must be a number of seconds, more than 0"):
+            Policy(**{name: 0})
+
+
+@pytest.mark.parametrize("value", [0, 1, None, "yes"], ids=repr)
+@pytest.mark.parametrize("name", ["require_bound_tokens", "has_clock"])
+def test_a_policy_is_strict_or_not_and_has_a_clock_or_not(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be True or False"):
+        Policy(**{name: value})
+
+
+def test_a_policy_that_contradicts_itself():
+    assert Policy(first_retry=9, max_retry=9, lifetime=9, key_overlap=10)
+    with pytest.raises(ValueError, match="^max_retry, 9, must not be below first_retry, 10"):
+        Policy(first_retry=10, max_retry=9)
+    with pytest.raises(ValueError, match="^key_overlap, 9, must be longer than lifetime, 9, or 0"):
+        Policy(lifetime=9, key_overlap=9)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -1, 0, True, "60", 10**18], ids=repr)
+@pytest.mark.parametrize("request_of", ["action", "rotate", "update"])
+def test_a_lifetime_that_makes_no_sense_changes_nothing(request_of, value):
+    pair = Pair().joined()
+    ask = {
+        "action": lambda: pair.server.action(DEVICE, 1, T0, nonce(), value),
+        "rotate": lambda: pair.server.rotate(DEVICE, b"", T0, nonce(), value),
+        "update": lambda: pair.server.update(DEVICE, URL, DIGEST, T0, nonce(), value),
+    }[request_of]
+    [partner] = pair.server._partners.values()
+    before = partner.last_sent, dict(partner.exchanges)
+    with pytest.raises(ValueError, match="^lifetime must be a number of seconds, more than 0"):
+        ask()
+    assert (partner.last_sent, partner.exchanges) == before
+
+
+@pytest.mark.parametrize("value", [0, -1, 1 << 64, True, 1.0, "1", None], ids=repr)
+def test_a_first_sequence_id_that_makes_no_sense(value):
+    for make in (lambda: ServerSession(SERVER, None, value), lambda: DeviceSession(DEVICE, [SERVER], None, value)):
+        with pytest.raises(ValueError, match="^first_sequence_id must be an int from 1 to"):
+            make()
+
+
+@pytest.mark.parametrize("value", [-1, 10**18, True, 1.0, "1", NAN], ids=repr)
+def test_a_version_floor_that_makes_no_sense(value):
+    with pytest.raises(ValueError, match="^version_floor must be an int from 0 to"):
+        DeviceSession(DEVICE, [SERVER], version_floor=value)
+
+
+def test_the_longest_life_fits_a_token():
+    pair = Pair().joined()
+    [send] = pair.server.action(DEVICE, 1, T0, nonce(), 10**18 - 1)
+    assert parse(send.message.token).expiry == 10**18 - 1

@@ -25,6 +25,9 @@ __all__ = ["NONCE_SIZE", "BoundToken", "bind", "parse"]
 NONCE_SIZE: Final = 16
 """How many random bytes a token takes."""
 
+MAX_VERSION: Final = 10**18 - 1
+"""The highest firmware version that a token can name."""
+
 _NEVER: Final = 10**18  # the first expiry that has too many digits
 _PREFIX: Final = b"srup5:"
 _VERSION: Final = re.compile(rb":v(0|[1-9][0-9]{0,17})(?=:|\Z)")
@@ -63,7 +66,7 @@ def bind(
         raise ValueError(f"an expiry is Unix time below {_NEVER}, not {expiry}")
     if len(nonce) != NONCE_SIZE:
         raise ValueError(f"a nonce has {NONCE_SIZE} bytes, not {len(nonce)}")
-    if version is not None and (type(version) is not int or not 0 <= version < _NEVER):
+    if version is not None and (type(version) is not int or not 0 <= version <= MAX_VERSION):
         raise ValueError(f"a firmware version is a number in 0..10**18-1, not {version!r}")
     text = urlsafe_b64encode(nonce).rstrip(b"=")
     named = (b"" if version is None else b":v%d" % version) + (b":r" if receipt else b"")

@@ -29,7 +29,19 @@ from .events import (
     Unexpected,
 )
 
-__all__ = ["Exchange", "Now", "Opening", "Output", "Partner", "Policy", "Send", "Session", "check_status"]
+__all__ = [
+    "Exchange",
+    "Now",
+    "Opening",
+    "Output",
+    "Partner",
+    "Policy",
+    "Send",
+    "Session",
+    "check_number",
+    "check_seconds",
+    "check_status",
+]
 
 MAX_EXCHANGES: Final = 256
 """How many exchanges each side may have open with the other at a time (T9)."""
@@ -50,9 +62,23 @@ NO_EXPIRY: Final = 10**18 - 1
 """The latest expiry that a token can name: what an end without a clock writes into its own."""
 
 
+def check_seconds(value: object, what: str, *, zero: bool = False) -> None:
+    """Raise ValueError, which says ``what`` is wrong, unless this is a time: above 0, or 0 where that means something."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= NO_EXPIRY and (value or zero):
+        return
+    least = "0 or more" if zero else "more than 0"
+    raise ValueError(f"{what} must be a number of seconds, {least} and below 10**18, not {value!r}")
+
+
+def check_number(value: object, what: str, least: int, most: int) -> None:
+    """Raise ValueError, which says ``what`` is wrong, unless this is an int in these bounds."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{what} must be an int from {least} to {most}, not {value!r}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What an end insists on. Times are in seconds.
+    """What an end insists on. Times are in seconds; ValueError names the one that makes no sense.
 
     ``require_bound_tokens`` refuses deployed peers, which do not bind tokens (T3); a partner that has bound one must go
     on doing so in any case. A device without a clock says ``has_clock=False``: then expiry is not checked (T4).
@@ -60,7 +86,8 @@ class Policy:
     join that waits for a person or an observer. Unanswered requests are
     sent again after ``first_retry``, then after twice that time and so on up to ``max_retry``; partners that do not
     bind tokens may take a retransmission for a new command, so they get none. When a partner changes its key by a
-    signed rotation, the old one goes on counting for ``key_overlap``; it must be longer than an offer is good for.
+    signed rotation, the old one goes on counting for ``key_overlap``: longer than an offer is good for, which is
+    ``lifetime``, or else the answer that gets lost could not be had again; or 0, not at all.
     """
 
     require_bound_tokens: bool = False
@@ -72,6 +99,19 @@ class Policy:
     first_retry: float = 5.0
     max_retry: float = 900.0
     key_overlap: float = 86400.0
+
+    def __post_init__(self) -> None:
+        for name in ("require_bound_tokens", "has_clock"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        for name in ("lifetime", "update_lifetime", "join_lifetime", "first_retry", "max_retry"):
+            check_seconds(getattr(self, name), name)
+        for name in ("clock_skew", "key_overlap"):
+            check_seconds(getattr(self, name), name, zero=True)
+        if self.max_retry < self.first_retry:
+            raise ValueError(f"max_retry, {self.max_retry}, must not be below first_retry, {self.first_retry}")
+        if 0 < self.key_overlap <= self.lifetime:
+            raise ValueError(f"key_overlap, {self.key_overlap}, must be longer than lifetime, {self.lifetime}, or 0")
 
 
 class Send(NamedTuple):
@@ -221,7 +261,8 @@ class Session:
     """One end of the protocol. Methods return what is to be sent and what is to be told, in order.
 
     ``identity`` is one's own. ``first_sequence_id`` lies above every sequence id that this end has ever sent: 1 with a
-    store that remembers them, something that grows with time without one.
+    store that remembers them, something that grows with time without one. A ``lifetime`` is in seconds; ValueError for
+    one that makes no sense.
     """
 
     table: ClassVar[Table] = COMMON_TABLE
@@ -244,6 +285,7 @@ class Session:
     """Requests of ours that do no harm when a deployed peer takes a retransmission for a new one."""
 
     def __init__(self, identity: int, policy: Policy | None = None, first_sequence_id: int = 1) -> None:
+        check_number(first_sequence_id, "first_sequence_id", 1, MAX_SEQUENCE_ID)
         self.identity = identity
         self.policy = policy or Policy()
         self._first_sequence_id = first_sequence_id
@@ -696,6 +738,8 @@ class Session:
         **fields: Any,
     ) -> list[Send]:
         """Begin an exchange of our own and send its request."""
+        if lifetime is not None:
+            check_seconds(lifetime, "lifetime")
         side = self._partner(partner)
         if not side.member and cls not in self.for_strangers:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
@@ -711,7 +755,7 @@ class Session:
 
     def _token_expiry(self, expiry: float) -> float:
         """Return what to write into a token: a partner cannot check a time that nobody here knows."""
-        return expiry if self.policy.has_clock else NO_EXPIRY
+        return min(expiry, NO_EXPIRY) if self.policy.has_clock else NO_EXPIRY
 
     def _binds(self, partner: Partner) -> bool:
         """Tell whether a partner binds its tokens, or would not be heard if it did not: then it is no deployed peer."""

@@ -20,7 +20,7 @@ from ..messages import (
 )
 from ..update import DEVICE_TABLE, FETCH_FAILURES, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
-from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, check_status
+from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, check_number, check_status
 from .events import ActivationRequested, Deregistered, Event, FetchRequested, Left, Unexpected
 from .join import DEVICE_JOINS, DeviceJoins
 
@@ -92,6 +92,8 @@ class DeviceSession(DeviceJoins):
         version_floor: int | None = None,
     ) -> None:
         super().__init__(identity, policy, first_sequence_id)
+        if version_floor is not None:
+            check_number(version_floor, "version_floor", 0, tokens.MAX_VERSION)
         self.version_floor = version_floor
         self.servers = frozenset(servers)
         self.commanders = frozenset(commanders)

@@ -314,7 +314,9 @@ class ServerJoins(Session):
             raise PolicyError(f"{device:x} cannot observe itself")
         if join is None or join.state is not _S.COMPARING:
             raise PolicyError(f"{device:x} shows no value under this token")
-        left = max(0.0, join.expiry - now)
+        left = join.expiry - now
+        if left <= 0:
+            raise PolicyError(f"the time of the join of {device:x} is up")
         about, state = (device, token), _S.OBSERVING
         return self._ask(
             observer, state, ObservationRequest, now, nonce, left, detail=about, joining_device_id=device, sealed=sealed
