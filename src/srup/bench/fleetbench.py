@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from math import inf
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -32,6 +33,8 @@ _HEAD_START: Final = (
 )
 _LOOK: Final = 0.1  # seconds between two looks at what has been done
 _FIRMWARE_SIZE: Final = 4096
+_FLASH_SIZE: Final = 16384  # bytes of memory for each device, firmware and folders
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 _DATA: Final = "05"  # the type of a Data message (WIRE.md)
 
 Progress = Callable[[str, int, int], None]
@@ -62,8 +65,8 @@ class Load:
 
     def __post_init__(self) -> None:
         for name in ("devices", "rate", "seconds", "pool", "processes", "patience"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be more than 0, not {getattr(self, name)}")
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"{name} must be more than 0 and finite, not {getattr(self, name)}")
         if self.processes > self.devices:
             raise ValueError(f"{self.devices} devices do not fill {self.processes} processes")
 
@@ -187,6 +190,8 @@ class FleetBench:
     def __enter__(self) -> "FleetBench":
         with ExitStack() as stack:
             self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="srup-bench-")))
+            flash = tempfile.TemporaryDirectory(prefix="srup-flash-", dir=_flash(self._load.devices))
+            self._flash = Path(stack.enter_context(flash))
             self._host = stack.enter_context(_host(self._folder / "www"))
             self._make_keys()
             self._stack = stack.pop_all()
@@ -195,17 +200,21 @@ class FleetBench:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def check(self, workers: int) -> None:
+        """ValueError unless the server can have so many workers."""
+        SERVERS[self._server](Path(), workers)
+
     def run(self, workers: int = 1) -> Report:
         """Build an installation, put the load on it, and take it down."""
         load = self._load
-        for name in ("ledgers", "firmware"):
-            shutil.rmtree(self._folder / name, ignore_errors=True)
-            (self._folder / name).mkdir()
+        site = Site(self._folder, self._flash, "", *self._host, load.pool, load.drop_every)
+        for folder in (site.ledgers, site.flash):
+            shutil.rmtree(folder)
+            folder.mkdir()
         with ExitStack() as stack:
             crew = stack.enter_context(ThreadPoolExecutor(load.processes))  # left last: processes that ended free it
             broker = stack.enter_context(LocalBroker("mosquitto"))
-            site = Site(self._folder, broker.url, *self._host, load.pool, load.drop_every)
-            path = site.save()
+            path = replace(site, broker=broker.url).save()
             commands = SERVERS[self._server](path, workers)
             witness = stack.enter_context(Witness(broker.url, self._folder))
             servers = [
@@ -263,8 +272,8 @@ class FleetBench:
     def _make_keys(self) -> None:
         """Make the pool and the server's key, and register the pool's keys for all devices."""
         load = self._load
-        site = Site(self._folder, "", "", "", load.pool)
-        for folder in (site.devices, site.device_key(0).parent):
+        site = Site(self._folder, self._flash, "", "", "", load.pool)
+        for folder in (site.ledgers, site.devices, site.device_key(0).parent):
             folder.mkdir()
         server = PrivateKey.generate(load.scheme)
         server.save(site.server_key)
@@ -395,6 +404,12 @@ class _Stage:
         time.sleep(_LOOK)
         for process in (*self._servers, *self._fleets, self._witness):
             process.check()
+
+
+def _flash(devices: int) -> Path | None:
+    """Where so many devices may keep firmware: in memory, for real ones do not wait for each other's disk."""
+    roomy = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 2 * devices * _FLASH_SIZE
+    return _MEMORY if roomy and os.access(_MEMORY, os.W_OK) else None
 
 
 def _fleet(site: Path) -> list[str]:

@@ -17,6 +17,8 @@ class Site:
     """One installation. ``url`` and ``digest`` are the firmware's; ``pool`` is how many keys the devices share."""
 
     folder: Path
+    flash: Path
+    """Where the devices keep what they fetch, each in a folder of its own."""
     broker: str
     url: str
     digest: str
@@ -45,7 +47,7 @@ class Site:
 
     def firmware(self, device: int) -> Path:
         """The folder for what a device fetches."""
-        return self.folder / "firmware" / f"{device:x}"
+        return self.flash / f"{device:x}"
 
     def save(self) -> Path:
         """Write the file that :meth:`load` reads."""
@@ -57,4 +59,4 @@ class Site:
     def load(cls, path: str | Path) -> Self:
         """Read what :meth:`save` has written."""
         values = json.loads(Path(path).read_text())
-        return cls(**{**values, "folder": Path(values["folder"])})
+        return cls(**{**values, "folder": Path(values["folder"]), "flash": Path(values["flash"])})

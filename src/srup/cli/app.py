@@ -14,6 +14,7 @@ import srup
 from srup.cli.keyex import app as keyex
 from srup.keys import SCHEMES
 
+from .bench import app as bench
 from .device import device
 from .server import server
 from .terminal import console
@@ -25,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(keyex, name="keyex")
+app.add_typer(bench, name="bench")
 app.command()(server)
 app.command()(device)
 
