@@ -1,4 +1,4 @@
-"""What a benchmark starts: ``python -m srup.bench server SITE`` or ``python -m srup.bench fleet SITE``."""
+"""What a benchmark starts: ``python -m srup.bench server ...`` or ``python -m srup.bench fleet ...``."""
 
 import logging
 import sys
@@ -7,4 +7,4 @@ from . import fleet, servers
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
-    {"server": servers.main, "fleet": fleet.main}[sys.argv[1]](sys.argv[2])
+    {"server": servers.main, "fleet": fleet.main}[sys.argv[1]](*sys.argv[2:])

@@ -19,7 +19,6 @@ from math import inf
 from typing import Any, Final
 
 from ..agent import Device
-from ..errors import SrupError
 from ..fetch import FetchPolicy, HttpFetcher
 from ..keys import PrivateKey, PublicKey
 from ..transport import Delivery, MqttTransport, Reactor
@@ -120,6 +119,10 @@ class Fleet:
             device.on_joined(lambda identity=identity: self._joined.add(identity))
             device.on_activate(lambda _path, identity=identity: self._activated.update([identity]))
 
+    def build(self) -> dict[str, Any]:
+        """Say that it is built."""
+        return {"devices": len(self._devices)}
+
     def join(self) -> dict[str, Any]:
         """Connect and join everybody."""
 
@@ -185,9 +188,9 @@ class Fleet:
             "activated_twice": sum(times - 1 for times in self._activated.values()),
         }
 
-    def idle(self, patience: float = 0.1) -> None:
-        """Do what comes up."""
-        self._turn(patience)
+    def idle(self) -> None:
+        """Do what comes up, for a moment."""
+        self._turn(0.05)
 
     def _all(self, what: str, todo: list[int], begin: Callable[[int], None], done: "set[int] | Counter[int]") -> None:
         """Begin with one after the other, as long as not too many are under way, until all are done."""
@@ -243,8 +246,11 @@ class Fleet:
             self._tell(what, done)
 
 
-def main(path: str) -> None:
-    """Do what standard input says, one JSON object a line, and answer in the same way; end when it ends."""
+def main(path: str, first: str, count: str, patience: str) -> None:
+    """Be the fleet of so many devices of a site, from the ``first`` on.
+
+    Does what standard input says, one JSON object a line, answers in the same way, and ends when it ends.
+    """
     orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def listen() -> None:
@@ -256,24 +262,12 @@ def main(path: str) -> None:
         print(json.dumps(words), flush=True)
 
     threading.Thread(target=listen, daemon=True).start()
-    fleet: Fleet | None = None
+    devices = range(int(first), int(first) + int(count))
+    fleet = Fleet(Site.load(path), devices, lambda what, done: say(phase=what, done=done), float(patience))
     while True:
         try:
-            order = orders.get(fleet is None)
+            order = orders.get_nowait()
         except queue.Empty:
-            assert fleet is not None  # noqa: S101 - for mypy
             fleet.idle()
-            continue
-        command = order.pop("do")
-        try:
-            if command == "build":
-                first, count, patience = order["first"], order["count"], order["patience"]
-                tell = lambda what, done: say(phase=what, done=done)  # noqa: E731
-                fleet = Fleet(Site.load(path), range(first, first + count), tell, patience)
-                answer: dict[str, Any] = {}
-            else:
-                answer = getattr(fleet, command)(**order)
-        except (SrupError, OSError) as error:
-            say(failed=f"{type(error).__name__}: {error}")
         else:
-            say(answer=answer)
+            say(answer=getattr(fleet, order.pop("do"))(**order))

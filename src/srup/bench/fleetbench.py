@@ -222,8 +222,8 @@ class FleetBench:
                 for number, command in enumerate(commands, 1)
             ]
             fleets = [
-                stack.enter_context(Process(f"fleet {number}", _fleet(path), self._folder))
-                for number in range(1, load.processes + 1)
+                stack.enter_context(Process(f"fleet {number}", command, self._folder))
+                for number, command in enumerate(_fleets(path, load), 1)
             ]
             parts = {
                 "mosquitto": [broker.pid or 0],
@@ -314,13 +314,7 @@ class _Stage:
 
     def build(self, workers: int) -> None:
         """Have the devices made and the servers connected."""
-        load, first = self._load, FIRST_DEVICE
-        shares = [load.devices // load.processes + (n < load.devices % load.processes) for n in range(load.processes)]
-        orders = []
-        for count in shares:
-            orders.append({"first": first, "count": count, "patience": load.patience})
-            first += count
-        self._all("build", "making devices", orders)
+        self._all("build", "making devices", [{}] * len(self._fleets))
         deadline = time.monotonic() + _START
         while self._reading.update().counts[Kind.READY] < workers:
             if time.monotonic() > deadline:
@@ -412,8 +406,13 @@ def _flash(devices: int) -> Path | None:
     return _MEMORY if roomy and os.access(_MEMORY, os.W_OK) else None
 
 
-def _fleet(site: Path) -> list[str]:
-    return [sys.executable, "-m", "srup.bench", "fleet", str(site)]
+def _fleets(site: Path, load: Load) -> Iterator[list[str]]:
+    """The command lines of the processes that the devices live in, each with its share."""
+    first = FIRST_DEVICE
+    for number in range(load.processes):
+        count = load.devices // load.processes + (number < load.devices % load.processes)
+        yield [sys.executable, "-m", "srup.bench", "fleet", str(site), str(first), str(count), str(load.patience)]
+        first += count
 
 
 def _consumed(parts: dict[str, list[int]]) -> dict[str, Consumption]:

@@ -102,8 +102,6 @@ class Process:
             said: dict[str, Any] = json.loads(self.hear())
             if "answer" in said:
                 return dict(said["answer"])
-            if "failed" in said:
-                raise BenchError(f"the {self.name} cannot {order['do']}: {said['failed']}")
             progress(said["phase"], said["done"])
 
     def hear(self) -> str:
