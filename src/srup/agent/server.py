@@ -480,7 +480,7 @@ class Server(Agent):
                 )
             self._drive(self._session.answer_join, device, token, status)
 
-        self._apply_for(device, job)
+        self._apply_for(device, token, job)
 
     def _human_join_requested(self, event: HumanJoinRequested) -> None:
         if "moderation" not in self._handlers:

@@ -63,7 +63,7 @@ NO_EXPIRY: Final = 10**18 - 1
 
 
 def check_seconds(value: object, what: str, *, zero: bool = False) -> None:
-    """Raise ValueError, which says ``what`` is wrong, unless this is a time: above 0, or 0 where that means something."""
+    """Raise ValueError, which says ``what`` is wrong, unless it is a time: above 0, or 0 where that means something."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= NO_EXPIRY and (value or zero):
         return
     least = "0 or more" if zero else "more than 0"
@@ -321,6 +321,27 @@ class Session:
         self._touched, self._stirred, self._dropped = {}, {}, []
         return changes
 
+    def forget_changes(self) -> None:
+        """Do without a store."""
+        self._touched, self._stirred, self._dropped = {}, {}, []
+
+    def repeats(self, send: Send) -> bool:
+        """Tell whether this message, if it gets lost, is sent again, or asked for again by its recipient.
+
+        Deployed peers ask for nothing twice and get nothing twice, and a value comes again only if it wants a receipt.
+        """
+        side = self._partner(send.to)
+        exchange = side.exchanges.get(send.message.token)
+        if exchange is not None and exchange.mine:
+            return exchange.retry > 0.0
+        return self._binds(side)
+
+    def request(self, partner: int, token: bytes) -> Message | None:
+        """Return what we asked a partner under this token, if it is remembered."""
+        side = self._partners.get(partner)
+        exchange = side.exchanges.get(token) if side else None
+        return exchange.request if exchange is not None and exchange.mine else None
+
     def restore(self, state: State, now: float) -> list[Output]:
         """Go on where a session ended whose changes a store has kept; return what its owner has to be told again.
 
@@ -526,6 +547,10 @@ class Session:
         listed = b"".join(number.to_bytes(_ID_SIZE, "little") for number in ids)
         return [self._send(Exchange(side, token, _R.TAKEN, now, mine=True), Data, data_id=DATA_RECEIPT, data=listed)]
 
+    def owe_no_receipt(self, partner: int, token: bytes) -> None:
+        """Do not confirm the value that came under this token: it is not taken."""
+        self._receipts.get(partner, {}).pop(token, None)
+
     def binds(self, partner: int) -> bool:
         """Tell whether a partner binds its tokens, and so is no deployed peer."""
         return self._binds(self._partner(partner))
@@ -561,7 +586,7 @@ class Session:
         side = self._partners.get(partner)
         if side is None:
             raise PolicyError(f"{partner:x} has sent nothing")
-        self._receipts.get(partner, {}).pop(token, None)  # this is the answer
+        self.owe_no_receipt(partner, token)
         unremembered = Exchange(side, token, _D.TAKEN, now, mine=False)
         return [self._send(unremembered, Response, status=Status.DATA_TYPE_UNKNOWN)]
 
@@ -652,7 +677,7 @@ class Session:
     def unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """A request of ours expired."""
         request = type(exchange.request) if exchange.request is not None else Message
-        return [Unanswered(exchange.partner.identity, exchange.token, request)]
+        return [Unanswered(exchange.partner.identity, exchange.token, request, exchange.request)]
 
     # Mechanism.
 
