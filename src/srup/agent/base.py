@@ -11,7 +11,6 @@ slow one delays neither the protocol nor the link; those that wait for a person 
 themselves. Whatever raises on any of them is counted and logged, and the next message is served (T8).
 """
 
-import json
 import logging
 import os
 import queue
@@ -43,8 +42,9 @@ from ..errors import (
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, Message, ObservedJoinRequest, decode_data
-from ..records import AuditRow, InboxEntry, OutboxEntry, State
+from ..records import AuditRow, Fact, InboxEntry, OutboxEntry, State
 from ..seal import unseal
+from ..session import body
 from ..session.base import Output, Send, Session, check_seconds
 from ..session.events import (
     ActionAnswered,
@@ -219,6 +219,7 @@ class Agent:
         self._finished: deque[tuple[int, int]] = deque()  # inbox entries whose handlers have ended
         self._handed_over: deque[tuple[int, int]] = deque()  # outbox entries that the broker has
         self._queue = DataQueue()
+        self._facts: dict[int, dict[str, str]] = {}
         self._again = False  # what is being told was told before, perhaps, by the process before this one
         self.handling: Handling | None = None
         self._pending: dict[tuple[int, bytes], Future[Any]] = {}
@@ -293,6 +294,7 @@ class Agent:
             _, future = self._pending.popitem()
             future.set_exception(TransportError("stopped before the answer came"))
         if self._store is not None:
+            self._keys.release()
             self._store.close()
 
     def _dismiss(self) -> None:
@@ -443,6 +445,14 @@ class Agent:
         """Decorate what is called with the partner's identity when a membership ends."""
         return self._register(self._handlers, "left")(handler)
 
+    def on_outcome(self, handler: Handler) -> Handler:
+        """Decorate what is called with an :class:`Outcome` when a request ends that was made before a restart."""
+        return self._register(self._handlers, "outcome")(handler)
+
+    def facts(self, partner: int) -> Mapping[str, str]:
+        """Return what is known about a partner by name, such as its ``description`` or ``firmware`` (a digest)."""
+        return dict(self._facts.get(partner, {}))
+
     def on_refused(self, handler: Handler) -> Handler:
         """Decorate what is called with a :class:`Refusal` for every message that is refused."""
         return self._register(self._handlers, "refused")(handler)
@@ -527,7 +537,6 @@ class Agent:
         for device in self._session.receipts_due(now):
             self._fenced(lambda device=device: self._perform(self._session.receipt(device, now, self._entropy(16))))  # type: ignore[misc]
         if self._store is None:
-            self._session.forget_changes()
             return
         changes, changed = self._turn.changes, self._session.changes()
         changes.partners, changes.forgotten = changed.partners, changed.forgotten
@@ -587,6 +596,13 @@ class Agent:
         self._stopping.set()
         self._transport.stop(0.0)
         self._stopped.set()
+
+    def _know(self, identity: int, name: str, value: str) -> None:
+        """Note a fact, if it is news."""
+        known = self._facts.setdefault(identity, {})
+        if known.get(name) != value:
+            known[name] = value
+            self._turn.changes.facts.append(Fact(identity, name, value))
 
     def _next_number(self) -> int:
         """Return the number of a new inbox or outbox entry: above all earlier ones, those before a restart included."""
@@ -810,7 +826,10 @@ class Agent:
         if future is not None:
             self._resolve(future, result)
         elif self._store is not None:
-            self._tell("outcome", Outcome(partner, request, result))
+            error = isinstance(result, Exception)
+            told = (type(result).__name__, str(result)) if error else result
+            live = (Outcome(partner, request, result),)
+            self._announce("outcome", partner, partner, request, error, told, live=live)
 
     def _resolve(self, future: "Future[Any]", result: object) -> None:
         """End a future with a result or an exception, when the turn is durable."""
@@ -921,21 +940,27 @@ class Agent:
         if handler is not None:
             self._call(Call(lambda: handler(*arguments)))
 
-    def _announce(self, name: str, peer: int, *arguments: Any) -> None:
-        """Call a handler that has nothing to answer, if there is one; after a crash before its end, once more."""
-        if name in self._handlers:
-            number = self._keep(peer, b"", name, json.dumps(arguments).encode())
-            self._call_announced(name, peer, arguments, number)
+    def _announce(self, name: str, peer: int, *arguments: Any, live: Sequence[Any] | None = None) -> None:
+        """Call a handler that has nothing to answer, if there is one; after a crash before its end, once more.
 
-    def _call_announced(self, name: str, peer: int, arguments: Sequence[Any], number: int) -> None:
+        ``arguments`` can be kept; the handler gets them, or ``live`` ones, which :meth:`_revive` makes of them later.
+        """
+        if name in self._handlers:
+            number = self._keep(peer, b"", name, body.dump(arguments, lambda _: None).encode())
+            self._call_announced(name, peer, arguments if live is None else live, number)
+
+    def _call_announced(self, name: str, peer: int, values: Sequence[Any], number: int) -> None:
         handler = self._handlers[name]
-        values = self._revive(name, arguments)
         handling = Handling(peer, f"{peer:x}/{number}", self._again) if number else None
         self._call(Call(lambda: handler(*values), handling, number))
 
     def _revive(self, name: str, arguments: Sequence[Any]) -> Sequence[Any]:
-        """Return a handler's arguments from what is kept of them."""
-        return arguments
+        """Return the arguments of a handler from what is kept of them."""
+        if name != "outcome":
+            return arguments
+        partner, request, error, told = arguments
+        kinds: dict[str, type[SrupError]] = {kind.__name__: kind for kind in (PolicyError, UnansweredError)}
+        return (Outcome(partner, request, kinds.get(told[0], SrupError)(told[1]) if error else told),)
 
     def _ask(self, handler: Callable[..., Any], *arguments: object, failure: Status, success: Status) -> Status:
         """Call a handler and translate what it returns or raises; on the application's thread."""
@@ -1067,9 +1092,17 @@ class Agent:
 
     def _restore(self, state: State) -> None:
         """Go on where the process before this one ended. What was handed to handlers and not finished is so again."""
+        assert self._store is not None  # noqa: S101 - who else has kept the state
         now = self._clock()
-        self._restore_keys(state)
         again = self._session.restore(state, now)
+        replaced = self._keys.keep(list(state.keys), state.barred, self._store.commit)
+        for partner in self._session.partners():
+            if partner in replaced or partner not in self._keys:
+                self._session.revoke(partner, now)
+        again = [event for event in again if isinstance(event, Event) and event.peer in self._keys]
+        for fact in state.facts:
+            if fact.value is not None:
+                self._facts.setdefault(fact.identity, {})[fact.name] = fact.value
         self._taking, self._again = threading.get_ident(), True
         try:
             self._restore_role(state)
@@ -1081,9 +1114,6 @@ class Agent:
         finally:
             self._taking, self._again = None, False
 
-    def _restore_keys(self, state: State) -> None:
-        """Let the keys of the store overrule those of the ring, and keep what the ring learns from now on."""
-
     def _restore_role(self, state: State) -> None:
         """Take over what the role knows besides the session."""
 
@@ -1092,7 +1122,8 @@ class Agent:
         if entry.kind == _DATA:
             told = self._take_data(entry.partner, entry.token, Value.unpack(entry.body), entry.number)
         elif told := entry.kind in self._handlers:
-            self._call_announced(entry.kind, entry.partner, json.loads(entry.body), entry.number)
+            arguments = body.load(entry.body.decode(), lambda partner, token: None)
+            self._call_announced(entry.kind, entry.partner, self._revive(entry.kind, arguments), entry.number)
         if not told:
             log.warning("%r: no handler takes what was accepted before: %a of %x", self, entry.kind, entry.partner)
 

@@ -25,6 +25,7 @@ from .events import (
     Event,
     KeyAnswered,
     KeyOffered,
+    Left,
     Unanswered,
     Unexpected,
 )
@@ -293,6 +294,7 @@ class Session:
         self._timers: list[tuple[float, int, Exchange]] = []
         self._order = count()
         self._open = 0
+        self._kept = False  # whether somebody asks for changes()
         self._touched: dict[int, Partner] = {}  # what has changed since the last changes()
         self._stirred: dict[tuple[int, bytes], None] = {}
         self._dropped: list[int] = []
@@ -302,7 +304,7 @@ class Session:
     # What survives a restart.
 
     def changes(self) -> Changes:
-        """Return what has changed since the last call, for a store."""
+        """Return what has changed since the last call, or since :meth:`restore`, for a store."""
         changes = Changes(forgotten=self._dropped)
         for partner in self._touched.values():
             window = partner.window
@@ -320,10 +322,6 @@ class Session:
                 changes.exchanges.append(ExchangeRecord(partner_id, token, exchange.expiry, self._dump(exchange)))
         self._touched, self._stirred, self._dropped = {}, {}, []
         return changes
-
-    def forget_changes(self) -> None:
-        """Do without a store."""
-        self._touched, self._stirred, self._dropped = {}, {}, []
 
     def repeats(self, send: Send) -> bool:
         """Tell whether this message, if it gets lost, is sent again, or asked for again by its recipient.
@@ -349,6 +347,7 @@ class Session:
         than what this end did last: all that was signed before now is refused then, and sequence ids begin anew above
         the first one (T2).
         """
+        self._kept = True
         for record in state.partners:
             window = ReplayWindow(record.highest, record.seen)
             self._partners[record.identity] = Partner(
@@ -379,7 +378,7 @@ class Session:
         floor = max(self._first_sequence_id - 1, partner.window.highest, partner.last_sent)
         partner.window = ReplayWindow(floor, (1 << WINDOW_SIZE) - 1)
         partner.last_sent = partner.reserved = floor
-        self._touched[partner.identity] = partner
+        self._touch(partner)
 
     def _dump(self, exchange: Exchange) -> str:
         kept = {
@@ -407,8 +406,14 @@ class Session:
         states = {state for state, _ in cls.table} | {step.state for step in cls.table.values()}
         return {f"{type(state).__name__}.{state.name}": state for state in states}
 
+    def _touch(self, partner: Partner) -> None:
+        """Note that a partner has changed, or the exchange :meth:`_stir` names, if there is a store to be told."""
+        if self._kept:
+            self._touched[partner.identity] = partner
+
     def _stir(self, exchange: Exchange) -> None:
-        self._stirred[exchange.partner.identity, exchange.token] = None
+        if self._kept:
+            self._stirred[exchange.partner.identity, exchange.token] = None
 
     # What comes in.
 
@@ -470,7 +475,8 @@ class Session:
             self._owe_receipt(partner, message)
         # A Response only repeats a token, which a deployed peer may have from anyone.
         partner.binds = partner.binds or (bound is not None and not isinstance(message, Response))
-        self._partners[partner.identity] = self._touched[partner.identity] = partner
+        self._partners[partner.identity] = partner
+        self._touch(partner)
         return outputs
 
     def tick(self, now: float) -> list[Output]:
@@ -576,6 +582,29 @@ class Session:
     def members(self) -> frozenset[int]:
         """The partners that are joined with us."""
         return frozenset(partner.identity for partner in self._partners.values() if partner.member)
+
+    def partners(self) -> list[int]:
+        """Return the identities of all that are known, members or not."""
+        return list(self._partners)
+
+    def revoke(self, partner: int, now: float) -> list[Output]:
+        """Forget a partner whose key counts no longer, with all that is under way; nothing is sent.
+
+        Left follows if it was a member. Should the identity come back with another key, it is a new partner.
+        """
+        side = self._partners.pop(partner, None)
+        if side is None:
+            return []
+        outputs: list[Output] = []
+        for exchange in list(side.exchanges.values()):
+            self._forget(exchange)
+            withdrawal = self.table.get((exchange.state, Word.WITHDRAW))
+            if withdrawal is not None:  # a person is still to decide about it
+                outputs += self._take(exchange, withdrawal, None, Now(now, b""))
+        if self._kept:
+            self._dropped.append(partner)
+            self._touched.pop(partner, None)
+        return [*outputs, Left(partner, b"")] if side.member else outputs
 
     def exchanges(self) -> list[Exchange]:
         """Return all that is under way or remembered, to be looked at only."""
@@ -727,7 +756,7 @@ class Session:
         partner.last_sent = sequence_id
         if sequence_id > partner.reserved:
             partner.reserved = min(sequence_id + ID_BLOCK - 1, MAX_SEQUENCE_ID)
-            self._touched[partner.identity] = partner
+            self._touch(partner)
 
     def _owe_receipt(self, partner: Partner, message: Message) -> None:
         self._receipts.setdefault(partner.identity, {})[message.token] = message.sequence_id
@@ -774,7 +803,8 @@ class Session:
         self._check_room(exchange)
         send = self._send(exchange, cls, **fields)
         self._expect(exchange, send.message, resend)
-        self._partners[partner] = self._touched[partner] = side
+        self._partners[partner] = side
+        self._touch(side)
         self._remember(exchange, now)
         return [send]
 
@@ -817,7 +847,7 @@ class Session:
             exchange.state, exchange.retry = before
             raise
         partner = exchange.partner
-        self._touched[partner.identity] = partner
+        self._touch(partner)
         if exchange.token in partner.exchanges:
             self._stir(exchange)
         return outputs
