@@ -10,6 +10,7 @@ should. Times of audit rows are IEEE doubles in the same order, which sort too a
 SQLite needs no look into stands packed in the column ``record``.
 """
 
+import ctypes
 import os
 import sqlite3
 import struct
@@ -22,10 +23,11 @@ from itertools import accumulate, starmap
 from operator import add
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakSet
 
 from ..errors import StoreError
 from ..records import AuditRow, Changes, ExchangeRecord, Fact, InboxEntry, KeyRecord, OutboxEntry, PartnerRecord, State
-from .witness import Testimony, Witness
+from .witness import Position, Witness
 
 __all__ = ["SqliteStore"]
 
@@ -322,16 +324,21 @@ class SqliteStore:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._witness = Witness(self.path.with_name(f"{self.path.name}-witness"))
-        self._process = 0
+        self._fresh = False
+        self._forked = False
         self._commits = 0
 
     def open(self, owner: int) -> State:
         """Return what is kept for ``owner``; a new database becomes that identity's."""
         with self._lock, self._translated():
+            if self._connection is not None:
+                self._check_owner(owner)
+                return self._state()
             try:
-                if self._connection is None:
-                    self._connect()
-                self._claim(owner)
+                self._connect()
+                self._check_owner(owner)
+                self._check_witness()
+                self._db.execute("UPDATE store SET owner = ? WHERE owner IS NULL", (_NUMBER.pack(owner),))
                 return self._state()
             except BaseException:
                 self.close()
@@ -361,7 +368,8 @@ class SqliteStore:
                     " ORDER BY at, number LIMIT ?",
                     (at, number, of, _PAGE),
                 ).fetchall()
-            yield from map(_unpack_audit, rows)
+                found = [*map(_unpack_audit, rows)]
+            yield from found
             if len(rows) < _PAGE:
                 return
             at, number = rows[-1][:2]
@@ -380,10 +388,27 @@ class SqliteStore:
             if deleted < _PRUNED:
                 return pruned
 
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Write a copy of the present contents to ``path``, which must not exist; commits wait meanwhile.
+
+        It has no witness: to use it, open it with ``adopt=True``.
+        """
+        target = Path(path).absolute()
+        try:
+            target.touch(0o600, exist_ok=False)
+        except OSError as error:
+            raise StoreError(f"{target}: {error.strerror}: name a new file in a folder that is writable") from None
+        try:
+            with self._lock, self._translated():
+                self._db.execute("VACUUM INTO ?", (str(target),))
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
     def close(self) -> None:
         """Let go of the files. A second call does nothing."""
         with self._lock:
-            if self._connection is not None and self._process == os.getpid():
+            if self._connection is not None:
                 self._connection.close()
                 self._connection = None
             self._witness.close()
@@ -391,10 +416,21 @@ class SqliteStore:
     @property
     def _db(self) -> sqlite3.Connection:
         if self._connection is None:
-            raise StoreError(f"{self.path} is not open")
-        if self._process != os.getpid():
-            raise StoreError(f"{self.path} was opened before a fork, and is its parent's; open it in one process only")
+            raise StoreError(f"{self.path} is not open" + ": after a fork it is the parent's" * self._forked)
         return self._connection
+
+    def _abandon(self) -> None:
+        """In a forked child: leave everything to the parent.
+
+        Closing the connection would copy the log back and delete it below the parent's hands, so it is never closed,
+        not even when the interpreter ends.
+        """
+        if self._connection is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+            self._connection = None
+            self._forked = True
+        self._lock = threading.RLock()  # a thread of the parent's may have held the other one
+        self._witness.close()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -406,22 +442,26 @@ class SqliteStore:
                 self._connection.rollback()
             remedy = _REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "nothing has changed")
             raise StoreError(f"{self.path}: {error}: {remedy}") from None
+        except (struct.error, UnicodeDecodeError) as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, reason: object) -> StoreError:
+        return StoreError(f"{self.path} is damaged ({reason}): {_REMEDIES[sqlite3.SQLITE_CORRUPT]}")
 
     def _connect(self) -> None:
-        self._fresh = not self.path.exists() or self.path.stat().st_size == 0
-        if self._fresh:
-            if not self._create:
+        try:
+            self._fresh = not self.path.exists() or self.path.stat().st_size == 0
+            if self._fresh and not self._create:
                 raise StoreError(f"{self.path} is missing; create=True makes a new database")
-            if not self._adopt and self._witness.testimony() is not None:
+            if self._fresh and not self._adopt and self._witness.read() is not None:
                 raise StoreError(
                     f"{self.path} is missing, and {self._witness.path} knows it: restore it, or open it with adopt=True"
                 )
-        try:
             self.path.touch(0o600)
         except OSError as error:
             remedy = _REMEDIES[sqlite3.SQLITE_CANTOPEN]
             raise StoreError(f"{self.path}: {error.strerror}: {remedy}") from None
-        self._process = os.getpid()
+        _OPENED.add(self)
         db = self._connection = sqlite3.connect(self.path, 0.0, isolation_level=None, check_same_thread=False)
         # Before the log is first looked at: then there is no shared memory, and no reader that could keep it from
         # beginning anew.
@@ -445,7 +485,7 @@ class SqliteStore:
         db.execute("PRAGMA secure_delete = FAST")
         said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if said != "ok":
-            raise StoreError(f"{self.path} is damaged ({said}): {_REMEDIES[sqlite3.SQLITE_CORRUPT]}")
+            raise self._damaged(" ".join(said.split()))
         for number in range(version, len(_MIGRATIONS)):
             db.executescript(
                 f"BEGIN IMMEDIATE; {_MIGRATIONS[number]} PRAGMA application_id = {_APPLICATION};"
@@ -453,36 +493,37 @@ class SqliteStore:
             )
         db.executescript(_STEP)
 
-    def _claim(self, owner: int) -> None:
-        """Check whose database it is, and with the witness that it is not an old one."""
-        db = self._db
-        name, present, self._commits = db.execute("SELECT id, owner, commits FROM store").fetchone()
+    def _check_owner(self, owner: int) -> None:
+        present = self._db.execute("SELECT owner FROM store").fetchone()[0]
         if present not in (None, _NUMBER.pack(owner)):
             raise StoreError(f"{self.path} belongs to {_integer(present):x}, not to {owner:x}; choose another path")
-        seen = None if self._adopt else self._witness.testimony()
-        if self._adopt and not (self._fresh and not self._witness.path.exists()):
-            db.execute("UPDATE store SET id = randomblob(16), adopted = 1")
-            name = db.execute("SELECT id FROM store").fetchone()[0]
-        elif seen is None and self._commits:
-            raise StoreError(
-                f"{self._witness.path} is missing: {self.path} may be an old backup; open it with adopt=True"
-            )
-        elif seen is not None and seen.database != name:
+
+    def _check_witness(self) -> None:
+        """Refuse an old database; one that is to be adopted becomes another one, with a witness of its own."""
+        database, self._commits = self._db.execute("SELECT id, commits FROM store").fetchone()
+        known = None
+        if self._adopt:
+            if not self._fresh or self._witness.path.exists():
+                database = os.urandom(16)
+                self._db.execute("UPDATE store SET id = ?, adopted = 1", (database,))
+        elif (known := self._witness.read()) is None:
+            if self._commits:
+                raise StoreError(
+                    f"{self._witness.path} is missing: {self.path} may be an old backup; open it with adopt=True"
+                )
+        elif known.database != database:
             raise StoreError(
                 f"{self._witness.path} is of another database than {self.path}: if this one was restored from a backup,"
                 " open it with adopt=True"
             )
-        elif seen is not None and seen.commits > self._commits:
+        elif known.commits > self._commits:
             raise StoreError(
-                f"{self.path} has {self._commits} commits, and had {seen.commits}: it is an old backup; open it with"
+                f"{self.path} has {self._commits} commits, and had {known.commits}: it is an old backup; open it with"
                 " adopt=True"
             )
-        if present is None:
-            db.execute("UPDATE store SET owner = ?", (_NUMBER.pack(owner),))
-        if seen is None:
-            self._witness.swear_in(Testimony(name, self._commits))
-        self._witness.close()
-        self._witness.attend()
+        if known is None:
+            self._witness.replace_by(Position(database, self._commits))
+        self._witness.open()
         self._adopt = False
 
     def _state(self) -> State:
@@ -499,3 +540,14 @@ class SqliteStore:
             [Fact(_integer(row[0]), row[1].decode(), row[2].decode()) for row in rows("* FROM facts")],
             bool(rows("adopted FROM store").fetchone()[0]),
         )
+
+
+_OPENED: Final[WeakSet[SqliteStore]] = WeakSet()
+
+
+def _abandon_all() -> None:
+    for store in list(_OPENED):
+        store._abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
