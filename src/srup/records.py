@@ -129,4 +129,4 @@ class State(NamedTuple):
     keys: Iterable[KeyRecord] = ()
     barred: Iterable[str] = ()
     facts: Iterable[Fact] = ()
-    adopted: bool = False
+    adopted: bool = False  # it may be older than what was done last: nothing signed before now may count
