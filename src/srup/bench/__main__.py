@@ -2,9 +2,13 @@
 
 import logging
 import sys
+from collections.abc import Callable
+from typing import Final
 
 from . import fleet, servers
 
+_PARTS: Final[dict[str, Callable[..., None]]] = {"server": servers.main, "fleet": fleet.main}
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
-    {"server": servers.main, "fleet": fleet.main}[sys.argv[1]](*sys.argv[2:])
+    _PARTS[sys.argv[1]](*sys.argv[2:])
