@@ -100,7 +100,7 @@ def test_a_person_gets_tables_that_fit():
         (("--server", "none"), "no server 'none'; there are plain"),
         (("--workers", "1,two"), "--workers takes numbers of at least 1 with commas between them, such as 1,2,4"),
         (("--workers", "0"), "--workers takes numbers"),
-        (("--workers", "2"), "the plain server is one process"),
+        (("--workers", "2"), "this server is one process; it cannot have 2 workers"),
         (("--devices", "5", "--processes", "6"), "5 devices do not fill 6 processes"),
     ],
 )
@@ -191,6 +191,13 @@ def test_several_processes_share_the_load_and_one_bench_runs_it_twice():
         ("updating", 50),
     }
     assert not folder.exists()
+
+
+def test_a_server_with_a_store():
+    with FleetBench(LOAD, "sqlite") as bench:
+        for report in (bench.run(), bench.run()):
+            assert report.complaints == []
+            assert report.as_dict()["server"] == "sqlite"
 
 
 def test_a_server_that_dies_ends_the_run():

@@ -35,7 +35,6 @@ _LOOK: Final = 0.1  # seconds between two looks at what has been done
 _FIRMWARE_SIZE: Final = 4096
 _FLASH_SIZE: Final = 16384  # bytes of memory for each device, firmware and folders
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108
-_DATA: Final = "05"  # the type of a Data message (WIRE.md)
 
 Progress = Callable[[str, int, int], None]
 """Told what is going on, how many are done, and of how many."""
@@ -208,7 +207,7 @@ class FleetBench:
         """Build an installation, put the load on it, and take it down."""
         load = self._load
         site = Site(self._folder, self._flash, "", *self._host, load.pool, load.drop_every)
-        for folder in (site.ledgers, site.flash):
+        for folder in (site.ledgers, site.state, site.flash):
             shutil.rmtree(folder)
             folder.mkdir()
         with ExitStack() as stack:
@@ -252,7 +251,7 @@ class FleetBench:
                 sent=sent,
                 behind_ms=stage.behind_ms,
                 verdict=verdict,
-                carried=witness.counts[_DATA],
+                carried=witness.values,
                 ordered=sum(answer["ordered"] for answer in updates),
                 activated=sum(answer["activated"] for answer in updates),
                 activated_twice=sum(answer["activated_twice"] for answer in updates),
@@ -273,7 +272,7 @@ class FleetBench:
         """Make the pool and the server's key, and register the pool's keys for all devices."""
         load = self._load
         site = Site(self._folder, self._flash, "", "", "", load.pool)
-        for folder in (site.ledgers, site.devices, site.device_key(0).parent):
+        for folder in (site.ledgers, site.state, site.devices, site.device_key(0).parent):
             folder.mkdir()
         server = PrivateKey.generate(load.scheme)
         server.save(site.server_key)
@@ -343,8 +342,8 @@ class _Stage:
         """Wait for what is still under way; what became of the values, and how many were sent."""
         total = sum(self._sent.values())
         best, since = -1, time.monotonic()
-        while min(executed := len(self._reading.update().values), self._witness.counts[_DATA]) < total:
-            if (seen := executed + self._witness.counts[_DATA]) > best:
+        while min(executed := len(self._reading.update().values), self._witness.values) < total:
+            if (seen := executed + self._witness.values) > best:
                 best, since = seen, time.monotonic()
             elif time.monotonic() - since > self._load.patience:
                 break

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -51,24 +52,36 @@ def install(server: Server, site: Site) -> None:
         server.update(device, site.url, site.digest)
 
 
-def _plain(site: Path, workers: int) -> list[list[str]]:
+def _single(store: str, site: Path, workers: int) -> list[list[str]]:
     if workers != 1:
-        raise ValueError(f"the plain server is one process; it cannot have {workers} workers")
-    return [[sys.executable, "-m", "srup.bench", "server", str(site)]]
+        raise ValueError(f"this server is one process; it cannot have {workers} workers")
+    return [[sys.executable, "-m", "srup.bench", "server", str(site), store]]
 
 
-SERVERS: Final[dict[str, Callable[[Path, int], list[list[str]]]]] = {"plain": _plain}
+SERVERS: Final[dict[str, Callable[[Path, int], list[list[str]]]]] = {
+    "plain": partial(_single, "memory"),
+    "sqlite": partial(_single, "sqlite"),
+}
 """How to start a server with so many workers on a site: the command lines. ValueError if it cannot have so many.
 
 The processes, and what they start, are measured together; they end at SIGTERM, or when their standard input does.
 """
 
 
-def main(path: str) -> None:
-    """Run one server process until SIGTERM, or until whoever started it is gone."""
+def main(path: str, store: str) -> None:
+    """Run a server of one process until SIGTERM, or until whoever started it is gone; it keeps its state in a store.
+
+    ``store`` is "memory", which is none, or "sqlite".
+    """
     site = Site.load(path)
     key = PrivateKey.load(site.server_key)
-    server = Server(SERVER, key, devices=KeyRing.load(site.devices), broker=site.broker)
+    server = Server(
+        SERVER,
+        key,
+        devices=KeyRing.load(site.devices),
+        broker=site.broker,
+        store=site.state / "server.sqlite" if store == "sqlite" else None,
+    )
     install(server, site)
 
     def end_with_parent() -> None:

@@ -41,6 +41,11 @@ class Site:
         """Where each server process writes down what it has done."""
         return self.folder / "ledgers"
 
+    @property
+    def state(self) -> Path:
+        """A folder for what a server stores; it is empty when a run begins."""
+        return self.folder / "state"
+
     def device_key(self, device: int) -> Path:
         """The private key of a device, which it shares with others."""
         return self.folder / "pool" / f"{device % self.pool}.pem"

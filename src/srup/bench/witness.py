@@ -2,17 +2,21 @@
 
 import shutil
 import threading
-from collections import Counter
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from ..transport.topics import EVERYTHING
 from .processes import BenchError, Process
+from .site import SERVER
 
 __all__ = ["Witness", "find_witness"]
 
-_TYPE: Final = slice(2, 4)  # of a message in hex: the second byte (WIRE.md)
+# Parts of a message in hex (WIRE.md, "Every message").
+_TYPE: Final = slice(2, 4)
+_SENDER: Final = slice(20, 36)
+_DATA: Final = "05"
+_SERVER: Final = SERVER.to_bytes(8, "little").hex()
 
 
 def find_witness() -> str:
@@ -24,18 +28,19 @@ def find_witness() -> str:
 
 
 class Witness(Process):
-    """One mosquitto_sub on everything; ``counts`` has the messages by type, the two hex digits of WIRE.md."""
+    """One mosquitto_sub on everything; ``values`` is how many Data messages of devices it has heard."""
 
     def __init__(self, broker: str, folder: Path) -> None:
         port = urlsplit(broker).port
         command = [find_witness(), "-p", str(port), "-i", "witness", "-q", "1", "-t", EVERYTHING, "-F", "%x"]
         super().__init__("mosquitto_sub", command, folder)
-        self.counts: Counter[str] = Counter()
+        self.values = 0
         threading.Thread(target=self._count, daemon=True).start()
 
     def _count(self) -> None:
         try:
             while True:
-                self.counts[self.hear()[_TYPE]] += 1
+                message = self.hear()
+                self.values += message[_TYPE] == _DATA and message[_SENDER] != _SERVER
         except (BenchError, ValueError):  # it has ended; ValueError: and its pipe is closed
             pass
