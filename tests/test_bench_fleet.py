@@ -88,6 +88,15 @@ def test_a_person_gets_tables_that_fit():
     assert "…" not in said
 
 
+def test_several_runs_are_one_object():
+    with srup(*SMALL[:4], "--seconds", "1", *SMALL[6:], "--workers", "1,1", "--json") as process:
+        said, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    found = json.loads(said)
+    assert len(found["runs"]) == 2
+    assert found["runs"][1] == {name: value for name, value in found.items() if name != "runs"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

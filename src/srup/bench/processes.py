@@ -124,15 +124,15 @@ class Process:
 
     def end(self) -> None:
         """Have it end, and wait until it has."""
-        with suppress(OSError):
-            self._process.stdin.close()  # type: ignore[union-attr]
         self._process.terminate()
         try:
             self._process.wait(_END)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()  # type: ignore[union-attr]
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):  # what was still to be written
+                pipe.close()  # type: ignore[union-attr]
 
     def __enter__(self) -> Self:
         return self

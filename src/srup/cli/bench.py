@@ -207,8 +207,9 @@ def _lives(report: Report) -> str:
         f"sent: {report.sent:,}; executed: {report.verdict.executed:,}; mosquitto_sub counted: {report.carried:,}",
     ]
     if report.behind_ms > _NOTICEABLE:
+        remedy = "" if load.presigned else ", or --presigned"
         lines.append(
             f"[yellow]The fleet was up to {report.behind_ms:,.0f} ms behind its own plan, which the delays contain: "
-            f"take a lower --rate than {load.rate:g}, more --processes than {load.processes}, or --presigned.[/]"
+            f"take a lower --rate than {load.rate:g} or more --processes than {load.processes}{remedy}.[/]"
         )
     return "\n".join(lines)
