@@ -532,7 +532,9 @@ class Agent:
     def _close_turn(self) -> None:
         """Send what can be sent now, and put together what the store is to keep."""
         now = self._clock()
-        for device in self._queue.awake():
+        for partner in [partner for partner in self._queue.held() if self._session.binds(partner)]:
+            self._queue.release(partner)
+        for device in self._queue.awake(now):
             self._fenced(lambda device=device: self._work_off(device, now))  # type: ignore[misc]
         for device in self._session.receipts_due(now):
             self._fenced(lambda device=device: self._perform(self._session.receipt(device, now, self._entropy(16))))  # type: ignore[misc]

@@ -46,6 +46,7 @@ class DataQueue:
     def __init__(self) -> None:
         self._queues: dict[int, deque[Waiting]] = {}
         self._awake: dict[int, None] = {}
+        self._held: dict[int, float] = {}
         self._count = 0
         self._due: float | None = None
 
@@ -63,13 +64,30 @@ class DataQueue:
 
     def wake(self, partner: int) -> None:
         """Note that this partner may be able to take something."""
-        if partner in self._queues:
+        if partner in self._queues:  # who is held is noted again when that is over
             self._awake[partner] = None
 
-    def awake(self) -> list[int]:
-        """Return the partners that were noted since the last call."""
-        awake, self._awake = self._awake, {}
-        return list(awake)
+    def hold(self, partner: int, until: float) -> None:
+        """Send a partner nothing before that time, or before :meth:`release`: it may yet say that it gives receipts."""
+        self._held[partner] = until
+
+    def held(self) -> list[int]:
+        """Return the partners that are held."""
+        return list(self._held)
+
+    def release(self, partner: int) -> None:
+        """Hold a partner's values no more."""
+        if self._held.pop(partner, None) is not None:
+            self.wake(partner)
+
+    def awake(self, now: float) -> list[int]:
+        """Return the partners that were noted since the last call, and those that are not held any more."""
+        for partner in [partner for partner, until in self._held.items() if now >= until]:
+            del self._held[partner]
+            self.wake(partner)
+        awake = [partner for partner in self._awake if partner not in self._held]
+        self._awake = {}
+        return awake
 
     def first(self, partner: int) -> Waiting | None:
         """Return what is next for a partner, and leave it there."""
@@ -85,8 +103,9 @@ class DataQueue:
             del self._queues[partner]
 
     def deadline(self) -> float | None:
-        """Return when something may expire, None for never."""
-        return self._due
+        """Return when something may expire or need not be held any more, None for never."""
+        dues = list(self._held.values()) if self._due is None else [self._due, *self._held.values()]
+        return min(dues, default=None)
 
     def expire(self, now: float) -> list[Waiting]:
         """Take away and return what has expired."""

@@ -460,6 +460,8 @@ class Device(Agent):
             self._joined.set_result(None)
             self._tell("joined")
             self._queue.wake(event.peer)
+            if self._store is not None and not self._session.binds(event.peer):
+                self._queue.hold(event.peer, self._clock() + 2 * self._session.policy.first_retry)
             self._perform(self._session.hurry(event.peer, self._clock()))
         else:
             self._joined.set_exception(PolicyError(f"server {event.peer:x} answers {event.status.name}"))
@@ -586,7 +588,7 @@ class Device(Agent):
             self._drive(decision, event.peer, event.token)
             self._tell("update", event.digest, Status.ACTIVATE_SUCCESS if active else Status.ACTIVATE_FAIL)
 
-        self._apply(job)
+        self._apply_for(event.peer, event.token, job)
 
     def _point_current_at(self, path: Path) -> None:
         link = path.with_name(CURRENT)

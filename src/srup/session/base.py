@@ -450,10 +450,10 @@ class Session:
             expiry = bound.expiry + self.policy.clock_skew + 1 if bound and dated else now + self.policy.update_lifetime
             exchange = Exchange(partner, message.token, opening.state, expiry, mine=False, spends=dated)
         step = None if exchange is None else self.table.get((exchange.state, trigger))
-        asks_receipt = bound is not None and bound.receipt and isinstance(message, Data)
+        asks_receipt = bound is not None and bound.receipt
         if asks_receipt and exchange is None:
             # Seen, and not taken: a repetition of it would be confirmed.
-            raise PolicyError(f"{partner.identity:x} is not joined, and wants a value to be taken for good")
+            raise PolicyError(f"{partner.identity:x} is not joined, and wants {type(message).__name__} taken for good")
         outputs: list[Output]
         if exchange is None or step is None:
             partner.window.accept(message.sequence_id)
