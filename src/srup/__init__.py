@@ -128,6 +128,7 @@ __all__ = [
     "EncodeError",
     "FetchPolicy",
     "Frame",
+    "Handling",
     "Header",
     "HumanJoinRequest",
     "HumanJoinResponse",
