@@ -1,5 +1,38 @@
-"""Durable state: replay windows, sequence ids, exchanges, inbox, outbox, keys, facts and audit rows."""
+"""Durable state: replay windows, sequence ids, exchanges, inbox, outbox, keys, facts and audit rows.
+
+What is in Redis, for several workers, is imported at first use; it needs the extra ``srup[redis]``.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from .base import Store
+from .partition import PARTITIONS, partition_of
+from .witness import Witness
 
-__all__ = ["Store"]
+if TYPE_CHECKING:
+    from .lease import Lease, Leases, Step
+    from .redis import RedisStore, commit_many
+
+_AT_FIRST_USE = {"Lease": "lease", "Leases": "lease", "Step": "lease", "RedisStore": "redis", "commit_many": "redis"}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    module = _AT_FIRST_USE.get(name)
+    if module is None:
+        raise AttributeError(f"module 'srup.store' has no attribute {name!r}")
+    return getattr(import_module(f"srup.store.{module}"), name)
+
+
+__all__ = [
+    "PARTITIONS",
+    "Lease",
+    "Leases",
+    "RedisStore",
+    "Step",
+    "Store",
+    "Witness",
+    "commit_many",
+    "partition_of",
+]
