@@ -849,3 +849,115 @@ def test_t9_messages_wait_at_the_broker_while_the_application_is_behind(pair, mo
     wait_until(lambda: pair.server.counts["overflow"] > 0)
     assert pair.server._backlog() <= 50 + 256  # and one batch, which was on its way
     go_on.set()
+
+
+# What the application does with what it is given.
+
+
+@pytest.mark.parametrize("kind", ["action", "identify", "update", "another key"])
+def test_who_is_given_a_result_may_wait_for_another_thread_that_needs_the_key_ring(fleet, kind):
+    """A result that was given while the ring was locked would stop both of them."""
+    identity = fleet.device.identity
+    fleet.device.on_action(1)(lambda server: None)
+    finished = []
+
+    def use_the_ring(_):
+        thread = threading.Thread(target=fleet.ring.remove, args=(0x77,), daemon=True)
+        thread.start()
+        thread.join(WAIT)
+        finished.append(not thread.is_alive())
+
+    if kind == "update":
+        fleet.server.update(identity, URL, DIGEST).add_done_callback(use_the_ring)
+    elif kind == "identify":
+        fleet.server.identify(identity).add_done_callback(use_the_ring)
+    elif kind == "another key":
+        fleet.network.cut(f"device-{identity:x}")
+        for future in (fleet.server.action(identity, 1), fleet.server.update(identity, URL, DIGEST)):
+            future.add_done_callback(use_the_ring)
+        fleet.settle()
+        fleet.ring.replace(identity, key_of(0x77).public_key)
+        wire = Action(sequence_id=2**60, sender_id=identity, token=b"another", action_id=1)
+        fleet.network.inject(f"SRUP/{identity:x}", encode(wire, key_of(0x77)))
+    else:
+        fleet.server.action(identity, 1).add_done_callback(use_the_ring)
+    fleet.settle()
+    assert finished == [True] * (2 if kind == "another key" else 1)
+
+
+def test_an_order_that_has_ended_is_done_when_the_handler_hears_of_it(pair):
+    heard = []
+    pair.server.on_update(lambda order: heard.append((order.state, order.done)))
+    assert pair.update().result(WAIT) is UpdateState.ACTIVATED
+    wait_until(lambda: heard and heard[-1][0] is UpdateState.ACTIVATED)
+    assert heard[-1] == (UpdateState.ACTIVATED, True)
+
+
+def test_a_moderator_who_waits_delays_only_joins_that_wait_for_him(tmp_path):
+    """Each is shown once, in order; what is over by then is not shown; and no queue grows meanwhile."""
+    answers = threading.Semaphore(0)
+    shown = []
+
+    def compare(join):
+        shown.append(join)
+        assert answers.acquire(timeout=WAIT)
+        join.accept()
+
+    fleet = Pair(tmp_path, join="human")
+    fleet.ring.add(0xD2, key_of(0xD2).public_key)
+    values = []
+    fleet.device.on_join_value(values.append)
+    fleet.server.on_moderation(compare)
+    fleet.server.on_action(1)(lambda device: None)
+    broker = MemoryTransport(fleet.network, "another device")
+    options = {"server": SERVER, "server_key": key_of(SERVER).public_key, "firmware": tmp_path}
+    other = Device(0xD2, key_of(0xD2), broker=broker, **options)
+    with fleet:
+        wait_until(lambda: len(shown) == 1)
+        with other:
+            other.wait_joined(WAIT)  # which takes the thread of the handlers
+            assert other.action(SERVER, 1).result(WAIT) is Status.ACTION_SUCCESS
+        for number in range(50):  # the later joins of a device end the earlier ones
+            fleet.device.join()
+            wait_until(lambda n=number: len(values) == n + 2)
+        assert fleet.server._aside._work_queue.qsize() <= 1
+        answers.release(2)
+        fleet.device.wait_joined(WAIT)
+        assert len(shown) == 2
+        assert [join.status for join in shown] == [Status.JOIN_FAIL, Status.JOIN_SUCCESS]
+        wait_until(lambda: fleet.server.counts["faults"] == 1)  # the moderator accepted what was over
+
+
+def test_an_observer_that_looks_for_a_while_goes_on_doing_actions(tmp_path):
+    looking, seen = threading.Event(), threading.Event()
+    pair = Pair(tmp_path)
+    pair.server = Server(
+        SERVER,
+        key_of(SERVER),
+        devices=pair.ring,
+        broker=MemoryTransport(pair.network, "server"),
+        admission="simple",
+        observers=[DEVICE],
+    )
+    pair.ring.add(0xD2, key_of(0xD2).public_key)
+    options = {"server": SERVER, "server_key": key_of(SERVER).public_key, "firmware": tmp_path}
+    broker = MemoryTransport(pair.network, "another device")
+    other = Device(0xD2, key_of(0xD2), broker=broker, join="observed", observer=DEVICE, **options)
+    values = []
+    other.on_join_value(values.append)
+
+    def observe(identity):
+        looking.set()
+        assert seen.wait(WAIT)
+        return values[-1]
+
+    pair.device.on_observation(observe)
+    pair.device.on_action(1)(lambda server: None)
+    with pair:
+        pair.device.wait_joined(WAIT)
+        with other:
+            assert looking.wait(WAIT)
+            assert pair.action().result(WAIT) is Status.ACTION_SUCCESS
+            assert not other.joined
+            seen.set()
+            other.wait_joined(WAIT)

@@ -1122,3 +1122,12 @@ def test_the_model_is_not_idle(loss):
     assert sum(isinstance(error, ReplayError) for _, error in chain.refused) > 20
     assert len(chain.sent("home", HOME_ID, m.SyndicatedC2Request)) > (20 if loss else 14)
     assert chain.home.syndication(HOME_ID).missing == ()
+
+
+@pytest.mark.parametrize("kind", ASK)
+def test_what_a_home_server_without_a_clock_asks_for_crosses(chain, kind):
+    """Its tokens do not expire, and neither do those of the next hop."""
+    chain.home.policy = Policy(has_clock=False)
+    [event] = chain.outcome(ASK[kind](chain, LAMP))
+    assert isinstance(event, e.SyndicatedIdentified) or event.status is Status.ACTION_SUCCESS
+    assert chain.refused == []

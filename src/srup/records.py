@@ -124,4 +124,4 @@ class State(NamedTuple):
     keys: Iterable[KeyRecord] = ()
     barred: Iterable[str] = ()
     facts: Iterable[Fact] = ()
-    adopted: bool = False  # it has less than a witness says it had, and whoever runs it has accepted that
+    adopted: bool = False  # it may be older than what was done last: nothing signed before now may count

@@ -22,6 +22,7 @@ class Word(Enum):
     SHOW = "the value that the device is to show is made"
     WITHDRAW = "the device began another join"
     OBEYED = "the device did as it was told"
+    CONFIRM = "the partner has it for good"
     FETCHED = "the file is there and its digest is right"
     FETCH_FAILED = "the file is not to be had"
     ACTIVATE = "the operator says so"

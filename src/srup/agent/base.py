@@ -4,8 +4,8 @@ The transport's thread only enqueues. The agent's own thread takes what is there
 batches as large as what has arrived, never waiting for more, steps the session, signs and publishes. A message is
 settled with the broker after it has been handled, so the broker's limit of unsettled messages (MQTT 5: receive maximum)
 bounds the queue. The application's handlers run on a third thread, one at a time and in order, so that a
-slow one delays neither the protocol nor the link. Whatever raises on any of them is counted and logged, and the next
-message is served (T8).
+slow one delays neither the protocol nor the link; those that wait for a person or a camera have another one to
+themselves. Whatever raises on any of them is counted and logged, and the next message is served (T8).
 """
 
 import logging
@@ -179,6 +179,8 @@ class Agent:
         self._data: dict[str | None, tuple[DataKind, Callable[..., Any]]] = {}
         self._handlers: dict[str, Callable[..., Any]] = {}
         self._application: Executor = Inline()
+        self._aside: Executor = Inline()  # for handlers that wait for a person or a camera
+        self._withheld: tuple[int, list[Callable[[], object]]] | None = None  # by which thread, and what
         self._submitting = threading.Lock()
         self._submitted_jobs = 0
         self._started_jobs = 0
@@ -210,6 +212,7 @@ class Agent:
     def _employ(self, name: str) -> None:
         """Start the threads, the agent's own last."""
         self._application = ThreadPoolExecutor(1, f"{name}-application")
+        self._aside = ThreadPoolExecutor(1, f"{name}-aside")
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
@@ -235,6 +238,7 @@ class Agent:
     def _dismiss(self) -> None:
         """Let the threads of the application end."""
         self._application.shutdown(wait=False, cancel_futures=True)
+        self._aside.shutdown(wait=False, cancel_futures=True)
 
     def _drain(self, limit: int | None = None, patience: float = 0.0) -> None:
         """Do what is in the inbox, or so many things of it; deliveries that stand together are one batch.
@@ -429,7 +433,8 @@ class Agent:
         if isinstance(opened, UnknownSenderError) and opened.sender_id == self.identity:
             return  # our own: both ends share a device's topic (FLOWS.md, "Identities, topics, transport")
         try:
-            with self._keys.lock:  # whoever takes a key away does so before this message has its effect, or after it
+            # Whoever takes a key away does so before this message has its effect, or after it.
+            with self._withholding(), self._keys.lock:
                 message, self._signer = self._genuine(delivery.payload, opened, as_of)
                 self._recognise(message.sender_id)
                 self.counts["verified"] += 1
@@ -437,6 +442,26 @@ class Agent:
                 self._perform(self._session.receive(message, self._clock(), self._entropy(16)))
         except SrupError as error:
             self._refuse(Refusal(delivery.topic, delivery.payload, error))
+
+    @contextmanager
+    def _withholding(self) -> Iterator[None]:
+        """Give the application nothing before the block is left: what it does then may wait for a lock held here."""
+        waiting: list[Callable[[], object]] = []
+        self._withheld = threading.get_ident(), waiting
+        try:
+            yield
+        finally:
+            self._withheld = None
+            for give in waiting:
+                self._fenced(give)
+
+    def _give(self, give: Callable[[], object]) -> None:
+        """Give the application a result, or a job for its threads: now, or when this thread withholds nothing more."""
+        withheld = self._withheld
+        if withheld is None or withheld[0] != threading.get_ident():
+            give()
+        else:
+            withheld[1].append(give)
 
     def _genuine(self, wire: bytes, opened: Message | SrupError, as_of: int) -> tuple[Message, PublicKey]:
         """Return what its sender's key has signed, or the one that is retiring, and that key; raise why nothing has."""
@@ -549,12 +574,15 @@ class Agent:
     def _settle(self, event: Event, result: object) -> None:
         """End the request that this event answers, with a result or an exception."""
         future = self._pending.pop((event.peer, event.token), None)
-        if future is None:
-            return
+        if future is not None:
+            self._resolve(future, result)
+
+    def _resolve(self, future: "Future[Any]", result: object) -> None:
+        """End a future with a result or an exception."""
         if isinstance(result, Exception):
-            future.set_exception(result)
+            self._give(lambda: future.set_exception(result))
         else:
-            future.set_result(result)
+            self._give(lambda: future.set_result(result))
 
     def _drive(self, method: Callable[..., Sequence[Output]], *arguments: Any) -> None:
         """Carry a decision of the application into the session, on the agent's thread."""
@@ -590,15 +618,18 @@ class Agent:
             self._started_jobs += 1  # on the application's thread alone
             job()
 
-        try:
-            if executor is not None:
-                executor.submit(self._fenced, job)
-            else:
-                with self._submitting:
-                    self._submitted_jobs += 1
-                self._application.submit(self._fenced, counted)
-        except RuntimeError:
-            log.info("%r is stopped; a handler was not called", self)
+        def submit() -> None:
+            try:
+                if executor is not None:
+                    executor.submit(self._fenced, job)
+                else:
+                    with self._submitting:
+                        self._submitted_jobs += 1
+                    self._application.submit(self._fenced, counted)
+            except RuntimeError:
+                log.info("%r is stopped; a handler was not called", self)
+
+        self._give(submit)
 
     def _backlog(self) -> int:
         """Return how many handlers wait for their turn."""

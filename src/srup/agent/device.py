@@ -203,9 +203,9 @@ class Device(Agent):
     def on_observation(self, handler: Handler) -> Handler:
         """Decorate what reads the value that another device shows. It is called with that device's identity.
 
-        It may take a while: the other device gets the value at the same time, and has to show it first. What it returns
-        is compared with the value that the server sent (see :meth:`JoinValue.matches`). None, and whatever it raises,
-        says that nothing could be read.
+        It may take a while, on a thread of its own: the other device gets the value at the same time, and has to show
+        it first. What it returns is compared with the value that the server sent (see :meth:`JoinValue.matches`). None,
+        and whatever it raises, says that nothing could be read.
         """
         return self._register(self._handlers, "observation")(handler)
 
@@ -481,7 +481,7 @@ class Device(Agent):
             status = self._fenced(observe) or Status.OBSERVED_JOIN_FAIL
             self._drive(self._session.answer_observation, event.peer, event.token, status)
 
-        self._apply(job)
+        self._apply(job, self._aside)
 
     def _left(self, event: Left) -> None:
         log.info("%r is no longer a member of server %x", self, event.peer)

@@ -17,7 +17,7 @@ from ..keys import PrivateKey, PublicKey
 from ..messages import Data, JoinCommand
 from ..seal import seal
 from ..session import Policy, Send, ServerSession
-from ..session.base import Output
+from ..session.base import Output, check_seconds
 from ..session.events import (
     Deregistered,
     HumanJoinRequested,
@@ -59,6 +59,7 @@ class PendingJoin:
         self.status: Status | None = None
         self._server = server
         self._token = token
+        self._shown = False  # the moderator has been called
         self._pin = server.devices.pin(device)
         self._decision = Lock()  # taken once, by whoever decides first
 
@@ -183,6 +184,7 @@ class Server(Agent):
         self._admission = admission
         self._observers = tuple(observers)
         self._joins: dict[tuple[int, bytes], PendingJoin] = {}
+        self._moderation_due = False
         self._pins: dict[int, PublicKey | None] = {}  # the keys by which devices are known, signed rotations aside
 
     @classmethod
@@ -220,9 +222,10 @@ class Server(Agent):
         return self._register(self._handlers, "join")(handler)
 
     def on_moderation(self, handler: Handler) -> Handler:
-        """Decorate what shows a :class:`PendingJoin` to a person. It may return before the person has answered.
+        """Decorate what shows a :class:`PendingJoin` to a person. It may wait for the answer or return before.
 
-        Without a handler human-moderated joins are refused.
+        It is called for one join at a time, on a thread of its own, and not for those that are over by then. Without a
+        handler human-moderated joins are refused.
         """
         return self._register(self._handlers, "moderation")(handler)
 
@@ -327,6 +330,8 @@ class Server(Agent):
         starts with the old key and rotates again.
         """
         check_type(new_key, PrivateKey, "new_key")
+        lasts = self._session.policy.key_overlap if overlap is None else overlap
+        check_seconds(lasts, "overlap")
         done: Future[frozenset[int]] = Future()
         done.set_running_or_notify_cancel()
 
@@ -334,7 +339,6 @@ class Server(Agent):
             if self._rollout is not None:
                 raise PolicyError("another rotation of the server's key is not over")
             rotation.check_usable(new_key.public_key, self._key.public_key)
-            lasts = self._session.policy.key_overlap if overlap is None else overlap
             self._rollout = Rollout(new_key, now + lasts, self.devices, done)
             for device in self._members:
                 self._rollout.invite(device)
@@ -487,7 +491,17 @@ class Server(Agent):
         if self._show(event.peer, event.token, value):
             pending = PendingJoin(self, event.peer, event.token, value, event.expires)
             self._joins[event.peer, event.token] = pending
-            self._tell("moderation", pending)
+            if not self._moderation_due:  # while one call waits for its turn another one would find nothing to do (T9)
+                self._moderation_due = True
+                self._apply(self._moderate_joins, self._aside)
+
+    def _moderate_joins(self) -> None:
+        """Call the moderator for each join that still waits for it, the oldest first; on a thread of its own."""
+        self._moderation_due = False
+        handler = self._handlers["moderation"]
+        while (pending := next((join for join in self.pending_joins if not join._shown), None)) is not None:
+            pending._shown = True
+            self._fenced(lambda join=pending: handler(join))  # type: ignore[misc]
 
     def _observed_join_requested(self, event: ObservedJoinRequested) -> None:
         device, token, observer = event.peer, event.token, event.observer
@@ -574,11 +588,11 @@ class Server(Agent):
     def _end_all(self, device: int, why: str) -> None:
         """End every request and order for a device with PolicyError."""
         for peer, token in [request for request in self._pending if request[0] == device]:
-            self._pending.pop((peer, token)).set_exception(PolicyError(f"{device:x} {why}"))
+            self._resolve(self._pending.pop((peer, token)), PolicyError(f"{device:x} {why}"))
         for peer, token in [order for order in self._orders if order[0] == device]:
             order = self._orders.pop((peer, token))
             order.state = UpdateState.FAILED
-            order._done.set_exception(PolicyError(f"{device:x} {why}"))
+            self._resolve(order._done, PolicyError(f"{device:x} {why}"))
             self._tell("update", order)
 
     def _stop_listening(self, device: int) -> None:
@@ -614,10 +628,7 @@ class Server(Agent):
         outcome = self._outcome(event)
         if outcome is not None:
             del self._orders[event.peer, event.token]
-            if isinstance(outcome, SrupError):
-                order._done.set_exception(outcome)
-            else:
-                order._done.set_result(outcome)
+            self._resolve(order._done, outcome)
         self._tell("update", order)
 
     def _outcome(self, event: UpdateChanged) -> UpdateState | SrupError | None:

@@ -20,8 +20,8 @@ from ..messages import (
 )
 from ..update import DEVICE_TABLE, FETCH_FAILURES, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
-from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, check_status
-from .events import ActivationRequested, Deregistered, FetchRequested, Left, Unexpected
+from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, check_number, check_status
+from .events import ActivationRequested, Deregistered, Event, FetchRequested, Left, Unexpected
 from .join import DEVICE_JOINS, DeviceJoins
 
 __all__ = ["TABLE", "DeviceSession", "DeviceState"]
@@ -74,6 +74,11 @@ class DeviceSession(DeviceJoins):
         TerminateCommand: Opening(_S.NEW),
         DeregisterCommand: Opening(_S.NEW, members_only=False, remembered=False),
     }
+    resumed = {
+        **DeviceJoins.resumed,
+        UpdateState.FETCHING: "fetch_again",
+        UpdateState.ACTIVATING: "activation_again",
+    }
     for_strangers = DeviceJoins.for_strangers | {DeregisterRequest}
 
     def __init__(
@@ -87,6 +92,8 @@ class DeviceSession(DeviceJoins):
         version_floor: int | None = None,
     ) -> None:
         super().__init__(identity, policy, first_sequence_id)
+        if version_floor is not None:
+            check_number(version_floor, "version_floor", 0, tokens.MAX_VERSION)
         self.version_floor = version_floor
         self.servers = frozenset(servers)
         self.commanders = frozenset(commanders)
@@ -177,6 +184,15 @@ class DeviceSession(DeviceJoins):
             unexpected = Unexpected(exchange.partner.identity, exchange.token, Initiate, why)
             return [unexpected, *self.answer(exchange, Status.UPDATE_FAIL_FILE, now)]
         return [FetchRequested(exchange.partner.identity, exchange.token, cause.url, cause.digest)]
+
+    def fetch_again(self, exchange: Exchange) -> list[Event]:
+        """A download was under way when the process ended."""
+        return [FetchRequested(exchange.partner.identity, exchange.token, *exchange.detail)]
+
+    def activation_again(self, exchange: Exchange) -> list[Event]:
+        """An activation was under way when the process ended, or has ended it: it may have started the device anew."""
+        _, digest = exchange.detail
+        return [ActivationRequested(exchange.partner.identity, exchange.token, digest)]
 
     def same_order(self, exchange: Exchange, cause: Initiate, now: Now) -> list[Output]:
         """The same order again; a token is good for one (T11)."""

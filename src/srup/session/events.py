@@ -10,6 +10,7 @@ __all__ = [
     "ActionAnswered",
     "ActionRequested",
     "ActivationRequested",
+    "DataConfirmed",
     "DataReceived",
     "DataRefused",
     "Deregistered",
@@ -181,6 +182,11 @@ class DataReceived(Event):
 
     data_id: str
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfirmed(Event):
+    """The partner has the value that we sent under this token, and no crash there makes it forget it."""
 
 
 @dataclass(frozen=True, slots=True)
