@@ -1,4 +1,4 @@
-"""A redis-server of one's own: on a free port of the loopback interface, with its own folder; start, stop, kill, restart."""
+"""A redis-server of one's own, on a free port of the loopback interface: start, stop, kill, restart."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ class RedisServer:
         self.folder = folder
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.settings = {"appendonly": "yes", "appendfsync": "always", "save": ""} | settings
+        self.settings = {"appendonly": "yes", "appendfsync": "always", "save": "", "shutdown-timeout": "0"} | settings
         self.process = None
         self.client = redis.Redis(port=self.port)
 
@@ -63,7 +63,11 @@ class RedisServer:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
-            self.process.wait()
+            try:
+                self.process.wait(WAIT)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
 
     def restart(self):
         self.stop()

@@ -236,7 +236,7 @@ class Leases:
         self.period: Final = ttl / 3
         name = f"{socket.gethostname()}-{os.getpid()}" if worker is None else worker
         self.worker: Final = f"{name}-{secrets.token_hex(4)}"
-        self._keyspace = None if arbiter is not None else Keyspace(client_or_url, owner, timeout=ttl / 6)
+        self._keyspace = None if arbiter is not None else Keyspace(client_or_url, owner, timeout=min(ttl / 6, 5.0))
         self._arbiter: Final = arbiter or RedisArbiter(self._keyspace)  # type: ignore[arg-type]
         self._clock = clock
         self._held: dict[int, Lease] = {}

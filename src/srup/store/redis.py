@@ -374,7 +374,7 @@ class RedisStore:
             self._resolve()
         try:
             content = _content(changes, self._entries)
-        except (ValueError, OverflowError, struct.error) as error:
+        except (TypeError, ValueError, OverflowError, struct.error) as error:
             raise StoreError(f"{self._place}: these changes cannot be written: {error}") from None
         mark = content.digest(self._nonce)
         number = max([self._number, *self._unconfirmed.values()]) + 1
@@ -414,6 +414,7 @@ class RedisStore:
         self._unconfirmed.clear()
         if self._witness is not None:
             self._tell_witness(self._witness)
+        self._adopt = False  # what was adopted is now what counts
         return None
 
     def _tell_witness(self, witness: Witness) -> None:
@@ -531,7 +532,8 @@ class _Content(NamedTuple):
         rows = [(at, struct.pack(">QI", number, place) + row) for place, (at, row) in enumerate(self.audit)]
         key = _key("audit")
         added = [
-            [part for row in rows[start : start + _SPREAD] for part in row] for start in range(0, len(rows), _SPREAD)
+            [part for row in rows[start : start + _SPREAD // 2] for part in row]
+            for start in range(0, len(rows), _SPREAD // 2)
         ]
         commands: list[tuple[str, int, Sequence[bytes | float]]] = [*self.commands]
         commands += [("ZADD", key, values) for values in added]
