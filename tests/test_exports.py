@@ -33,6 +33,7 @@ SIDEWAYS = {
     ("codec", "keyring"),
     ("codec", "keys"),
     ("keyring", "keys"),
+    ("keyring", "records"),
     ("rotation", "keyring"),
     ("rotation", "keys"),
     ("seal", "keys"),

@@ -157,7 +157,7 @@ def test_a_newer_version(site):
 
 
 def test_another_server_s_lease(site):
-    with pytest.raises(StoreError, match="not for abc"):
+    with pytest.raises(StoreError, match="not to abc"):
         RedisStore(site.held[0]).open(0xABC)
 
 

@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         UpdateOrder,
     )
     from .fetch import FetchPolicy, file_digest
+    from .store import MemoryStore, SqliteStore
 
 __version__ = "0.1.0"
 
@@ -90,6 +91,8 @@ _AT_FIRST_USE = {
     "UpdateOrder": "agent",
     "FetchPolicy": "fetch",
     "file_digest": "fetch",
+    "MemoryStore": "store",
+    "SqliteStore": "store",
 }
 
 
@@ -131,6 +134,7 @@ __all__ = [
     "KeyRing",
     "KeyServiceError",
     "LeaseLostError",
+    "MemoryStore",
     "Message",
     "ObservationRequest",
     "ObservedJoinRequest",
@@ -147,6 +151,7 @@ __all__ = [
     "SealError",
     "Server",
     "SignatureError",
+    "SqliteStore",
     "SrupError",
     "Status",
     "StoreError",

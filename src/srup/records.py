@@ -88,7 +88,7 @@ class AuditRow(NamedTuple):
     at: float
     partner: int
     sequence_id: int
-    type: int
+    type: int  # one byte (WIRE.md)
     token: bytes
     outcome: str  # "accepted", or why it had no effect
 
@@ -115,7 +115,12 @@ class Changes:
 
 
 class State(NamedTuple):
-    """All that a store holds for one end, but for the audit rows. Entries are in the order of their numbers."""
+    """All that a store holds for one end, but for the audit rows. Entries are in the order of their numbers.
+
+    ``adopted``: the records may be older than what was done since (an old backup was taken over). Whoever opened the
+    store must protect itself - lift every window and every reserved sequence id - in its next commit, and before
+    anything else; ``adopted`` comes back at every opening until there has been a commit.
+    """
 
     partners: Iterable[PartnerRecord] = ()
     exchanges: Iterable[ExchangeRecord] = ()

@@ -25,6 +25,7 @@ from .events import (
     Event,
     KeyAnswered,
     KeyOffered,
+    Left,
     Unanswered,
     Unexpected,
 )
@@ -63,7 +64,7 @@ NO_EXPIRY: Final = 10**18 - 1
 
 
 def check_seconds(value: object, what: str, *, zero: bool = False) -> None:
-    """Raise ValueError, which says ``what`` is wrong, unless this is a time: above 0, or 0 where that means something."""
+    """Raise ValueError, which says ``what`` is wrong, unless it is a time: above 0, or 0 where that means something."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= NO_EXPIRY and (value or zero):
         return
     least = "0 or more" if zero else "more than 0"
@@ -293,6 +294,7 @@ class Session:
         self._timers: list[tuple[float, int, Exchange]] = []
         self._order = count()
         self._open = 0
+        self._kept = False  # whether somebody asks for changes()
         self._touched: dict[int, Partner] = {}  # what has changed since the last changes()
         self._stirred: dict[tuple[int, bytes], None] = {}
         self._dropped: list[int] = []
@@ -302,7 +304,7 @@ class Session:
     # What survives a restart.
 
     def changes(self) -> Changes:
-        """Return what has changed since the last call, for a store."""
+        """Return what has changed since the last call, or since :meth:`restore`, for a store."""
         changes = Changes(forgotten=self._dropped)
         for partner in self._touched.values():
             window = partner.window
@@ -321,6 +323,23 @@ class Session:
         self._touched, self._stirred, self._dropped = {}, {}, []
         return changes
 
+    def repeats(self, send: Send) -> bool:
+        """Tell whether this message, if it gets lost, is sent again, or asked for again by its recipient.
+
+        Deployed peers ask for nothing twice and get nothing twice, and a value comes again only if it wants a receipt.
+        """
+        side = self._partner(send.to)
+        exchange = side.exchanges.get(send.message.token)
+        if exchange is not None and exchange.mine:
+            return exchange.retry > 0.0
+        return self._binds(side)
+
+    def request(self, partner: int, token: bytes) -> Message | None:
+        """Return what we asked a partner under this token, if it is remembered."""
+        side = self._partners.get(partner)
+        exchange = side.exchanges.get(token) if side else None
+        return exchange.request if exchange is not None and exchange.mine else None
+
     def restore(self, state: State, now: float) -> list[Output]:
         """Go on where a session ended whose changes a store has kept; return what its owner has to be told again.
 
@@ -328,6 +347,7 @@ class Session:
         than what this end did last: all that was signed before now is refused then, and sequence ids begin anew above
         the first one (T2).
         """
+        self._kept = True
         for record in state.partners:
             window = ReplayWindow(record.highest, record.seen)
             self._partners[record.identity] = Partner(
@@ -358,7 +378,7 @@ class Session:
         floor = max(self._first_sequence_id - 1, partner.window.highest, partner.last_sent)
         partner.window = ReplayWindow(floor, (1 << WINDOW_SIZE) - 1)
         partner.last_sent = partner.reserved = floor
-        self._touched[partner.identity] = partner
+        self._touch(partner)
 
     def _dump(self, exchange: Exchange) -> str:
         kept = {
@@ -386,8 +406,14 @@ class Session:
         states = {state for state, _ in cls.table} | {step.state for step in cls.table.values()}
         return {f"{type(state).__name__}.{state.name}": state for state in states}
 
+    def _touch(self, partner: Partner) -> None:
+        """Note that a partner has changed, or the exchange :meth:`_stir` names, if there is a store to be told."""
+        if self._kept:
+            self._touched[partner.identity] = partner
+
     def _stir(self, exchange: Exchange) -> None:
-        self._stirred[exchange.partner.identity, exchange.token] = None
+        if self._kept:
+            self._stirred[exchange.partner.identity, exchange.token] = None
 
     # What comes in.
 
@@ -424,10 +450,10 @@ class Session:
             expiry = bound.expiry + self.policy.clock_skew + 1 if bound and dated else now + self.policy.update_lifetime
             exchange = Exchange(partner, message.token, opening.state, expiry, mine=False, spends=dated)
         step = None if exchange is None else self.table.get((exchange.state, trigger))
-        asks_receipt = bound is not None and bound.receipt and isinstance(message, Data)
+        asks_receipt = bound is not None and bound.receipt
         if asks_receipt and exchange is None:
             # Seen, and not taken: a repetition of it would be confirmed.
-            raise PolicyError(f"{partner.identity:x} is not joined, and wants a value to be taken for good")
+            raise PolicyError(f"{partner.identity:x} is not joined, and wants {type(message).__name__} taken for good")
         outputs: list[Output]
         if exchange is None or step is None:
             partner.window.accept(message.sequence_id)
@@ -449,7 +475,8 @@ class Session:
             self._owe_receipt(partner, message)
         # A Response only repeats a token, which a deployed peer may have from anyone.
         partner.binds = partner.binds or (bound is not None and not isinstance(message, Response))
-        self._partners[partner.identity] = self._touched[partner.identity] = partner
+        self._partners[partner.identity] = partner
+        self._touch(partner)
         return outputs
 
     def tick(self, now: float) -> list[Output]:
@@ -526,6 +553,10 @@ class Session:
         listed = b"".join(number.to_bytes(_ID_SIZE, "little") for number in ids)
         return [self._send(Exchange(side, token, _R.TAKEN, now, mine=True), Data, data_id=DATA_RECEIPT, data=listed)]
 
+    def owe_no_receipt(self, partner: int, token: bytes) -> None:
+        """Do not confirm the value that came under this token: it is not taken."""
+        self._receipts.get(partner, {}).pop(token, None)
+
     def binds(self, partner: int) -> bool:
         """Tell whether a partner binds its tokens, and so is no deployed peer."""
         return self._binds(self._partner(partner))
@@ -552,6 +583,29 @@ class Session:
         """The partners that are joined with us."""
         return frozenset(partner.identity for partner in self._partners.values() if partner.member)
 
+    def partners(self) -> list[int]:
+        """Return the identities of all that are known, members or not."""
+        return list(self._partners)
+
+    def revoke(self, partner: int, now: float) -> list[Output]:
+        """Forget a partner whose key counts no longer, with all that is under way; nothing is sent.
+
+        Left follows if it was a member. Should the identity come back with another key, it is a new partner.
+        """
+        side = self._partners.pop(partner, None)
+        if side is None:
+            return []
+        outputs: list[Output] = []
+        for exchange in list(side.exchanges.values()):
+            self._forget(exchange)
+            withdrawal = self.table.get((exchange.state, Word.WITHDRAW))
+            if withdrawal is not None:  # a person is still to decide about it
+                outputs += self._take(exchange, withdrawal, None, Now(now, b""))
+        if self._kept:
+            self._dropped.append(partner)
+            self._touched.pop(partner, None)
+        return [*outputs, Left(partner, b"")] if side.member else outputs
+
     def exchanges(self) -> list[Exchange]:
         """Return all that is under way or remembered, to be looked at only."""
         return [exchange for partner in self._partners.values() for exchange in partner.exchanges.values()]
@@ -561,7 +615,7 @@ class Session:
         side = self._partners.get(partner)
         if side is None:
             raise PolicyError(f"{partner:x} has sent nothing")
-        self._receipts.get(partner, {}).pop(token, None)  # this is the answer
+        self.owe_no_receipt(partner, token)
         unremembered = Exchange(side, token, _D.TAKEN, now, mine=False)
         return [self._send(unremembered, Response, status=Status.DATA_TYPE_UNKNOWN)]
 
@@ -652,7 +706,7 @@ class Session:
     def unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """A request of ours expired."""
         request = type(exchange.request) if exchange.request is not None else Message
-        return [Unanswered(exchange.partner.identity, exchange.token, request)]
+        return [Unanswered(exchange.partner.identity, exchange.token, request, exchange.request)]
 
     # Mechanism.
 
@@ -702,7 +756,7 @@ class Session:
         partner.last_sent = sequence_id
         if sequence_id > partner.reserved:
             partner.reserved = min(sequence_id + ID_BLOCK - 1, MAX_SEQUENCE_ID)
-            self._touched[partner.identity] = partner
+            self._touch(partner)
 
     def _owe_receipt(self, partner: Partner, message: Message) -> None:
         self._receipts.setdefault(partner.identity, {})[message.token] = message.sequence_id
@@ -749,7 +803,8 @@ class Session:
         self._check_room(exchange)
         send = self._send(exchange, cls, **fields)
         self._expect(exchange, send.message, resend)
-        self._partners[partner] = self._touched[partner] = side
+        self._partners[partner] = side
+        self._touch(side)
         self._remember(exchange, now)
         return [send]
 
@@ -792,7 +847,7 @@ class Session:
             exchange.state, exchange.retry = before
             raise
         partner = exchange.partner
-        self._touched[partner.identity] = partner
+        self._touch(partner)
         if exchange.token in partner.exchanges:
             self._stir(exchange)
         return outputs

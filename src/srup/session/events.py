@@ -71,6 +71,7 @@ class Unanswered(Event):
     """A request of ours expired; whether it took effect is not known."""
 
     request: type[Message]
+    message: Message | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,7 +253,9 @@ class DeviceJoins(Session):
     ) -> list[Send]:
         if server not in self.servers:
             raise PolicyError(f"{server:x} is none of this device's servers")
-        sends = self._ask(server, state, request, now, nonce, lifetime, **fields)
+        # Whoever has values to be confirmed needs to know whether this server gives receipts.
+        receipt = self._kept and not self.binds(server)
+        sends = self._ask(server, state, request, now, nonce, lifetime, receipt=receipt, **fields)
         self._forget_moderated(self._partners[server], sends[0].message.token)
         return sends
 

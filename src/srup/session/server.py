@@ -82,24 +82,6 @@ class ServerSession(ServerJoins):
         sends = self._order_out(device, TerminateCommand, now, nonce)
         return [*sends, *self._part(self._partner(device), sends[0].message.token if sends else b"", now)]
 
-    def revoke(self, device: int, now: float) -> list[Output]:
-        """Forget a device whose key counts no longer, with all that is under way; nothing is sent.
-
-        Left follows if it was a member. Should the identity come back with another key, it is a new partner.
-        """
-        side = self._partners.pop(device, None)
-        if side is None:
-            return []
-        outputs: list[Output] = []
-        for exchange in list(side.exchanges.values()):
-            self._forget(exchange)
-            withdrawal = self.table.get((exchange.state, Word.WITHDRAW))
-            if withdrawal is not None:  # a person is still to decide about it
-                outputs += self._take(exchange, withdrawal, None, Now(now, b""))
-        self._dropped.append(device)
-        self._touched.pop(device, None)
-        return [*outputs, Left(device, b"")] if side.member else outputs
-
     def deregister(self, device: int, now: float, nonce: bytes) -> list[Output]:
         """Put a device out for good, joined or not; Deregistered says that its key is to be dropped."""
         sends = self._order_out(device, DeregisterCommand, now, nonce)

@@ -1,19 +1,27 @@
 """Durable state: replay windows, sequence ids, exchanges, inbox, outbox, keys, facts and audit rows.
 
-What is in Redis, for several workers, is imported at first use; it needs the extra ``srup[redis]``.
+What is in Redis, for several workers, needs the extra ``srup[redis]``.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from .base import Store
+from .memory import MemoryStore
 from .partition import PARTITIONS, partition_of
-from .witness import Witness
 
 if TYPE_CHECKING:
     from .lease import Lease, Leases, Step
     from .redis import RedisStore, commit_many
+    from .sqlite import SqliteStore
 
-_AT_FIRST_USE = {"Lease": "lease", "Leases": "lease", "Step": "lease", "RedisStore": "redis", "commit_many": "redis"}
+_AT_FIRST_USE = {
+    "Lease": "lease",
+    "Leases": "lease",
+    "RedisStore": "redis",
+    "SqliteStore": "sqlite",
+    "Step": "lease",
+    "commit_many": "redis",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -29,10 +37,11 @@ __all__ = [
     "PARTITIONS",
     "Lease",
     "Leases",
+    "MemoryStore",
     "RedisStore",
+    "SqliteStore",
     "Step",
     "Store",
-    "Witness",
     "commit_many",
     "partition_of",
 ]

@@ -11,9 +11,12 @@ __all__ = ["Store"]
 class Store(Protocol):
     """The durable state of one identity, or of one partition of a server's devices. Any thread may call any method.
 
-    In :class:`Changes` the ``forgotten`` go first: what else is said about the same partner is about a new one. Ending,
-    finishing or settling what is not there is no error. Every method raises StoreError when the state cannot be read or
-    written, or is not what it should be; then nothing has changed, and the caller may try again.
+    In :class:`Changes` the ``forgotten`` go first: what else is said about the same partner is about a new one. What a
+    partner's keys, facts and audit rows say outlives it. Then comes what is written, of two records with one name the
+    later; what is ended, finished or settled goes last. Ending, finishing or settling what is not there is no error.
+
+    Every method raises StoreError when the state cannot be read or written, or is not what it should be; then nothing
+    has changed, and the caller may try again.
     """
 
     def open(self, owner: int) -> State:

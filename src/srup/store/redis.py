@@ -184,7 +184,7 @@ class RedisStore:
     def open(self, owner: int) -> State:
         """See :class:`~srup.store.Store`. Read in pieces, so that Redis serves others meanwhile."""
         if owner != self.keyspace.owner:
-            raise StoreError(f"the lease is for server {self.keyspace.owner:x}, not for {owner:x}")
+            raise StoreError(f"{self._place} belongs to {self.keyspace.owner:x}, not to {owner:x}")
         with self._lock, self.keyspace.asking():
             self._look_at_durability()
             number = self._look()
@@ -372,9 +372,9 @@ class RedisStore:
         """The script's run that writes this, its digest, and its number."""
         if len(self._unconfirmed) >= _UNCONFIRMED:
             self._resolve()
-        try:
+        try:  # a record that is none, too, must not end a server
             content = _content(changes, self._entries)
-        except (TypeError, ValueError, OverflowError, struct.error) as error:
+        except (AttributeError, TypeError, ValueError, OverflowError, struct.error) as error:
             raise StoreError(f"{self._place}: these changes cannot be written: {error}") from None
         mark = content.digest(self._nonce)
         number = max([self._number, *self._unconfirmed.values()]) + 1

@@ -9,12 +9,12 @@ from typing import Final, NamedTuple
 
 from ..errors import StoreError
 
-__all__ = ["Testimony", "Witness"]
+__all__ = ["Position", "Witness"]
 
 _CONTENT: Final = struct.Struct(">16sQ")
 
 
-class Testimony(NamedTuple):
+class Position(NamedTuple):
     """What a witness says: the database's random id, and a commit that this database has made durable."""
 
     database: bytes  # 16 bytes
@@ -37,25 +37,25 @@ class Witness:
         self.path = path
         self._file = -1
 
-    def testimony(self) -> Testimony | None:
+    def read(self) -> Position | None:
         """Return what the file says, None if there is none. StoreError when it says nothing sensible."""
         try:
             content = self.path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise StoreError(f"{self.path}: {error.strerror}: it must be readable and writable") from None
         if len(content) != _CONTENT.size:
             raise StoreError(f"{self.path} is damaged; open the store with adopt=True to make a new one")
-        return Testimony(*_CONTENT.unpack(content))
+        return Position(*_CONTENT.unpack(content))
 
-    def swear_in(self, testimony: Testimony) -> None:
+    def replace_by(self, position: Position) -> None:
         """Replace the file in one step, on durable storage when it returns."""
         folder = self.path.parent
         try:
             with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{self.path.name}.", delete=False) as file:
                 try:
-                    file.write(_CONTENT.pack(*testimony))
+                    file.write(_CONTENT.pack(*position))
                     file.flush()
                     os.fsync(file.fileno())
                     Path(file.name).replace(self.path)
@@ -70,7 +70,7 @@ class Witness:
         except OSError as error:
             raise StoreError(f"{self.path}: {error.strerror}: its folder must be writable") from None
 
-    def attend(self) -> None:
+    def open(self) -> None:
         """Open the file, to note commits."""
         try:
             self._file = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
