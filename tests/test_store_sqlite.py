@@ -149,6 +149,17 @@ def test_what_is_written_and_finished_in_one_step_is_never_written(path):
     assert written[0] == written[1]
 
 
+@pytest.mark.parametrize("seen", [1, (1 << 1024) - 1, (1 << 1024) - 1 - (1 << 20)])
+def test_a_window_of_few_ones_or_few_zeros_takes_little_room(path, seen):
+    """What a commit costs is mostly the pages that its partners are on."""
+    with closing(SqliteStore(path)) as store:
+        store.open(OWNER)
+        store.commit(
+            Changes(partners=[PartnerRecord(2**63 + each, True, True, 64, 2**60, seen) for each in range(5000)])
+        )
+    assert path.stat().st_size / 5000 < 60
+
+
 def test_the_log_is_bounded(path):
     bound = module._WAL_PAGES * 4096
     log = path.with_name("state.db-wal")
