@@ -33,7 +33,7 @@ from ..records import AuditRow, Changes, ExchangeRecord, Fact, InboxEntry, KeyRe
 from .keyspace import VERSION, Call, Keyspace, Script
 from .lease import Lease, RedisArbiter
 from .partition import PARTITIONS
-from .witness import Testimony, Witness
+from .witness import Position, Witness
 
 __all__ = ["RedisStore", "commit_many"]
 
@@ -157,7 +157,7 @@ class RedisStore:
         self._store = lease.arbiter.store
         name = f"{self.keyspace.owner:x}-{lease.partition}.witness"
         self._witness = None if witness is None else Witness(Path(witness) / name)
-        self._sworn = False  # whether the witness knows this store
+        self._known = False  # whether the witness knows this store
         self._adopt = adopt
         self._replicas = replicas
         self._fsync = fsync
@@ -191,7 +191,7 @@ class RedisStore:
             state = self._load()
             if self._look() != number:
                 raise StoreError(f"{self._place}: somebody else has written while it was read")
-            self._hear_witness(number)
+            self._check_witness(number)
             self._number = number
             self._unconfirmed.clear()
             self._opened = True
@@ -286,13 +286,14 @@ class RedisStore:
             known = f"appendfsync {sync}" if sync else "appendfsync is not told"
             log.info("%s: a power loss may lose the last second of confirmed commits (%s)", self._place, known)
 
-    def _hear_witness(self, number: int) -> None:
+    def _check_witness(self, number: int) -> None:
         """Refuse an old copy. One that is adopted is known to the witness after its first commit."""
         if self._witness is None or self._adopt:
             return
-        seen = self._witness.testimony()
+        self._witness.close()
+        seen = self._witness.read()
         if seen is None:
-            self._swear_in(self._witness, number)
+            self._replace_witness(self._witness, number)
         elif seen.database != self._store:
             raise StoreError(
                 f"{self._place}: this is store {self._store.hex()}, {self._witness.path} knows {seen.database.hex()}: "
@@ -304,15 +305,14 @@ class RedisStore:
                 "data, or an old copy was restored; restore the newest, or open it with adopt=True"
             )
         else:
-            self._witness.attend()
+            self._witness.open()
             self._witness.note(number)
-            self._sworn = True
+            self._known = True
 
-    def _swear_in(self, witness: Witness, number: int) -> None:
-        witness.close()
-        witness.swear_in(Testimony(self._store, number))
-        witness.attend()
-        self._sworn = True
+    def _replace_witness(self, witness: Witness, number: int) -> None:
+        witness.replace_by(Position(self._store, number))
+        witness.open()
+        self._known = True
 
     def _look(self) -> int:
         """The number of the last commit, when the lease is ours and the partition whole."""
@@ -419,9 +419,9 @@ class RedisStore:
 
     def _tell_witness(self, witness: Witness) -> None:
         """What is written is written: an error here is none of the commit's, the witness lags."""
-        if not self._sworn:
+        if not self._known:
             try:
-                self._swear_in(witness, self._number)
+                self._replace_witness(witness, self._number)
             except StoreError as error:
                 log.warning("%s: there is no witness: %s", self._place, error)
         else:
