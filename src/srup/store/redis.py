@@ -17,6 +17,7 @@ in memory, at the next start by a witness.
 """
 
 import logging
+import marshal
 import os
 import secrets
 import struct
@@ -519,10 +520,9 @@ class _Content(NamedTuple):
 
     def digest(self, nonce: bytes) -> bytes:
         """Tells this content from any other."""
-        found = blake2b(nonce, digest_size=16)
-        for part in (self.partners, self.commands, self.audit, self.touched):
-            found.update(repr(part).encode())
-        return found.digest()
+        # marshal's version 2 writes equal values as equal bytes; later ones refer to objects that stand there twice.
+        content = marshal.dumps((self.partners, self.commands, self.audit, self.touched), 2)
+        return blake2b(nonce + content, digest_size=16).digest()
 
     def arguments(self, number: int) -> Iterator[bytes | int | str | float]:
         """The arguments after the script's head. Rows of one time stay in the order in which they came."""
