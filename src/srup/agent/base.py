@@ -86,7 +86,7 @@ def _nothing() -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM end a block as Ctrl-C does; only the main thread may ask for that."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -333,7 +333,7 @@ class Agent:
         if not self._started:
             self.start()
         try:
-            with _terminable():
+            with terminable():
                 while not self._stopped.wait(1.0):  # a bounded wait, so that Ctrl-C gets through everywhere
                     pass
         except KeyboardInterrupt:
