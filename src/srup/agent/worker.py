@@ -20,7 +20,8 @@ from ..errors import LeaseLostError, PolicyError, StoreError, TransportError
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..records import Changes
-from ..store.lease import Lease, Leases
+from ..store.keyspace import Keyspace
+from ..store.lease import Lease, Leases, RedisArbiter
 from ..store.partition import partition_of
 from ..store.redis import RedisStore, commit_many
 from ..transport.base import Transport
@@ -134,6 +135,12 @@ class Worker:
             threading.Thread(target=self._take_turns, name=f"srup-{identity:x}-turns", daemon=True),
             threading.Thread(target=self._keep_leases, name=f"srup-{identity:x}-leases", daemon=True),
         ]
+
+    @staticmethod
+    def check(store: Any, identity: int) -> None:
+        """Raise StoreError unless this Redis answers and was set up for this server."""
+        RedisArbiter(keyspace := Keyspace(store, identity))
+        keyspace.close()
 
     @property
     def name(self) -> str:
