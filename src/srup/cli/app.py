@@ -17,6 +17,7 @@ from srup.keys import SCHEMES
 from .bench import app as bench
 from .device import device
 from .server import server
+from .store import app as store
 from .terminal import console
 from .terminal import fail as _fail
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(keyex, name="keyex")
 app.add_typer(bench, name="bench")
+app.add_typer(store, name="store")
 app.command()(server)
 app.command()(device)
 
