@@ -21,6 +21,8 @@ from srup.bench.fleetbench import FleetBench, Load
 from srup.bench.ledger import Entry, Kind, Ledger, Reading, Value, judge
 from srup.bench.processes import BenchError, Process, allow_connections, consumption
 
+from .redis_server import need_redis
+
 MS = 1_000_000
 PATIENCE = 30  # seconds until a test gives up; nothing waits that long when all is well
 LOAD = Load(devices=50, rate=150, seconds=2, scheme="ed25519", pool=4, patience=5)
@@ -89,7 +91,7 @@ def test_a_person_gets_tables_that_fit():
 
 
 def test_several_runs_are_one_object():
-    with srup(*SMALL[:4], "--seconds", "1", *SMALL[6:], "--workers", "1,1", "--json") as process:
+    with srup(*SMALL[:4], "--seconds", "1", *SMALL[6:], "--server", "plain", "--workers", "1,1", "--json") as process:
         said, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
     found = json.loads(said)
@@ -109,7 +111,7 @@ def test_several_runs_are_one_object():
         (("--server", "none"), "no server 'none'; there are plain"),
         (("--workers", "1,two"), "--workers takes numbers of at least 1 with commas between them, such as 1,2,4"),
         (("--workers", "0"), "--workers takes numbers"),
-        (("--workers", "2"), "this server is one process; it cannot have 2 workers"),
+        (("--workers", "2", "--server", "plain"), "this server is one process; it cannot have 2 workers"),
         (("--devices", "5", "--processes", "6"), "5 devices do not fill 6 processes"),
     ],
 )
@@ -209,6 +211,18 @@ def test_a_server_with_a_store():
             assert report.as_dict()["server"] == "sqlite"
 
 
+def test_workers_on_a_redis():
+    need_redis()
+    with FleetBench(replace(LOAD, devices=100), "workers") as bench:
+        for workers in (1, 2):
+            report = bench.run(workers)
+            assert report.complaints == []
+            assert report.workers == workers
+            parts = {part.part: part for part in report.parts}
+            assert parts["servers"].processes == 1 + workers  # and who looks after them
+            assert parts["redis"].processes == 1
+
+
 def test_a_server_that_dies_ends_the_run():
     killed = []
 
@@ -220,7 +234,7 @@ def test_a_server_that_dies_ends_the_run():
     def command(pid):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
 
-    with FleetBench(LOAD, progress=kill) as bench, pytest.raises(BenchError, match="the server 1 has ended"):
+    with FleetBench(LOAD, progress=kill) as bench, pytest.raises(BenchError, match="the server has ended"):
         bench.run()
     assert killed
 

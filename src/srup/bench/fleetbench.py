@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from math import inf
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -21,13 +22,14 @@ from ..keys import PrivateKey
 from ..transport import LocalBroker
 from .ledger import Kind, Reading, Verdict, judge
 from .processes import Consumption, Process, allow_connections, consumption
-from .servers import SERVERS
+from .servers import SERVERS, Running
 from .site import FIRST_DEVICE, Site
 from .witness import Witness, find_witness
 
 __all__ = ["FleetBench", "Load", "Report", "Usage"]
 
-_START: Final = 30.0  # seconds until the servers are connected
+_START: Final = 60.0  # seconds until the servers are connected
+_CALM: Final = 1.0  # seconds without another connection until workers have shared everything
 _HEAD_START: Final = (
     0.3  # seconds from the order to send until the first value is due, so that all fleets begin together
 )
@@ -178,6 +180,7 @@ class FleetBench:
     def __init__(self, load: Load, server: str = "plain", progress: Progress = lambda what, done, total: None) -> None:
         if server not in SERVERS:
             raise ValueError(f"there is no server {server!a}; there are {', '.join(SERVERS)}")
+        self._servers = SERVERS[server]
         find_witness()
         LocalBroker("mosquitto")
         allow_connections(load.devices)
@@ -200,8 +203,8 @@ class FleetBench:
         self._stack.close()
 
     def check(self, workers: int) -> None:
-        """ValueError unless the server can have so many workers."""
-        SERVERS[self._server](Path(), workers)
+        """ValueError unless the server can have so many workers, BenchError if that needs what is not installed."""
+        self._servers.check(workers)
 
     def run(self, workers: int = 1) -> Report:
         """Build an installation, put the load on it, and take it down."""
@@ -214,19 +217,15 @@ class FleetBench:
             crew = stack.enter_context(ThreadPoolExecutor(load.processes))  # left last: processes that ended free it
             broker = stack.enter_context(LocalBroker("mosquitto"))
             path = replace(site, broker=broker.url).save()
-            commands = SERVERS[self._server](path, workers)
             witness = stack.enter_context(Witness(broker.url, self._folder))
-            servers = [
-                stack.enter_context(Process(f"server {number}", command, self._folder))
-                for number, command in enumerate(commands, 1)
-            ]
+            servers = stack.enter_context(self._servers.run(path, workers))
             fleets = [
                 stack.enter_context(Process(f"fleet {number}", command, self._folder))
                 for number, command in enumerate(_fleets(path, load), 1)
             ]
             parts = {
                 "mosquitto": [broker.pid or 0],
-                "servers": [server.pid for server in servers],
+                **{part: [process.pid for process in processes] for part, processes in servers.parts.items()},
                 "fleet": [fleet.pid for fleet in fleets],
                 "mosquitto_sub": [witness.pid],
             }
@@ -294,7 +293,7 @@ class _Stage:
         self,
         load: Load,
         crew: ThreadPoolExecutor,
-        servers: Sequence[Process],
+        servers: Running,
         fleets: Sequence[Process],
         witness: Witness,
         reading: Reading,
@@ -315,9 +314,16 @@ class _Stage:
         """Have the devices made and the servers connected."""
         self._all("build", "making devices", [{}] * len(self._fleets))
         deadline = time.monotonic() + _START
-        while self._reading.update().counts[Kind.READY] < workers:
+        reading, since, before = self._reading, time.monotonic(), -1
+        while True:
+            connections = reading.update().counts[Kind.READY]
+            if connections > before:
+                before, since = connections, time.monotonic()
+            there = connections >= self._servers.connections and len(reading.connected) >= workers
+            if there and time.monotonic() - since > _CALM:
+                return
             if time.monotonic() > deadline:
-                raise self._servers[0].failure(f"is not connected after {_START:.0f} seconds")
+                raise self._servers.parts["servers"][0].failure(f"is not connected after {_START:.0f} seconds")
             self._wait()
 
     def join(self) -> tuple[float, list[dict[str, Any]]]:
@@ -395,7 +401,7 @@ class _Stage:
     def _wait(self) -> None:
         """Let time pass; BenchError if a part of the installation has ended meanwhile."""
         time.sleep(_LOOK)
-        for process in (*self._servers, *self._fleets, self._witness):
+        for process in (*chain.from_iterable(self._servers.parts.values()), *self._fleets, self._witness):
             process.check()
 
 

@@ -18,7 +18,7 @@ __all__ = ["Entry", "Kind", "Ledger", "Reading", "Value", "Verdict", "judge"]
 
 
 class Kind(IntEnum):
-    """What happened: a server process is connected, a device has joined, a value was handed to the application."""
+    """What happened: a server (of a partition) is connected, a device has joined, the application has got a value."""
 
     READY = 0
     JOINED = 1
@@ -78,6 +78,8 @@ class Reading:
         self._read: Counter[Path] = Counter()
         self.counts: Counter[int] = Counter()
         """How many entries of each :class:`Kind` there are."""
+        self.connected: set[Path] = set()
+        """The ledgers of the processes that have been connected."""
         self.values: list[Entry] = []
 
     def update(self) -> "Reading":
@@ -90,6 +92,8 @@ class Reading:
             self._read[path] += whole
             for entry in map(Entry._make, _ENTRY.iter_unpack(new[:whole])):
                 self.counts[entry.kind] += 1
+                if entry.kind == Kind.READY:
+                    self.connected.add(path)
                 if entry.kind == Kind.VALUE:
                     self.values.append(entry)
         return self

@@ -4,14 +4,14 @@ import json
 import os
 import resource
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 __all__ = ["BenchError", "Consumption", "Process", "allow_connections", "consumption"]
 
-_END: Final = 10.0  # seconds until a process that was told to end is killed
+_END: Final = 40.0  # seconds until a process that was told to end is killed; workers have 30
 _OTHER_FILES: Final = 200  # descriptors that a process needs besides its connections
 _PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -76,17 +76,29 @@ def _peak(pid: int) -> int:
 
 
 class Process:
-    """A child process, which ends with us. What it says on standard error goes to a file in ``folder``."""
+    """A child process, which ends with us. What it says on standard error goes to a file in ``folder``.
 
-    def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
+    One that ``talks`` is heard on standard output; what another one says there goes to the same file.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        folder: Path,
+        *,
+        talks: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self._log = folder / f"{name.replace(' ', '-')}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603
                 command,
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=subprocess.PIPE if talks else log,
                 stderr=log,
+                env=os.environ | (environment or {}),
                 text=True,
                 start_new_session=True,  # the terminal's Ctrl-C is for us, and we end it
             )
@@ -131,8 +143,9 @@ class Process:
             self._process.kill()
             self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):  # what was still to be written
-                pipe.close()  # type: ignore[union-attr]
+            if pipe is not None:
+                with suppress(OSError):  # what was still to be written
+                    pipe.close()
 
     def __enter__(self) -> Self:
         return self

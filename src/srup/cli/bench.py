@@ -39,8 +39,13 @@ def fleet(
     devices: Annotated[int, typer.Option(help="How many devices, each with a live connection.")] = 1000,
     rate: Annotated[float, typer.Option(help="Values that they offer per second, all together.")] = 500.0,
     seconds: Annotated[float, typer.Option(help="How long they offer them.")] = 10.0,
-    workers: Annotated[str, typer.Option(metavar="N,...", help="Server workers; a run for each number.")] = "1",
-    server: Annotated[str, typer.Option(help=f"What serves them: {', '.join(SERVERS)}.")] = "plain",
+    workers: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Server workers, such as 1,2,4: a run for each number.")
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(help=f"What serves them: {', '.join(SERVERS)}; by default workers with --workers, else plain."),
+    ] = None,
     scheme: Annotated[str, typer.Option(help=f"Of all keys: {', '.join(SCHEMES)}.")] = "rsa2048",
     keys: Annotated[int, typer.Option(help="How many keys the devices share.")] = 64,
     presigned: Annotated[bool, typer.Option("--presigned", help="Sign the values before the load begins.")] = False,
@@ -60,7 +65,8 @@ def fleet(
     """
     for ending in _ENDINGS:
         signal.signal(ending, _end)
-    numbers = _numbers(workers)
+    numbers = [1] if workers is None else _numbers(workers)
+    kind = server or ("plain" if workers is None else "workers")
     if scheme not in SCHEMES:
         fail(f"there is no scheme {scheme!r}; there are {', '.join(SCHEMES)}")
     with explained():
@@ -77,7 +83,7 @@ def fleet(
             seed=seed,
         )
         try:
-            reports = _run(load, server, numbers)
+            reports = _run(load, kind, numbers)
         except BenchError as error:
             fail(str(error))
     if as_json:
