@@ -882,7 +882,8 @@ def test_threads_of_one_worker(server):
 # --- Redis Cluster
 
 
-def test_redis_cluster(tmp_path):
+@pytest.mark.parametrize("kind", ["of one node", "of the cluster"])
+def test_redis_cluster(tmp_path, kind):
     """One node with all slots: it refuses a command or script whose keys are not of one slot."""
     with redis_server(tmp_path, cluster_enabled="yes", cluster_port=str(free_port())) as server:
         server.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
@@ -891,6 +892,13 @@ def test_redis_cluster(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         site = Site(server, partitions=4)
+        if kind == "of the cluster":
+            site.leases.close()
+            client = redis.RedisCluster(host="127.0.0.1", port=server.port)
+            site.leases = site.worker(url=client)
+            site.held = sorted(site.leases.step().gained, key=lambda lease: lease.partition)
+            with pytest.raises(ValueError, match="need a client of one server"):
+                site.store(replicas=1)
         assert len(site.held) == 4
         stores = [site.store(number) for number in range(4)]
         changes = Changes(
@@ -902,6 +910,7 @@ def test_redis_cluster(tmp_path):
         assert commit_many((store, changes) for store in stores) == [None] * 4
         assert list(site.content(3).partners) == changes.partners
         assert stores[0].prune(5.0) == 1
+        assert site.leases.step().error is None
         site.leases.close()
 
 
