@@ -67,8 +67,9 @@ class Call(NamedTuple):
 class Keyspace:
     """The keys of server ``owner`` in the Redis at a URL (``redis://``, ``rediss://``, ``unix://``), or of a client.
 
-    A client, also a ``redis.RedisCluster``, must give bytes (``decode_responses=False``). One that is made here waits ``timeout`` seconds for an answer
-    and repeats a request once when the connection broke; whatever is asked here can be asked again.
+    A client, also a ``redis.RedisCluster``, must give bytes (``decode_responses=False``). One that is made here waits
+    ``timeout`` seconds for an answer and repeats a request once when the connection broke; whatever is asked here can
+    be asked again.
     """
 
     def __init__(self, client_or_url: Any, owner: int, *, timeout: float = 2.0) -> None:
