@@ -17,6 +17,7 @@ from srup.session.base import (
     KeyState,
     Now,
     Partner,
+    Place,
     ReceiptState,
 )
 from srup.session.device import DeviceState
@@ -266,7 +267,7 @@ FITTING = {
     (JoinState.ANSWERED, m.Data): {"data_id": JOIN_OBSERVER, "data": bytes(8)},
     (JoinState.NEW, m.JoinCommand): {"device_id": DEVICE},
     **{(state, m.Data): {"data_id": KEY_ROTATION, "data": OFFER} for state in KeyState},
-    (ReceiptState.NEW, m.Data): {"data_id": DATA_RECEIPT, "data": bytes(8)},
+    (ReceiptState.NEW, m.Data): {"data_id": DATA_RECEIPT, "data": bytes(16)},
 }
 """Fields without which the receiver refuses a message although it is expected."""
 
@@ -308,6 +309,9 @@ def put(session, partner, state, mine):
         exchange.detail = Order(URL, DIGEST, hold) if session.identity == SERVER else (URL, DIGEST)
     if isinstance(state, KeyState):
         exchange.detail = OFFER
+    if state is DataState.UNCONFIRMED:
+        exchange.detail = Place(1, 1)
+        session._places_out[partner] = exchange.detail
     if isinstance(state, JoinState):
         exchange.detail = (
             (OTHER, b"join") if state is JoinState.OBSERVING else Moderated(m.HumanJoinResponse, b"sealed")
@@ -331,8 +335,8 @@ def drive(session, partner, exchange, word):
         case Word.ANSWER if isinstance(exchange.state, JoinState):
             return session.answer_observation(partner, token, Status.OBSERVED_JOIN_VALID, T0)
         case Word.CONFIRM:
-            listed = (1).to_bytes(8, "little")
-            receipt = make(m.Data, 1, partner, bound(session.identity), data_id=DATA_RECEIPT, data=listed)
+            place = (1).to_bytes(8, "little") * 2
+            receipt = make(m.Data, 1, partner, bound(session.identity), data_id=DATA_RECEIPT, data=place)
             return session.receive(receipt, T0, nonce())
         case Word.SHOW:
             return session.show_value(partner, token, b"sealed", T0)
