@@ -804,12 +804,12 @@ def test_a_server_takes_a_ring(tmp_path):
 
 @pytest.mark.parametrize("overlap", [0, -1, float("nan"), float("inf"), True, "60"], ids=repr)
 def test_an_overlap_that_makes_no_sense(tmp_path, overlap):
-    with Fleet(tmp_path).joined() as fleet, pytest.raises(ValueError, match="^overlap must be a number of seconds"):
+    with Fleet(tmp_path).joined() as fleet, pytest.raises(ValueError, match="overlap must be a number of seconds"):
         fleet.server.rotate_key(fresh(), overlap=overlap)
 
 
 def test_a_server_does_not_change_its_key_without_an_overlap(tmp_path):
     """Nobody could have taken the new one."""
-    with Fleet(tmp_path, server_policy=Policy(key_overlap=0)).joined() as fleet:
-        with pytest.raises(ValueError, match="^overlap must be a number of seconds, more than 0"):
-            fleet.server.rotate_key(fresh())
+    wrong = pytest.raises(ValueError, match="overlap must be a number of seconds, more than 0")
+    with Fleet(tmp_path, server_policy=Policy(key_overlap=0)).joined() as fleet, wrong:
+        fleet.server.rotate_key(fresh())

@@ -240,7 +240,10 @@ class Device(Agent):
         return self.send_data(self.server, data_id, value, kind)
 
     def resign(self) -> "Future[None]":
-        """Leave the server; done when it confirms, UnansweredError when it does not (we are out all the same)."""
+        """Leave the server; done when it confirms, UnansweredError when it does not: we are out at once.
+
+        What it has ordered is not done any more, unless a handler or a download is at it.
+        """
         self._wants_in = False
         return self._request(lambda now, nonce: self._session.resign(self.server, now, nonce))
 
@@ -265,7 +268,7 @@ class Device(Agent):
         return self._request(begin)
 
     def deregister(self) -> "Future[None]":
-        """Leave the server for good: it drops our key and we drop its. UnansweredError when it does not confirm."""
+        """Leave the server for good, as with :meth:`resign`: it drops our key and we drop its, when it confirms."""
         self._wants_in = False
         return self._request(lambda now, nonce: self._session.deregister(self.server, now, nonce))
 
@@ -500,6 +503,8 @@ class Device(Agent):
 
     def _fetch_requested(self, event: FetchRequested) -> None:
         def job() -> None:
+            if self._is_over(event):
+                return
             try:
                 path = self._fetcher.fetch(event.url, event.digest, self.firmware)
             except UpdateError as error:
@@ -534,7 +539,12 @@ class Device(Agent):
             status = self._ask(handler, path, failure=Status.ACTIVATE_FAIL, success=Status.ACTIVATE_SUCCESS)
             return status is Status.ACTIVATE_SUCCESS
 
+        pin = self._keys.pin(event.peer)
+
         def job() -> None:
+            if self._is_over(event) or self._keys.pin(event.peer) is not pin:
+                self._drive(self._session.activation_failed, event.peer, event.token)
+                return
             active = activate()
             decision = self._session.activated if active else self._session.activation_failed
             self._drive(decision, event.peer, event.token)

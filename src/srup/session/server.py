@@ -20,7 +20,7 @@ from ..update import SERVER_TABLE, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
 from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send
 from .events import Deregistered, Identified, Left, UpdateChanged
-from .join import SERVER_JOINS, ServerJoins
+from .join import SERVER_JOINS, JoinState, ServerJoins
 
 __all__ = ["TABLE", "ServerSession", "ServerState"]
 
@@ -83,9 +83,11 @@ class ServerSession(ServerJoins):
         outputs: list[Output] = []
         for exchange in list(side.exchanges.values()):
             self._forget(exchange)
-            withdrawal = self.table.get((exchange.state, Word.WITHDRAW))
-            if withdrawal is not None:  # a person is still to decide about it
-                outputs += self._take(exchange, withdrawal, None, Now(now, b""))
+            # A person is still to decide about it; or another device waits for what this one sees.
+            word = Word.EXPIRE if exchange.state is JoinState.OBSERVING else Word.WITHDRAW
+            step = self.table.get((exchange.state, word))
+            if step is not None:
+                outputs += self._take(exchange, step, None, Now(now, b""))
         return [*outputs, Left(device, b"")] if side.member else outputs
 
     def deregister(self, device: int, now: float, nonce: bytes) -> list[Output]:
@@ -188,7 +190,7 @@ class ServerSession(ServerJoins):
         """End the membership, and what was still asked of the device: no answer to that will be taken any more."""
         device.member = False
         asked = [exchange for exchange in device.exchanges.values() if exchange.mine and self._is_open(exchange)]
-        return [Left(device.identity, token), *self._abandon(asked, now)]
+        return [Left(device.identity, token), *self._abandon(asked, now), *self._drop_orders(device, now)]
 
     def _part_for_good(self, device: Partner, token: bytes, now: float) -> list[Output]:
         left = self._part(device, token, now) if device.member else []
