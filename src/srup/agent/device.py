@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self, get_args
 
 from .. import rotation
-from ..errors import KeyServiceError, PolicyError, SealError, TransportError, UpdateError
+from ..errors import KeyServiceError, PolicyError, SealError, TransportError, UnansweredError, UpdateError
 from ..fetch import Fetcher, FetchPolicy, HttpFetcher, check_digest
 from ..joinvalue import JoinValue
 from ..keyring import KeyRing
@@ -132,6 +132,7 @@ class Device(Agent):
             fetcher = self._own_fetcher = HttpFetcher(fetch)
         self._fetcher = fetcher
         self._offered: PrivateKey | None = None  # our next key, while the server has not answered
+        self._offer: tuple[int, bytes] | None = None  # to which server, under which token
         self._downloads: Executor = Inline()
         self._joined: Future[None] = Future()
         self._wants_in = True
@@ -253,7 +254,8 @@ class Device(Agent):
         Store ``new_key`` before. Raises PolicyError when the server refuses it, when the device is not joined or when
         the answer to another new key is due; then the old key stays. UnansweredError after ``lifetime`` seconds
         (default: the policy's) means that the server may have taken it: the old key still signs, and is good for the
-        server's ``key_overlap``; offer the same key again before that is over, after a restart too.
+        server's ``key_overlap``; offer the same key again before that is over, after a restart too. It comes at once
+        when the device is sent to another server meanwhile, which knows the old key: offer the new one there.
         """
         check_type(new_key, PrivateKey, "new_key")
 
@@ -262,7 +264,7 @@ class Device(Agent):
                 raise PolicyError("the server has not yet answered the change to another key")
             data = rotation.offer(self.identity, self.server, self._key.public_key, new_key)
             sends = self._session.rotate(self.server, data, now, nonce, lifetime)
-            self._offered = new_key
+            self._offered, self._offer = new_key, (self.server, sends[0].message.token)
             return sends
 
         return self._request(begin)
@@ -336,14 +338,26 @@ class Device(Agent):
         return [*super()._own_keys(), *offered]  # the server may have taken it already
 
     def _key_answered(self, event: KeyAnswered) -> None:
-        new, self._offered = self._offered, None
-        if event.status is Status.ACTION_SUCCESS and new is not None and event.peer == self.server:
+        if (event.peer, event.token) != self._offer:
+            self._settle(event, PolicyError(f"the offer that server {event.peer:x} answers has been given up"))
+            return
+        new, self._offered, self._offer = self._offered, None, None
+        if event.status is Status.ACTION_SUCCESS and new is not None:
             self._retired = self._key, self._clock() + self._session.policy.key_overlap
             self._key = new
             log.info("%r: server %x has taken the new key %r", self, event.peer, new)
             self._settle(event, None)
         else:
             self._settle(event, PolicyError(f"server {event.peer:x} answers {event.status.name}"))
+
+    def _give_offer_up(self, successor: int) -> None:
+        """End the change of our key: it was to be that server's affair, and the next one knows us by the old key."""
+        if self._offer is not None:
+            why = f"{self._offer[0]:x} sent us to {successor:x} and has not answered; offer the key to that one"
+            future = self._pending.pop(self._offer, None)
+            self._offered = self._offer = None
+            if future is not None:
+                self._resolve(future, UnansweredError(why))
 
     # Joining and leaving.
 
@@ -396,8 +410,8 @@ class Device(Agent):
 
     def _unanswered(self, event: Unanswered) -> None:
         super()._unanswered(event)
-        if event.request is Data:
-            self._offered = None
+        if (event.peer, event.token) == self._offer:
+            self._offered = self._offer = None
         if event.request in _JOINS and event.peer == self.server:
             if not self.joined:
                 self._tell("not_joined", None)
@@ -460,6 +474,7 @@ class Device(Agent):
         if event.server != self.server:
             if self.joined:
                 self._perform(self._session.resign(self.server, self._clock(), self._entropy(16)))
+            self._give_offer_up(event.server)
             self.server, self._is_in = event.server, False
             self._join_kind, self._observer = self._configured_join  # an observer of the old server's is none here
             self._named_observer = None
