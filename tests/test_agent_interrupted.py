@@ -1,5 +1,7 @@
 """Commands that are interrupted in any of their states: an end goes away for good, or starts anew without a memory."""
 
+from concurrent.futures import Future
+
 import pytest
 
 from srup import Policy, Server, Status, UnansweredError, UpdateError
@@ -10,6 +12,13 @@ from .fleet import DIGEST, SERVER, URL, Fleet, key_of
 
 DAY = 86400.0
 BOUND = Policy(require_bound_tokens=True, lifetime=3600.0, update_lifetime=7200.0)
+
+
+def never(*_):
+    """Take a job for an executor that is busy until the process ends."""
+    future = Future()
+    future.set_result(None)
+    return future
 
 
 class Interrupted(Fleet):
@@ -25,9 +34,9 @@ class Interrupted(Fleet):
     def order(self, state):
         """Order an update and let it come to this state, where it stays while nobody does anything."""
         if state is UpdateState.FETCHING:
-            self.device._downloads.submit = lambda fn, job: None  # a download that takes its time
+            self.device._downloads.submit = never  # a download that takes its time
         if state is UpdateState.ACTIVATING:
-            self.device._application.submit = lambda fn, job: None  # a handler that takes its time
+            self.device._application.submit = never  # a handler that takes its time
         order = self.server.update(self.identity, URL, DIGEST, hold=state is UpdateState.READY)
         self.settle()
         assert order.state is state
@@ -155,7 +164,7 @@ def test_an_action_whose_other_end_is_gone_or_starts_anew(fleet, asking):
 
 def test_an_action_that_is_being_done_when_the_device_starts_anew(fleet):
     """Nobody knows whether it was done: the device does it again, as far as it knows for the first time."""
-    fleet.device._application.submit = lambda fn, job: None
+    fleet.device._application.submit = never
     future = fleet.server.action(fleet.identity, 1)
     fleet.settle()
     assert not future.done()

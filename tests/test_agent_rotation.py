@@ -265,7 +265,7 @@ def test_a_key_that_the_operator_replaced_meanwhile_stays(fleet):
 def test_of_two_keys_that_wait_to_be_stored_the_first_is_taken(fleet):
     """The second was signed by a key that does not count any more when its turn comes."""
     device, waiting = fleet.device, []
-    fleet.server._application.submit = lambda fn, job: waiting.append(job)  # a handler that takes its time
+    fleet.server._submit = lambda calls: waiting.extend(call.job for call in calls)  # a handler that takes its time
     first, second = fresh(), fresh()
     one = device.rotate_key(first)
     fleet.settle()
@@ -374,7 +374,7 @@ def test_a_large_fleet_is_asked_in_portions(tmp_path):
     with Fleet(tmp_path, 2 * _OFFERS + 3) as fleet:
         fleet.joined()
         done = fleet.server.rotate_key(fresh(), overlap=60.0)
-        fleet.server.step()
+        fleet.server._advance()
         assert len(fleet.server._rollout._asked) == _OFFERS
         assert fleet.server.deadline() <= fleet.clock()
         fleet.run(done.done, 61.0)
@@ -573,7 +573,7 @@ def test_what_waits_for_a_handler_has_no_effect_either(fleet):
     fleet.server.on_action(7)(done.append)
     fleet.server.on_data("v")(lambda *arguments: done.append(arguments))
     fleet.server.on_join(done.append)
-    fleet.server._application.submit = lambda fn, job: waiting.append(job)  # a handler that takes its time
+    fleet.server._submit = lambda calls: waiting.extend(call.job for call in calls)  # a handler that takes its time
 
     def ask():
         fleet.device.action(SERVER, 7)
@@ -598,7 +598,7 @@ def test_what_waits_for_a_handler_has_no_effect_either(fleet):
 def test_a_change_of_key_that_is_signed_takes_nothing_from_the_queue(fleet):
     waiting, done = [], []
     fleet.server.on_action(7)(done.append)
-    fleet.server._application.submit = lambda fn, job: waiting.append(job)
+    fleet.server._submit = lambda calls: waiting.extend(call.job for call in calls)
     fleet.device.action(SERVER, 7)
     fleet.device.rotate_key(fresh())
     fleet.device.action(SERVER, 7)

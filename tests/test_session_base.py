@@ -8,7 +8,17 @@ import pytest
 from srup import messages as m
 from srup.errors import EncodeError, PolicyError, ReplayError
 from srup.session import DeviceSession, Policy, Send, ServerSession, device, server
-from srup.session.base import MAX_EXCHANGES, NO_EXPIRY, ActionState, DataState, Exchange, KeyState, Now, Partner
+from srup.session.base import (
+    MAX_EXCHANGES,
+    NO_EXPIRY,
+    ActionState,
+    DataState,
+    Exchange,
+    KeyState,
+    Now,
+    Partner,
+    ReceiptState,
+)
 from srup.session.device import DeviceState
 from srup.session.events import (
     ActionAnswered,
@@ -18,11 +28,11 @@ from srup.session.events import (
     Unanswered,
     Unexpected,
 )
-from srup.session.join import DEVICE_JOINS, SERVER_JOINS, JoinState
-from srup.session.server import ServerState
+from srup.session.join import DEVICE_JOINS, SERVER_JOINS, JoinState, Moderated
+from srup.session.server import Order, ServerState
 from srup.tokens import parse
 from srup.update import DEVICE_TABLE, SERVER_TABLE, UpdateState, Word
-from srup.wire import IDENTIFICATION_RESPONSE, JOIN_OBSERVER, KEY_ROTATION, Status
+from srup.wire import DATA_RECEIPT, IDENTIFICATION_RESPONSE, JOIN_OBSERVER, KEY_ROTATION, Status
 
 from .session_link import (
     DEVICE,
@@ -64,6 +74,10 @@ Action.ANSWERED ACTION_FAIL -> ANSWERED:
 Data.NEW Data -> TAKEN: DataReceived
 Data.SENT DATA_TYPE_UNKNOWN -> REFUSED: DataRefused
 Data.REFUSED DATA_TYPE_UNKNOWN -> REFUSED:
+Data.UNCONFIRMED CONFIRM -> CONFIRMED: DataConfirmed
+Data.UNCONFIRMED DATA_TYPE_UNKNOWN -> REFUSED: DataRefused
+Data.UNCONFIRMED EXPIRE -> UNANSWERED: Unanswered
+Receipt.NEW Data -> TAKEN:
 Key.NEW Data -> DECIDING: KeyOffered
 Key.DECIDING Data -> DECIDING:
 Key.DECIDING ANSWER -> ANSWERED: Response
@@ -167,6 +181,7 @@ Join.OBSERVING OBSERVED_JOIN_INVALID -> ANSWERED: Observed
 Join.ANSWERED OBSERVED_JOIN_INVALID -> ANSWERED:
 Join.OBSERVING OBSERVED_JOIN_FAIL -> ANSWERED: Observed
 Join.ANSWERED OBSERVED_JOIN_FAIL -> ANSWERED:
+Join.OBSERVING WITHDRAW -> UNANSWERED: Observed
 Join.OBSERVING EXPIRE -> UNANSWERED: Observed
 Server.NEW ResignRequest -> ANSWERED: Response Left
 Server.ANSWERED ResignRequest -> ANSWERED: Response
@@ -228,6 +243,7 @@ KINDS = {
     "Action": ActionState,
     "Data": DataState,
     "Key": KeyState,
+    "Receipt": ReceiptState,
     "Device": DeviceState,
     "Join": JoinState,
     "Server": ServerState,
@@ -236,7 +252,14 @@ KINDS = {
 TRIGGERS = {cls.__name__: cls for cls in m.SCHEMA[:]} | dict(Status.__members__) | dict(Word.__members__)
 ROLES = {"device": (device.TABLE, DEVICE, SERVER), "server": (server.TABLE, SERVER, DEVICE)}
 OURS = {
-    *(ActionState.ASKED, DataState.SENT, DataState.REFUSED, DeviceState.LEAVING, DeviceState.DEREGISTERING),
+    *(
+        ActionState.ASKED,
+        DataState.SENT,
+        DataState.REFUSED,
+        DataState.UNCONFIRMED,
+        DeviceState.LEAVING,
+        DeviceState.DEREGISTERING,
+    ),
     *(JoinState.ASKED, JoinState.HUMAN_ASKED, JoinState.OBSERVED_ASKED, JoinState.SHOWING, JoinState.COMMANDED),
     *(KeyState.OFFERED, KeyState.TAKEN, KeyState.REFUSED, ServerState.IDENTIFYING),
 }
@@ -249,6 +272,7 @@ FITTING = {
     (JoinState.ANSWERED, m.Data): {"data_id": JOIN_OBSERVER, "data": bytes(8)},
     (JoinState.NEW, m.JoinCommand): {"device_id": DEVICE},
     **{(state, m.Data): {"data_id": KEY_ROTATION, "data": OFFER} for state in KeyState},
+    (ReceiptState.NEW, m.Data): {"data_id": DATA_RECEIPT, "data": bytes(8)},
 }
 """Fields without which the receiver refuses a message although it is expected."""
 
@@ -286,13 +310,14 @@ def put(session, partner, state, mine):
     request = make(m.Action, 1, session.identity, token) if mine else None
     exchange = Exchange(side, token, state, T0 + 330, mine, request, None if mine else Status.ACTION_SUCCESS)
     if isinstance(state, UpdateState):
-        exchange.detail = False if session.identity == SERVER else (URL, DIGEST)
-    if isinstance(session, ServerSession) and state is UpdateState.FETCHING:
-        exchange.detail = True
+        hold = state is UpdateState.FETCHING
+        exchange.detail = Order(URL, DIGEST, hold) if session.identity == SERVER else (URL, DIGEST)
     if isinstance(state, KeyState):
         exchange.detail = OFFER
     if isinstance(state, JoinState):
-        exchange.detail = (OTHER, b"join") if state is JoinState.OBSERVING else (m.HumanJoinResponse, b"sealed")
+        exchange.detail = (
+            (OTHER, b"join") if state is JoinState.OBSERVING else Moderated(m.HumanJoinResponse, b"sealed")
+        )
     if state is JoinState.COMMANDED:
         exchange.detail = None
     session._remember(exchange, T0)
@@ -313,10 +338,16 @@ def drive(session, partner, exchange, word):
             return session.answer_observation(partner, token, Status.OBSERVED_JOIN_VALID, T0)
         case Word.LEAVE:
             return session._drop_orders(session._partners[partner], T0)
+        case Word.CONFIRM:
+            listed = (1).to_bytes(8, "little")
+            receipt = make(m.Data, 1, partner, bound(session.identity), data_id=DATA_RECEIPT, data=listed)
+            return session.receive(receipt, T0, nonce())
         case Word.SHOW:
             return session.show_value(partner, token, b"sealed", T0)
         case Word.OBEYED:
             return session._obeyed(session._partners[partner], Now(T0, b""), handed_over=False)
+        case Word.WITHDRAW if exchange.state is JoinState.OBSERVING:
+            return session.revoke(partner, T0)[:-1]  # the last one says that the membership is over
         case Word.WITHDRAW:
             session._moderated[exchange] = None
             another = Exchange(session._partners[partner], b"another", JoinState.NEW, T0 + 300, mine=False)
@@ -380,7 +411,7 @@ def test_every_row_does_what_is_written(role, state, trigger):
     names = [type(output.message if isinstance(output, Send) else output).__name__ for output in outputs]
     assert names == expected
     assert all(output.to == partner if isinstance(output, Send) else output.peer == partner for output in outputs)
-    if state is not DataState.NEW:
+    if state not in (DataState.NEW, ReceiptState.NEW):
         if state.name == "NEW":
             if not session.openings[trigger].remembered:
                 return

@@ -14,11 +14,13 @@ from .errors import (
     EncodeError,
     InvalidKeyError,
     KeyServiceError,
+    LeaseLostError,
     PolicyError,
     ReplayError,
     SealError,
     SignatureError,
     SrupError,
+    StoreError,
     TransportError,
     UnansweredError,
     UnknownSenderError,
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
         UpdateOrder,
     )
     from .fetch import FetchPolicy, file_digest
+    from .store import MemoryStore, SqliteStore
 
 __version__ = "0.1.0"
 
@@ -88,6 +91,8 @@ _AT_FIRST_USE = {
     "UpdateOrder": "agent",
     "FetchPolicy": "fetch",
     "file_digest": "fetch",
+    "MemoryStore": "store",
+    "SqliteStore": "store",
 }
 
 
@@ -128,6 +133,8 @@ __all__ = [
     "JoinValue",
     "KeyRing",
     "KeyServiceError",
+    "LeaseLostError",
+    "MemoryStore",
     "Message",
     "ObservationRequest",
     "ObservedJoinRequest",
@@ -144,8 +151,10 @@ __all__ = [
     "SealError",
     "Server",
     "SignatureError",
+    "SqliteStore",
     "SrupError",
     "Status",
+    "StoreError",
     "SyndicatedAction",
     "SyndicatedC2Request",
     "SyndicatedData",

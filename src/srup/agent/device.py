@@ -15,6 +15,7 @@ from ..joinvalue import JoinValue
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, ObservedJoinRequest
+from ..records import State
 from ..session import DeviceSession, Policy, Send
 from ..session.events import (
     ActivationRequested,
@@ -29,6 +30,7 @@ from ..session.events import (
     ObserverNamed,
     Unanswered,
 )
+from ..store import Store
 from ..transport.base import Transport
 from ..transport.topics import Address, device_topic
 from ..update import FETCH_FAILURES
@@ -43,6 +45,12 @@ CURRENT: Final = "current"
 
 REJOIN: Final = 900.0
 """After how many seconds, a random part more, a member asks its server again."""
+
+_SERVER: Final = "server"
+"""A fact about ourselves: the server that we were configured with, and the one that we were sent to."""
+
+_FLOOR: Final = "version floor"
+"""A fact about ourselves."""
 
 JoinKind = Literal["simple", "human", "observed"]
 
@@ -70,6 +78,11 @@ class Device(Agent):
     ``servers`` are the keys of other servers that the device may come to obey: when its present one sends it there, or,
     those named by ``commanders``, when they send a JoinCommand themselves. With a ``version_floor`` it takes only
     firmware whose order names a version, and none below; what it activates becomes the floor.
+
+    With a ``store``, the path of an SQLite database or a :class:`srup.store.Store`, the device goes on after a restart
+    where it ended, a crash included: membership, replay window, orders under way, answers and values that the server
+    does not have yet, the version floor. An activation that started the device anew is handed over again, and
+    :attr:`handling` says so: look whether the firmware runs.
     """
 
     _session_type: ClassVar[type[DeviceSession]] = DeviceSession
@@ -95,6 +108,7 @@ class Device(Agent):
         servers: Mapping[int, PublicKey] | None = None,
         commanders: Collection[int] = (),
         version_floor: int | None = None,
+        store: Store | str | os.PathLike[str] | None = None,
     ) -> None:
         check_identity(identity)
         check_identity(server, "server")
@@ -119,7 +133,7 @@ class Device(Agent):
         if identity in keys or not set(commanders) <= set(keys):
             raise ValueError("servers are others than the device, and commanders are among them")
         session = self._session_type(identity, keys, policy, first, description, commanders, version_floor)
-        super().__init__(session, key, keys, transport, clock, entropy)
+        super().__init__(session, key, keys, transport, clock, entropy, store=store)
         self.server = server
         self._servers = keys
         self._configured_join = join, observer
@@ -137,6 +151,7 @@ class Device(Agent):
         self._joined: Future[None] = Future()
         self._wants_in = True
         self._is_in = False
+        self._configured_server = server
         self._was_connected = False
         self._join_again_at = math.inf
 
@@ -236,9 +251,17 @@ class Device(Agent):
         """The lowest firmware version that is taken; keep it, and give it again at the next start."""
         return self._session.version_floor
 
-    def send(self, data_id: str, value: bytes | str | int | float, kind: DataKind | None = None) -> "Future[None]":
+    def send(
+        self,
+        data_id: str,
+        value: bytes | str | int | float,
+        kind: DataKind | None = None,
+        *,
+        confirmed: bool | None = None,
+        lifetime: float | None = None,
+    ) -> "Future[None]":
         """Send a value to the server (see :meth:`send_data`)."""
-        return self.send_data(self.server, data_id, value, kind)
+        return self.send_data(self.server, data_id, value, kind, confirmed=confirmed, lifetime=lifetime)
 
     def resign(self) -> "Future[None]":
         """Leave the server; done when it confirms, UnansweredError when it does not: we are out at once.
@@ -311,6 +334,27 @@ class Device(Agent):
         FetchRequested: "_fetch_requested",
         ActivationRequested: "_activation_requested",
     }
+
+    def _restore_role(self, state: State) -> None:
+        for server in self._session.servers:
+            if server not in self._servers:
+                log.warning("%r and server %x have parted for good; another store lets it begin anew", self, server)
+                self._session.forget(server)
+        facts = self._facts.get(self.identity, {})
+        sent_from, _, sent_to = facts.get(_SERVER, "").partition(" ")
+        if sent_from == f"{self._configured_server:x}" and (sent := int(sent_to, 16)) in self._servers:
+            self.server = sent
+        if _FLOOR in facts and self._session.version_floor is not None:
+            self._session.version_floor = max(self._session.version_floor, int(facts[_FLOOR]))
+        self._is_in = self.joined
+
+    def _close_turn(self) -> None:
+        if self._store is not None:
+            if self.server != self._configured_server:
+                self._know(self.identity, _SERVER, f"{self._configured_server:x} {self.server:x}")
+            if self._session.version_floor is not None:
+                self._know(self.identity, _FLOOR, str(self._session.version_floor))
+        super()._close_turn()
 
     def _subscribe(self) -> None:
         self._transport.subscribe(device_topic(self.identity))
@@ -432,6 +476,10 @@ class Device(Agent):
         if self._is_in:
             self._joined.set_result(None)
             self._tell("joined")
+            self._queue.wake(event.peer)
+            if self._store is not None and not self._session.binds(event.peer):
+                self._queue.hold(event.peer, self._clock() + 2 * self._session.policy.first_retry)
+            self._perform(self._session.hurry(event.peer, self._clock()))
         else:
             self._joined.set_exception(PolicyError(f"server {event.peer:x} answers {event.status.name}"))
             if not self._join_observed_instead():
@@ -507,12 +555,12 @@ class Device(Agent):
             self._wants_in = self._is_in = False
             self._expect_answer()
         self._settle(event, None)
-        self._tell("left", event.peer)
+        self._announce("left", event.peer, event.peer)
 
     def _deregistered(self, event: Deregistered) -> None:
         log.info("%r and server %x have dropped each other's key", self, event.peer)
         self._servers.remove(event.peer)
-        self._tell("deregistered", event.peer)
+        self._announce("deregistered", event.peer, event.peer)
 
     # Updates.
 
@@ -565,7 +613,7 @@ class Device(Agent):
             self._drive(decision, event.peer, event.token)
             self._tell("update", event.digest, Status.ACTIVATE_SUCCESS if active else Status.ACTIVATE_FAIL)
 
-        self._apply(job)
+        self._apply_for(event.peer, event.token, job)
 
     def _point_current_at(self, path: Path) -> None:
         link = path.with_name(CURRENT)

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from threading import Lock
 from typing import Any, ClassVar, Final, Literal, Self, get_args
@@ -15,6 +15,7 @@ from ..joinvalue import JoinValue
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, JoinCommand
+from ..records import State
 from ..seal import seal
 from ..session import Policy, Send, ServerSession
 from ..session.base import Output, check_seconds
@@ -33,6 +34,8 @@ from ..session.events import (
     Unanswered,
     UpdateChanged,
 )
+from ..session.server import Order
+from ..store import Store
 from ..transport.base import Transport
 from ..transport.topics import Address, device_filter, join_filter
 from ..update import UpdateState
@@ -90,6 +93,8 @@ class PendingJoin:
         return f"<PendingJoin of {self.device:x}: {self.status.name if self.status else 'waits'}>"
 
 
+_UNDER_WAY: Final = (UpdateState.FETCHING, UpdateState.READY, UpdateState.ACTIVATING)
+
 _OFFERS: Final = 16
 """To how many devices a new key is offered in a row; each offer takes two signatures."""
 
@@ -146,6 +151,10 @@ class Server(Agent):
     ``admission`` says what a device that is not a member must go through: a "simple" join, one that a "human" moderates
     (:meth:`on_moderation`), or one that is "observed" by one of the devices ``observers``. A stricter join than that is
     always possible, if there is somebody to moderate it.
+
+    With a ``store``, the path of an SQLite database or a :class:`srup.store.Store`, the server goes on after a restart
+    where it ended, a crash included: members, keys, replay windows, orders and requests under way, and what handlers
+    had not finished (see :attr:`handling`); :attr:`orders` and :meth:`on_outcome` tell of what was ordered before.
     """
 
     _session_type: ClassVar[type[ServerSession]] = ServerSession
@@ -164,6 +173,7 @@ class Server(Agent):
         first_sequence_id: int | None = None,
         admission: Admission = "simple",
         observers: Collection[int] = (),
+        store: Store | str | os.PathLike[str] | None = None,
     ) -> None:
         check_identity(identity)
         if admission not in get_args(Admission):
@@ -175,7 +185,7 @@ class Server(Agent):
         transport = transport_to(broker, identity)
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
         session = self._session_type(identity, policy, first)
-        super().__init__(session, key, devices, transport, clock, entropy, threads)
+        super().__init__(session, key, devices, transport, clock, entropy, threads, store)
         self.devices = devices
         self._session: ServerSession = session
         self._members: set[int] = set()
@@ -207,6 +217,11 @@ class Server(Agent):
         enrolment = enter(folder, url, identity, token=token, ca_file=ca_file, scheme=scheme, kind="server")
         options = {"broker": link(folder, enrolment)} | options
         return cls(enrolment.identity, enrolment.key, devices=devices, **options)
+
+    @property
+    def orders(self) -> list[UpdateOrder]:
+        """The updates under way, those from before a restart included."""
+        return list(self._orders.values())
 
     @property
     def members(self) -> frozenset[int]:
@@ -398,6 +413,39 @@ class Server(Agent):
         UpdateChanged: "_update_changed",
     }
 
+    def _restore_role(self, state: State) -> None:
+        for device in self._session.members:
+            self._members.add(device)
+            self._transport.subscribe(device_filter(device))
+            if state.adopted:  # so that it learns which sequence ids we listen to now
+                self._perform(self._session.identify(device, self._clock(), self._entropy(16)))
+        for exchange in self._session.exchanges():
+            if isinstance(exchange.detail, Order) and exchange.state in _UNDER_WAY:
+                assert isinstance(exchange.state, UpdateState)  # noqa: S101 - orders have no other states
+                device, token = exchange.partner.identity, exchange.token
+                self._orders[device, token] = self._order(device, token, exchange.detail, exchange.state)
+
+    def _order(self, device: int, token: bytes, ordered: Order, state: UpdateState) -> UpdateOrder:
+        order = UpdateOrder(self, device, ordered.url, ordered.digest)
+        order._token.set_result(token)
+        order.state = state
+        return order
+
+    def _announce_order(self, order: UpdateOrder) -> None:
+        token, ordered = order._token.result(), Order(order.url, order.digest, False)
+        kept = order.device, token, ordered, order.state.name, order.status
+        self._announce("update", order.device, *kept, live=(order,))
+
+    def _revive(self, name: str, arguments: Sequence[Any]) -> Sequence[Any]:
+        if name != "update":
+            return super()._revive(name, arguments)
+        device, token, ordered, state, status = arguments
+        order = self._orders.get((device, token))
+        if order is None:  # it ended just before a restart
+            order = self._order(device, token, ordered, UpdateState[state])
+            order.status = status
+        return (order,)
+
     def _subscribe(self) -> None:
         self._transport.subscribe(join_filter(self.identity))
 
@@ -480,7 +528,7 @@ class Server(Agent):
                 )
             self._drive(self._session.answer_join, device, token, status)
 
-        self._apply_for(device, job)
+        self._apply_for(device, token, job)
 
     def _human_join_requested(self, event: HumanJoinRequested) -> None:
         if "moderation" not in self._handlers:
@@ -555,13 +603,14 @@ class Server(Agent):
         pending = self._joins.pop((event.peer, event.token), None)
         if pending is not None:
             pending.status = event.status
+        self._queue.wake(event.peer)
         if event.status is Status.JOIN_SUCCESS and event.peer not in self._members:
             self._members.add(event.peer)
             self._transport.subscribe(device_filter(event.peer))
-            self._tell("joined", event.peer)
+            self._announce("joined", event.peer, event.peer)
         elif event.status is not Status.JOIN_SUCCESS:
             self._leave(event.peer)
-            self._tell("not_joined", event.peer, event.status)
+            self._announce("not_joined", event.peer, event.peer, event.status)
 
     def _join_command_answered(self, event: JoinCommandAnswered) -> None:
         self._settle(event, event.status)
@@ -593,7 +642,7 @@ class Server(Agent):
             order = self._orders.pop((peer, token))
             order.state = UpdateState.FAILED
             self._resolve(order._done, PolicyError(f"{device:x} {why}"))
-            self._tell("update", order)
+            self._announce_order(order)
 
     def _stop_listening(self, device: int) -> None:
         if device not in self._members:
@@ -603,12 +652,12 @@ class Server(Agent):
         log.info("%r drops the key of %x", self, event.peer)
         self.devices.remove(event.peer)
         self._stop_listening(event.peer)
-        self._tell("deregistered", event.peer)
+        self._announce("deregistered", event.peer, event.peer)
 
     def _left(self, event: Left) -> None:
         log.info("%r: %x has left", self, event.peer)
         self._leave(event.peer)
-        self._tell("left", event.peer)
+        self._announce("left", event.peer, event.peer)
 
     def _leave(self, device: int) -> None:
         if device in self._members:
@@ -616,6 +665,7 @@ class Server(Agent):
             self._transport.unsubscribe(device_filter(device))
 
     def _identified(self, event: Identified) -> None:
+        self._know(event.peer, "description", event.text)
         self._settle(event, event.text)
 
     def _update_changed(self, event: UpdateChanged) -> None:
@@ -629,7 +679,9 @@ class Server(Agent):
         if outcome is not None:
             del self._orders[event.peer, event.token]
             self._resolve(order._done, outcome)
-        self._tell("update", order)
+        if event.state is UpdateState.ACTIVATED:
+            self._know(event.peer, "firmware", order.digest)
+        self._announce_order(order)
 
     def _outcome(self, event: UpdateChanged) -> UpdateState | SrupError | None:
         """Return how the order ended, None while it goes on."""

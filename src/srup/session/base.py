@@ -9,19 +9,23 @@ from itertools import count
 from typing import Any, ClassVar, Final, NamedTuple
 
 from .. import tokens
-from ..errors import EncodeError, PolicyError, SrupError
+from ..errors import EncodeError, PolicyError, ReplayError, SrupError, StoreError
 from ..messages import Action, Data, Message, Response
-from ..replay import ReplayWindow
+from ..records import Changes, ExchangeRecord, PartnerRecord, State
+from ..replay import WINDOW_SIZE, ReplayWindow
 from ..update import Step, Table, Trigger, Word
-from ..wire import KEY_ROTATION, Status
+from ..wire import DATA_RECEIPT, KEY_ROTATION, Status
+from . import body
 from .events import (
     ActionAnswered,
     ActionRequested,
+    DataConfirmed,
     DataReceived,
     DataRefused,
     Event,
     KeyAnswered,
     KeyOffered,
+    Left,
     Unanswered,
     Unexpected,
 )
@@ -47,12 +51,20 @@ MAX_SPENT: Final = 4096
 """How many finished exchanges of a partner are remembered because their tokens are still good (T9, T11)."""
 
 MAX_SEQUENCE_ID: Final = (1 << 64) - 1
+
+ID_BLOCK: Final = 64
+"""How many sequence ids of ours are reserved at a time, so that not every message needs a write (OPERATIONS.md)."""
+
+RECEIPT_PAUSE: Final = 1.0
+"""In seconds: a partner gets no more than one receipt in that time; it names all that has come meanwhile."""
+
+_ID_SIZE: Final = 8
 NO_EXPIRY: Final = 10**18 - 1
 """The latest expiry that a token can name: what an end without a clock writes into its own."""
 
 
 def check_seconds(value: object, what: str, *, zero: bool = False) -> None:
-    """Raise ValueError, which names ``what`` is wrong, unless this is a time above 0, or 0 where that has a meaning."""
+    """Raise ValueError, which says ``what`` is wrong, unless it is a time: above 0, or 0 where that means something."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= NO_EXPIRY and (value or zero):
         return
     least = "0 or more" if zero else "more than 0"
@@ -156,6 +168,7 @@ class Partner:
     member: bool = False
     binds: bool = False  # has sent a bound token: from then on it must (T3)
     last_sent: int = 0
+    reserved: int = 0  # after a restart, ids of ours begin above this one
     window: ReplayWindow = field(default_factory=ReplayWindow)
     exchanges: dict[bytes, Exchange] = field(default_factory=dict)
 
@@ -171,12 +184,22 @@ class ActionState(Enum):
 
 
 class DataState(Enum):
-    """A value: there is no answer to it but a refusal."""
+    """A value: there is no answer to it but a refusal, unless it asks for a receipt."""
 
     NEW = "nothing happened yet"
     TAKEN = "handed to the owner"
     SENT = "on its way, or taken"
+    UNCONFIRMED = "the partner is to say that it has it for good"
+    CONFIRMED = "the partner has it for good"
     REFUSED = "the partner does not know its data_id"
+    UNANSWERED = "the time is over"
+
+
+class ReceiptState(Enum):
+    """A receipt, which names the values that a partner has for good (docs/extensions.md, "Receipts")."""
+
+    NEW = "nothing happened yet"
+    TAKEN = "noted"
 
 
 class KeyState(Enum):
@@ -194,6 +217,7 @@ class KeyState(Enum):
 _A = ActionState
 _D = DataState
 _K = KeyState
+_R = ReceiptState
 _ACTION_RESULTS: Final = (Status.ACTION_SUCCESS, Status.ACTION_UNKNOWN, Status.ACTION_FAIL)
 _KEY_RESULTS: Final = (Status.ACTION_SUCCESS, Status.ACTION_FAIL)
 _KEY_REFUSALS: Final = (Status.ACTION_FAIL, Status.DATA_TYPE_UNKNOWN)  # the second by who does not know of rotations
@@ -211,6 +235,10 @@ COMMON_TABLE: Final[Table] = {
     (_D.NEW, Data): Step(_D.TAKEN, "data_received"),
     (_D.SENT, Status.DATA_TYPE_UNKNOWN): Step(_D.REFUSED, "data_refused"),
     (_D.REFUSED, Status.DATA_TYPE_UNKNOWN): Step(_D.REFUSED),
+    (_D.UNCONFIRMED, Word.CONFIRM): Step(_D.CONFIRMED, "data_confirmed"),
+    (_D.UNCONFIRMED, Status.DATA_TYPE_UNKNOWN): Step(_D.REFUSED, "data_refused"),
+    (_D.UNCONFIRMED, Word.EXPIRE): Step(_D.UNANSWERED, "unanswered"),
+    (_R.NEW, Data): Step(_R.TAKEN, "receipt_received"),
     (_K.NEW, Data): Step(_K.DECIDING, "key_offered"),
     (_K.DECIDING, Data): Step(_K.DECIDING, "same_key"),
     (_K.DECIDING, Word.ANSWER): Step(_K.ANSWERED, "answer"),
@@ -244,8 +272,15 @@ class Session:
         Action: Opening(_A.NEW),
         Data: Opening(_D.NEW, remembered=False),
     }
-    values: ClassVar[Mapping[str, Opening]] = {KEY_ROTATION: Opening(_K.NEW)}
+    values: ClassVar[Mapping[str, Opening]] = {
+        KEY_ROTATION: Opening(_K.NEW),
+        DATA_RECEIPT: Opening(_R.NEW, members_only=False, remembered=False),
+    }
     """Values that begin an exchange of their own kind, by their ``data_id``."""
+    resumed: ClassVar[Mapping[Enum, str]] = {_A.RUNNING: "action_again"}
+    """What the owner is told again after a restart, because it was to decide: methods that make the event, by state."""
+    volatile: ClassVar[frozenset[Enum]] = frozenset({_K.DECIDING})
+    """States that do not outlast the process: whoever waits asks again."""
     for_strangers: ClassVar[frozenset[type[Message]]] = frozenset()
     """Requests of ours that do not need a membership."""
     repeatable: ClassVar[frozenset[type[Message]]] = frozenset()
@@ -260,6 +295,126 @@ class Session:
         self._timers: list[tuple[float, int, Exchange]] = []
         self._order = count()
         self._open = 0
+        self._kept = False  # whether somebody asks for changes()
+        self._touched: dict[int, Partner] = {}  # what has changed since the last changes()
+        self._stirred: dict[tuple[int, bytes], None] = {}
+        self._dropped: list[int] = []
+        self._receipts: dict[int, dict[bytes, int]] = {}  # ids of values that are owed a receipt, by partner and token
+        self._receipt_due: dict[int, float] = {}  # when a partner that had one may have the next
+
+    # What survives a restart.
+
+    def changes(self) -> Changes:
+        """Return what has changed since the last call, or since :meth:`restore`, for a store."""
+        changes = Changes(forgotten=self._dropped)
+        for partner in self._touched.values():
+            window = partner.window
+            changes.partners.append(
+                PartnerRecord(
+                    partner.identity, partner.member, partner.binds, partner.reserved, window.highest, window.seen
+                )
+            )
+        for partner_id, token in self._stirred:
+            side = self._partners.get(partner_id)
+            exchange = side.exchanges.get(token) if side else None
+            if exchange is None or exchange.state in self.volatile:
+                changes.ended.append((partner_id, token))
+            else:
+                changes.exchanges.append(ExchangeRecord(partner_id, token, exchange.expiry, self._dump(exchange)))
+        self._touched, self._stirred, self._dropped = {}, {}, []
+        return changes
+
+    def repeats(self, send: Send) -> bool:
+        """Tell whether this message, if it gets lost, is sent again, or asked for again by its recipient.
+
+        Deployed peers ask for nothing twice and get nothing twice, and a value comes again only if it wants a receipt.
+        """
+        side = self._partner(send.to)
+        exchange = side.exchanges.get(send.message.token)
+        if exchange is not None and exchange.mine:
+            return exchange.retry > 0.0
+        return self._binds(side)
+
+    def request(self, partner: int, token: bytes) -> Message | None:
+        """Return what we asked a partner under this token, if it is remembered."""
+        side = self._partners.get(partner)
+        exchange = side.exchanges.get(token) if side else None
+        return exchange.request if exchange is not None and exchange.mine else None
+
+    def restore(self, state: State, now: float) -> list[Output]:
+        """Go on where a session ended whose changes a store has kept; return what its owner has to be told again.
+
+        Requests that are sent again are due once ``first_retry`` is over. If the state was ``adopted`` it may be older
+        than what this end did last: all that was signed before now is refused then, and sequence ids begin anew above
+        the first one (T2).
+        """
+        self._kept = True
+        for record in state.partners:
+            window = ReplayWindow(record.highest, record.seen)
+            self._partners[record.identity] = Partner(
+                record.identity, record.member, record.binds, record.reserved, record.reserved, window
+            )
+        known: dict[tuple[int, bytes], Exchange] = {}
+        bodies = []
+        for kept in state.exchanges:
+            if (partner := self._partners.get(kept.partner)) is not None:
+                known[kept.partner, kept.token] = exchange = Exchange(
+                    partner, kept.token, _A.NEW, kept.expiry, mine=False
+                )
+                bodies.append((exchange, kept.body))
+        for exchange, text in bodies:
+            self._load(exchange, text, known)
+            exchange.partner.exchanges[exchange.token] = exchange
+            self._open += 1
+            exchange.retry = min(exchange.retry, self.policy.first_retry)
+            self._schedule(exchange, now)
+        if state.adopted:
+            for partner in self._partners.values():
+                self._lift(partner)
+        again = [(each, self.resumed[each.state]) for each in known.values() if each.state in self.resumed]
+        return [event for exchange, method in again for event in getattr(self, method)(exchange)]
+
+    def _lift(self, partner: Partner) -> None:
+        """Refuse all that a partner has signed so far, and send with ids that it cannot have seen."""
+        floor = max(self._first_sequence_id - 1, partner.window.highest, partner.last_sent)
+        partner.window = ReplayWindow(floor, (1 << WINDOW_SIZE) - 1)
+        partner.last_sent = partner.reserved = floor
+        self._touch(partner)
+
+    def _dump(self, exchange: Exchange) -> str:
+        kept = {
+            "state": f"{type(exchange.state).__name__}.{exchange.state.name}",
+            "mine": exchange.mine,
+            "request": exchange.request,
+            "status": exchange.status,
+            "retry": exchange.retry,
+            "spends": exchange.spends,
+            "detail": exchange.detail,
+        }
+        return body.dump({name: value for name, value in kept.items() if value not in (None, False, 0.0)}, _named)
+
+    def _load(self, exchange: Exchange, text: str, known: Mapping[tuple[int, bytes], Exchange]) -> None:
+        kept = body.load(text, lambda partner, token: known.get((partner, token)))
+        state = self._states().get(kept.pop("state", ""))
+        if state is None:
+            raise StoreError(f"an exchange of {exchange.partner.identity:x} is in a state that this version has not")
+        exchange.state = state
+        for name, value in kept.items():
+            setattr(exchange, name, value)
+
+    @classmethod
+    def _states(cls) -> Mapping[str, Enum]:
+        states = {state for state, _ in cls.table} | {step.state for step in cls.table.values()}
+        return {f"{type(state).__name__}.{state.name}": state for state in states}
+
+    def _touch(self, partner: Partner) -> None:
+        """Note that a partner has changed, or the exchange :meth:`_stir` names, if there is a store to be told."""
+        if self._kept:
+            self._touched[partner.identity] = partner
+
+    def _stir(self, exchange: Exchange) -> None:
+        if self._kept:
+            self._stirred[exchange.partner.identity, exchange.token] = None
 
     # What comes in.
 
@@ -274,7 +429,12 @@ class Session:
         bound = None
         if exchange is None or not exchange.mine:
             bound = self._bound_token(partner, message, now)
-        partner.window.check(message.sequence_id)
+        try:
+            partner.window.check(message.sequence_id)
+        except ReplayError:
+            if bound is not None and bound.receipt and partner.window.has(message.sequence_id):
+                self._owe_receipt(partner, message)  # the one that was sent for it has got lost
+            raise
         known = exchange is not None
         opening = self.openings.get(type(message))
         if isinstance(message, Data):
@@ -291,6 +451,10 @@ class Session:
             expiry = bound.expiry + self.policy.clock_skew + 1 if bound and dated else now + self.policy.update_lifetime
             exchange = Exchange(partner, message.token, opening.state, expiry, mine=False, spends=dated)
         step = None if exchange is None else self.table.get((exchange.state, trigger))
+        asks_receipt = bound is not None and bound.receipt
+        if asks_receipt and exchange is None:
+            # Seen, and not taken: a repetition of it would be confirmed.
+            raise PolicyError(f"{partner.identity:x} is not joined, and wants {type(message).__name__} taken for good")
         outputs: list[Output]
         if exchange is None or step is None:
             partner.window.accept(message.sequence_id)
@@ -308,9 +472,12 @@ class Session:
             except SrupError:
                 partner.window.highest, partner.window.seen = before
                 raise
+        if asks_receipt:
+            self._owe_receipt(partner, message)
         # A Response only repeats a token, which a deployed peer may have from anyone.
         partner.binds = partner.binds or (bound is not None and not isinstance(message, Response))
         self._partners[partner.identity] = partner
+        self._touch(partner)
         return outputs
 
     def tick(self, now: float) -> list[Output]:
@@ -332,8 +499,10 @@ class Session:
         return outputs
 
     def deadline(self) -> float | None:
-        """Return when :meth:`tick` has something to do next, None for never."""
-        return self._timers[0][0] if self._timers else None
+        """Return when :meth:`tick` or :meth:`receipts_due` has something to do next, None for never."""
+        timers = [self._timers[0][0]] if self._timers else []
+        receipts = [self._receipt_due.get(partner, 0.0) for partner in self._receipts]
+        return min(timers + receipts, default=None)
 
     # What both ends can be told to do.
 
@@ -352,11 +521,102 @@ class Session:
         """Send a value. There is no answer to it, except DataRefused when the partner does not know ``data_id``."""
         return self._ask(partner, _D.SENT, Data, now, nonce, None, resend=False, data_id=data_id, data=data)
 
+    def confirmed_data(
+        self, partner: int, data_id: str, data: bytes, now: float, nonce: bytes, lifetime: float | None = None
+    ) -> list[Send]:
+        """Send a value, again and again until the partner has it for good: DataConfirmed, DataRefused or Unanswered.
+
+        It is good for ``lifetime`` seconds (default: the policy's ``update_lifetime``). PolicyError for a partner that
+        does not bind its tokens, which cannot know of receipts (docs/extensions.md, "Receipts").
+        """
+        if not self.binds(partner):
+            raise PolicyError(f"{partner:x} does not bind its tokens, and knows of no receipts")
+        lifetime = self.policy.update_lifetime if lifetime is None else lifetime
+        state = _D.UNCONFIRMED
+        return self._ask(partner, state, Data, now, nonce, lifetime, receipt=True, data_id=data_id, data=data)
+
+    def receipts_due(self, now: float) -> list[int]:
+        """Return the partners that are to get a receipt now; say :meth:`receipt` for each."""
+        return (
+            [partner for partner in self._receipts if self._receipt_due.get(partner, 0.0) <= now]
+            if self._receipts
+            else []
+        )
+
+    def receipt(self, partner: int, now: float, nonce: bytes) -> list[Send]:
+        """Tell a partner which of its values that asked for a receipt are here for good."""
+        side, ids = self._partner(partner), self._receipts.pop(partner, {}).values()
+        if not ids:
+            return []
+        self._receipt_due = {other: due for other, due in self._receipt_due.items() if due > now}
+        self._receipt_due[partner] = now + RECEIPT_PAUSE
+        token = tokens.bind(self.identity, partner, self._token_expiry(now + self.policy.lifetime), nonce)
+        listed = b"".join(number.to_bytes(_ID_SIZE, "little") for number in ids)
+        return [self._send(Exchange(side, token, _R.TAKEN, now, mine=True), Data, data_id=DATA_RECEIPT, data=listed)]
+
+    def owe_no_receipt(self, partner: int, token: bytes) -> None:
+        """Do not confirm the value that came under this token: it is not taken."""
+        self._receipts.get(partner, {}).pop(token, None)
+
+    def binds(self, partner: int) -> bool:
+        """Tell whether a partner binds its tokens, and so is no deployed peer."""
+        return self._binds(self._partner(partner))
+
+    def has_room(self, partner: int) -> bool:
+        """Tell whether one more request of ours to this partner would not be one too many."""
+        side = self._partners.get(partner)
+        open_ = sum(each.mine and self._is_open(each) for each in side.exchanges.values()) if side else 0
+        return open_ < MAX_EXCHANGES
+
+    def hurry(self, partner: int, now: float) -> list[Output]:
+        """Send again at once what this partner has not answered: it is here."""
+        side = self._partners.get(partner)
+        outputs: list[Output] = []
+        for exchange in list(side.exchanges.values()) if side else ():
+            if exchange.mine and exchange.retry:
+                exchange.retry = self.policy.first_retry
+                outputs += self._send_again(exchange)
+                self._schedule(exchange, now)
+        return outputs
+
+    @property
+    def members(self) -> frozenset[int]:
+        """The partners that are joined with us."""
+        return frozenset(partner.identity for partner in self._partners.values() if partner.member)
+
+    def partners(self) -> list[int]:
+        """Return the identities of all that are known, members or not."""
+        return list(self._partners)
+
+    def revoke(self, partner: int, now: float) -> list[Output]:
+        """Forget a partner whose key counts no longer, with all that is under way; nothing is sent.
+
+        Left follows if it was a member. Should the identity come back with another key, it is a new partner.
+        """
+        side = self._partners.pop(partner, None)
+        if side is None:
+            return []
+        outputs: list[Output] = []
+        for exchange in list(side.exchanges.values()):
+            self._forget(exchange)
+            withdrawal = self.table.get((exchange.state, Word.WITHDRAW))
+            if withdrawal is not None:  # a person is still to decide about it, or a join waits for its word
+                outputs += self._take(exchange, withdrawal, None, Now(now, b""))
+        if self._kept:
+            self._dropped.append(partner)
+            self._touched.pop(partner, None)
+        return [*outputs, Left(partner, b"")] if side.member else outputs
+
+    def exchanges(self) -> list[Exchange]:
+        """Return all that is under way or remembered, to be looked at only."""
+        return [exchange for partner in self._partners.values() for exchange in partner.exchanges.values()]
+
     def refuse_data(self, partner: int, token: bytes, now: float) -> list[Output]:
         """Answer a DataReceived whose ``data_id`` nobody here knows."""
         side = self._partners.get(partner)
         if side is None:
             raise PolicyError(f"{partner:x} has sent nothing")
+        self.owe_no_receipt(partner, token)
         unremembered = Exchange(side, token, _D.TAKEN, now, mine=False)
         return [self._send(unremembered, Response, status=Status.DATA_TYPE_UNKNOWN)]
 
@@ -387,6 +647,7 @@ class Session:
 
     def begin_action(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """A partner asks for an action."""
+        exchange.detail = cause.action_id
         return [ActionRequested(exchange.partner.identity, exchange.token, cause.action_id)]
 
     def action_answered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
@@ -396,6 +657,26 @@ class Session:
     def data_received(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """A partner sent a value."""
         return [DataReceived(exchange.partner.identity, exchange.token, cause.data_id, cause.data)]
+
+    def receipt_received(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
+        """A partner has these values of ours for good."""
+        listed = cause.data
+        if not listed or len(listed) % _ID_SIZE:
+            raise PolicyError(f"{DATA_RECEIPT} holds sequence ids of {_ID_SIZE} bytes each, not {len(listed)} bytes")
+        ids = {int.from_bytes(listed[at : at + _ID_SIZE], "little") for at in range(0, len(listed), _ID_SIZE)}
+        known = exchange.partner.exchanges.values()
+        waiting = [mine for mine in known if mine.state is _D.UNCONFIRMED and mine.request.sequence_id in ids]  # type: ignore[union-attr]
+        step = self.table[_D.UNCONFIRMED, Word.CONFIRM]
+        return [output for mine in waiting for output in self._take(mine, step, cause, now)]
+
+    def data_confirmed(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
+        """A partner has a value of ours for good: there is nothing left to remember."""
+        self._forget(exchange)
+        return [DataConfirmed(exchange.partner.identity, exchange.token)]
+
+    def action_again(self, exchange: Exchange) -> list[Event]:
+        """An action was being done when the process ended."""
+        return [ActionRequested(exchange.partner.identity, exchange.token, exchange.detail)]
 
     def data_refused(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """A partner does not know a value of ours."""
@@ -435,7 +716,7 @@ class Session:
     def unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """A request of ours expired."""
         request = type(exchange.request) if exchange.request is not None else Message
-        return [Unanswered(exchange.partner.identity, exchange.token, request)]
+        return [Unanswered(exchange.partner.identity, exchange.token, request, exchange.request)]
 
     # Mechanism.
 
@@ -477,15 +758,28 @@ class Session:
             token=exchange.token,
             **fields,
         )
-        exchange.partner.last_sent = message.sequence_id
+        self._use(exchange.partner, message.sequence_id)
         return Send(exchange.partner.identity, message)
+
+    def _use(self, partner: Partner, sequence_id: int) -> None:
+        """Note the latest sequence id of ours; reserve a block of them where that one is not reserved yet."""
+        partner.last_sent = sequence_id
+        if sequence_id > partner.reserved:
+            partner.reserved = min(sequence_id + ID_BLOCK - 1, MAX_SEQUENCE_ID)
+            self._touch(partner)
+
+    def _owe_receipt(self, partner: Partner, message: Message) -> None:
+        self._receipts.setdefault(partner.identity, {})[message.token] = message.sequence_id
 
     def _send_again(self, exchange: Exchange) -> list[Send]:
         if exchange.request is None or not exchange.retry:
             return []
         fields = {name: value for name, value in exchange.request if name not in ("sequence_id", "sender_id", "token")}
         try:
-            send = self._send(exchange, type(exchange.request), **fields)
+            if exchange.state is _D.UNCONFIRMED:  # the partner's window tells the repetition by its sequence id
+                send = Send(exchange.partner.identity, exchange.request)
+            else:
+                send = self._send(exchange, type(exchange.request), **fields)
         except PolicyError:  # no sequence id is left, which is this partner's trouble and not that of the others
             exchange.retry = 0.0
             return []
@@ -504,6 +798,7 @@ class Session:
         resend: bool = True,
         detail: Any = None,
         version: int | None = None,
+        receipt: bool = False,
         **fields: Any,
     ) -> list[Send]:
         """Begin an exchange of our own and send its request."""
@@ -513,13 +808,14 @@ class Session:
         if not side.member and cls not in self.for_strangers:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
         expiry = now + (self.policy.lifetime if lifetime is None else lifetime)
-        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version)
+        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version, receipt)
         exchange = Exchange(side, token, state, expiry, mine=True, detail=detail)
         self._check_room(exchange)
         send = self._send(exchange, cls, **fields)
         self._expect(exchange, send.message, resend)
-        self._remember(exchange, now)
         self._partners[partner] = side
+        self._touch(side)
+        self._remember(exchange, now)
         return [send]
 
     def _token_expiry(self, expiry: float) -> float:
@@ -560,6 +856,10 @@ class Session:
         except SrupError:
             exchange.state, exchange.retry = before
             raise
+        partner = exchange.partner
+        self._touch(partner)
+        if exchange.token in partner.exchanges:
+            self._stir(exchange)
         return outputs
 
     def _remember(self, exchange: Exchange, now: float) -> None:
@@ -572,6 +872,7 @@ class Session:
                 self._forget(oldest)
             known[exchange.token] = exchange
             self._open += 1
+        self._stir(exchange)
         self._schedule(exchange, now)
 
     def _is_open(self, exchange: Exchange) -> bool:
@@ -625,6 +926,7 @@ class Session:
     def _forget(self, exchange: Exchange) -> None:
         del exchange.partner.exchanges[exchange.token]
         self._open -= 1
+        self._stir(exchange)
 
     @staticmethod
     def _is_current(due: float, exchange: Exchange) -> bool:
@@ -637,3 +939,7 @@ class Session:
         if isinstance(message, Response):
             return "it answers nothing that is known"
         return "it begins nothing here" if partner.member else f"{partner.identity:x} is not joined"
+
+
+def _named(value: object) -> tuple[int, bytes] | None:
+    return (value.partner.identity, value.token) if isinstance(value, Exchange) else None

@@ -21,7 +21,7 @@ from ..messages import (
 from ..update import DEVICE_TABLE, FETCH_FAILURES, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
 from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, check_number, check_status
-from .events import ActivationRequested, Deregistered, FetchRequested, Left, Unexpected
+from .events import ActivationRequested, Deregistered, Event, FetchRequested, Left, Unexpected
 from .join import DEVICE_JOINS, DeviceJoins
 
 __all__ = ["TABLE", "DeviceSession", "DeviceState"]
@@ -73,6 +73,11 @@ class DeviceSession(DeviceJoins):
         IdRequest: Opening(_S.NEW),
         TerminateCommand: Opening(_S.NEW),
         DeregisterCommand: Opening(_S.NEW, members_only=False, remembered=False),
+    }
+    resumed = {
+        **DeviceJoins.resumed,
+        UpdateState.FETCHING: "fetch_again",
+        UpdateState.ACTIVATING: "activation_again",
     }
     for_strangers = DeviceJoins.for_strangers | {DeregisterRequest}
 
@@ -194,6 +199,14 @@ class DeviceSession(DeviceJoins):
             return [unexpected, *self.answer(exchange, Status.UPDATE_FAIL_FILE, now)]
         return [FetchRequested(exchange.partner.identity, exchange.token, cause.url, cause.digest)]
 
+    def fetch_again(self, exchange: Exchange) -> list[Event]:
+        """A download was under way when the process ended."""
+        return [FetchRequested(exchange.partner.identity, exchange.token, *exchange.detail)]
+
+    def activation_again(self, exchange: Exchange) -> list[Event]:
+        """An activation was under way when the process ended, or has ended it: it may have started the device anew."""
+        return [self._activation(exchange)]
+
     def same_order(self, exchange: Exchange, cause: Initiate, now: Now) -> list[Output]:
         """The same order again; a token is good for one (T11)."""
         if exchange.detail != (cause.url, cause.digest):
@@ -208,16 +221,13 @@ class DeviceSession(DeviceJoins):
         """The server wants what was fetched to be activated."""
         if not exchange.partner.member:
             raise PolicyError(f"{exchange.partner.identity:x} is not our server any more")
-        _, digest = exchange.detail
         version, floor = self._version(exchange), self._activation_floor()
         if floor is not None and (version is None or version < floor):
             exchange.state = UpdateState.FAILED
             why = f"the firmware is of version {version}, and by now the floor is {floor}"
             unexpected = Unexpected(exchange.partner.identity, exchange.token, Activate, why)
             return [unexpected, *self.answer(exchange, Status.ACTIVATE_FAIL, now)]
-        if version is not None:
-            self._activating[exchange.token] = version
-        return [ActivationRequested(exchange.partner.identity, exchange.token, digest)]
+        return [self._activation(exchange)]
 
     def give_order_up(self, exchange: Exchange, cause: None, now: Now) -> list[Output]:
         """We leave before the firmware is active; a repetition of the order is answered with a failure."""
@@ -230,6 +240,13 @@ class DeviceSession(DeviceJoins):
         return [unexpected, *self.answer(exchange, Status.ACTIVATE_FAIL, now)]
 
     # Mechanism.
+
+    def _activation(self, order: Exchange) -> Event:
+        """Have firmware activated; until the owner says what became of it, nothing older is."""
+        version = self._version(order)
+        if version is not None:
+            self._activating[order.token] = version
+        return ActivationRequested(order.partner.identity, order.token, order.detail[1])
 
     def _activation_floor(self) -> int | None:
         """Return the lowest version that may be activated now: not below what is just being activated (T12)."""

@@ -10,6 +10,7 @@ __all__ = [
     "ActionAnswered",
     "ActionRequested",
     "ActivationRequested",
+    "DataConfirmed",
     "DataReceived",
     "DataRefused",
     "Deregistered",
@@ -70,6 +71,7 @@ class Unanswered(Event):
     """A request of ours expired; whether it took effect is not known."""
 
     request: type[Message]
+    message: Message | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,11 @@ class DataReceived(Event):
 
     data_id: str
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfirmed(Event):
+    """The partner has the value that we sent under this token, and no crash there makes it forget it."""
 
 
 @dataclass(frozen=True, slots=True)
