@@ -86,7 +86,7 @@ def _nothing() -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM end a block as Ctrl-C does; only the main thread may ask for that."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -179,7 +179,8 @@ class Agent:
     ``run``, ``start`` and ``stop`` are for real life; a simulation calls ``start(threads=False)`` and :meth:`step`.
     ``counts`` tells how many messages were ``received``, ``verified``, ``sent``, refused (by the error's name), how
     many orders were ``not done`` because all was over when their turn came, and ``faults``, things that raised where
-    nothing should.
+    nothing should. ``handling`` says to a handler what it is called for, and whether for the first time
+    (:class:`Handling`). ``store_error`` is None while the store writes.
     """
 
     def __init__(
@@ -215,7 +216,7 @@ class Agent:
         self._turn = Turn()
         self._taking: int | None = None  # the thread that is taking a turn now
         self._unsaved = False  # the turn is over, and the store has not taken it yet
-        self._store_error: str | None = None
+        self.store_error: str | None = None  # why the store refuses to write, while it does
         self._number = 0  # of the last inbox or outbox entry
         self._finished: deque[tuple[int, int]] = deque()  # inbox entries whose handlers have ended
         self._handed_over: deque[tuple[int, int]] = deque()  # outbox entries that the broker has
@@ -333,7 +334,7 @@ class Agent:
         if not self._started:
             self.start()
         try:
-            with _terminable():
+            with terminable():
                 while not self._stopped.wait(1.0):  # a bounded wait, so that Ctrl-C gets through everywhere
                     pass
         except KeyboardInterrupt:
@@ -503,22 +504,52 @@ class Agent:
 
     def _advance(self, limit: int | None = None, patience: float = 0.0) -> bool:
         """Take a turn, or go on with one that could not be made durable; tell whether there was anything to do."""
-        busy = self._unsaved
-        if not busy:
-            self._taking = threading.get_ident()
+        busy = self._gather(limit, patience)
+        error: Exception | None = None
+        if self._store is not None and self._turn.changes:
+            began = time.perf_counter()
             try:
-                busy = self._drain(limit, patience)
-                self._tick()
-                self._close_turn()
-            finally:
-                self._taking = None
-        if not self._save():
+                self._store.commit(self._turn.changes)
+            except Exception as refused:  # noqa: BLE001 - whatever it is: without the store nothing may be accepted
+                error = refused
+            else:
+                self._observe("commit", time.perf_counter() - began)
+        return self._conclude(error) and busy
+
+    def _gather(self, limit: int | None = None, patience: float = 0.0) -> bool:
+        """Do what is in the inbox or due, unless a turn waits to be made durable; tell whether there was anything."""
+        if self._unsaved:
+            return True
+        self._taking = threading.get_ident()
+        try:
+            busy = self._drain(limit, patience)
+            self._tick()
+            self._close_turn()
+        finally:
+            self._taking = None
+        return busy or bool(self._turn.effects or self._turn.calls)
+
+    def _conclude(self, error: Exception | None) -> bool:
+        """Let the turn take effect outside; if the store refused it nothing happens, and the turn waits: False."""
+        if isinstance(error, LeaseLostError):
+            self._give_up(error)
             return False
+        if error is not None:
+            if not isinstance(error, StoreError):
+                self.counts["faults"] += 1
+            self.counts["not stored"] += 1
+            if str(error) != self.store_error:
+                log.error("%r accepts nothing until its store works again: %a", self, str(error))
+            self._unsaved, self.store_error = True, str(error)
+            return False
+        if self.store_error is not None:
+            log.warning("%r: its store works again", self)
+        self._unsaved, self.store_error = False, None
         turn, self._turn = self._turn, Turn()
         for effect in turn.effects:
             self._fenced(effect)
         self._submit(turn.calls)
-        return busy or bool(turn.effects or turn.calls)
+        return True
 
     def _tick(self) -> None:
         now = self._clock()
@@ -566,35 +597,10 @@ class Agent:
             self._turn.changes.settled.append((partner, waiting.number))
             self._perform(sends)
 
-    def _save(self) -> bool:
-        """Make the turn durable; False when the store refuses, and then nothing of the turn has happened outside."""
-        changes = self._turn.changes
-        if self._store is not None and changes:
-            began = time.perf_counter()
-            try:
-                self._store.commit(changes)
-            except LeaseLostError as error:
-                self._give_up(error)
-                return False
-            except Exception as error:  # noqa: BLE001 - whatever it is: without the store nothing may be accepted
-                if not isinstance(error, StoreError):
-                    self.counts["faults"] += 1
-                self.counts["not stored"] += 1
-                if str(error) != self._store_error:
-                    log.error("%r accepts nothing until its store works again: %a", self, str(error))
-                self._unsaved, self._store_error = True, str(error)
-                return False
-            self.counts["commits"] += 1
-            self._observe("commit", time.perf_counter() - began)
-            if self._store_error is not None:
-                log.warning("%r: its store works again", self)
-        self._unsaved, self._store_error = False, None
-        return True
-
     def _give_up(self, error: LeaseLostError) -> None:
         """Touch nothing any more: somebody else serves these partners now, with all that was not made durable here."""
         log.error("%r stops: %a", self, str(error))
-        self._unsaved, self._store_error = True, str(error)
+        self._unsaved, self.store_error = True, str(error)
         self.counts["leases lost"] += 1
         self._stopping.set()
         self._transport.stop(0.0)
