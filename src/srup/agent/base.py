@@ -179,9 +179,10 @@ class Agent:
     """The base of Device and Server. Public methods may be called from any thread.
 
     ``run``, ``start`` and ``stop`` are for real life; a simulation calls ``start(threads=False)`` and :meth:`step`.
-    ``counts`` tells how many messages were ``received``, ``verified``, ``sent``, refused (by the error's name) and
-    ``faults``, things that raised where nothing should. ``handling`` says to a handler what it is called for, and
-    whether for the first time (:class:`Handling`). ``store_error`` is None while the store writes.
+    ``counts`` tells how many messages were ``received``, ``verified``, ``sent``, refused (by the error's name), how
+    many orders were ``not done`` because all was over when their turn came, and ``faults``, things that raised where
+    nothing should. ``handling`` says to a handler what it is called for, and whether for the first time
+    (:class:`Handling`). ``store_error`` is None while the store writes.
     """
 
     def __init__(
@@ -939,6 +940,7 @@ class Agent:
             if pin is not None and self._keys.pin(peer) is pin:
                 job()
             else:
+                self.counts["not done"] += 1
                 log.warning("%r: %x lost its key; what it asked for is not done", self, peer)
 
         name = f"{peer:x}/{number}" if number else token.hex()
@@ -1002,12 +1004,22 @@ class Agent:
             return failure
         return failure if result is False else success
 
+    def _is_over(self, event: Event) -> bool:
+        """Tell, when the turn of an order has come, that nobody waits for it any more: then it is not done."""
+        if self._session.awaits(event.peer, event.token):
+            return False
+        self.counts["not done"] += 1
+        log.warning("%r does not do what %x wanted: it has expired, or we are not joined any more", self, event.peer)
+        return True
+
     # Events.
 
     def _action_requested(self, event: ActionRequested) -> None:
         handler = self._actions.get(event.action_id)
 
         def job() -> None:
+            if self._is_over(event):
+                return
             status = Status.ACTION_UNKNOWN
             if handler is not None:
                 status = self._ask(handler, event.peer, failure=Status.ACTION_FAIL, success=Status.ACTION_SUCCESS)

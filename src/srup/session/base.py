@@ -251,6 +251,7 @@ COMMON_TABLE: Final[Table] = {
     **{(_A.ASKED, status): Step(_A.ANSWERED, "action_answered") for status in _ACTION_RESULTS},
     **{(_A.ANSWERED, status): Step(_A.ANSWERED) for status in _ACTION_RESULTS},
     (_A.ASKED, Word.EXPIRE): Step(_A.UNANSWERED, "unanswered"),
+    (_A.RUNNING, Word.LEAVE): Step(_A.ANSWERED),
     (_A.RUNNING, Word.EXPIRE): Step(_A.ANSWERED),
     (_D.NEW, Data): Step(_D.TAKEN, "data_received"),
     (_D.SENT, Status.DATA_TYPE_UNKNOWN): Step(_D.REFUSED, "data_refused"),
@@ -626,7 +627,7 @@ class Session:
         for exchange in list(side.exchanges.values()):
             self._forget(exchange)
             withdrawal = self.table.get((exchange.state, Word.WITHDRAW))
-            if withdrawal is not None:  # a person is still to decide about it
+            if withdrawal is not None:  # a person is still to decide about it, or a join waits for its word
                 outputs += self._take(exchange, withdrawal, None, Now(now, b""))
         self._receipts.pop(partner, None)
         for name, places in ((STREAM_IN, self._places_in), (STREAM_OUT, self._places_out)):
@@ -657,6 +658,15 @@ class Session:
         """Answer a KeyOffered: ACTION_SUCCESS when the new key counts from now on, or ACTION_FAIL."""
         check_status(status, _KEY_RESULTS)
         return self._drive(partner, token, Word.ANSWER, status, now)
+
+    def awaits(self, partner: int, token: bytes) -> bool:
+        """Tell whether what a partner asked for is still to be done: not when it expired or the membership ended.
+
+        Any thread may ask, just before it does it.
+        """
+        side = self._partners.get(partner)
+        exchange = side.exchanges.get(token) if side else None
+        return exchange is not None and not exchange.mine and self._is_open(exchange)
 
     def is_member(self, partner: int) -> bool:
         """Tell whether this partner and we are joined."""
@@ -953,6 +963,15 @@ class Session:
         for exchange in exchanges:
             self._forget(exchange)
             outputs += self._take(exchange, self.table[exchange.state, Word.EXPIRE], None, Now(now, b""))
+        return outputs
+
+    def _drop_orders(self, partner: Partner, now: float) -> list[Output]:
+        """End what a partner has asked for, now that the membership ends; nothing more of it is done or answered."""
+        outputs: list[Output] = []
+        for exchange in partner.exchanges.values():
+            step = self.table.get((exchange.state, Word.LEAVE))
+            if step is not None:
+                outputs += self._take(exchange, step, None, Now(now, b""))
         return outputs
 
     def _schedule(self, exchange: Exchange, now: float) -> None:
