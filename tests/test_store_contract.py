@@ -426,6 +426,7 @@ BAD = {
     "number": {"partners": [partner(LARGEST + 1)]},
     "negative": {"partners": [partner(reserved=-1)]},
     "window": {"partners": [partner(seen=-1)]},
+    "long window": {"partners": [partner(seen=FULL + 1)]},
     "entry": {"inbox": [entry(), entry(LARGEST + 1)]},
     "nothing": {"outbox": [None]},
     "exchange": {"exchanges": [ExchangeRecord(-1, b"", 0.0, "")]},

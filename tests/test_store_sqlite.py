@@ -231,6 +231,26 @@ def test_a_database_that_is_read_only(public):
     assert number_in(path) == 1
 
 
+@pytest.mark.parametrize(
+    "lists",
+    [
+        {"facts": [Fact(7, "n" * 100_000, "")]},
+        {"barred": ["f" * 100_000]},
+        {"ended": [(7, bytes(100_000))]},
+        {"exchanges": [ExchangeRecord(7, bytes(100_000), 0.0, "")]},
+        {"inbox": [InboxEntry(1, 7, bytes(65_536), "data", b"")]},
+        {"facts": [Fact(7, "half of a pair: \ud800", "")]},
+    ],
+)
+def test_what_does_not_fit_is_refused(path, lists):
+    with closing(SqliteStore(path)) as store:
+        store.open(OWNER)
+        with pytest.raises(StoreError, match=r"state\.db: a record cannot be kept: "):
+            store.commit(Changes(**lists))
+        store.commit(Changes(facts=[Fact(7, "n" * 99_999, "v")]))
+        assert store.open(OWNER).facts == [Fact(7, "n" * 99_999, "v")]
+
+
 # --- Files that are no good.
 
 

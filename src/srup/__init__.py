@@ -69,14 +69,18 @@ if TYPE_CHECKING:
         AwayNetwork,
         CommandReader,
         Device,
+        Handling,
+        Outcome,
         PendingJoin,
+        Refusal,
         Server,
         SyndicationDevice,
         SyndicationServer,
         UpdateOrder,
     )
+    from .agent.worker import Worker
     from .fetch import FetchPolicy, file_digest
-    from .store import MemoryStore, SqliteStore
+    from .store import MemoryStore, RedisStore, SqliteStore
 
 __version__ = "0.1.0"
 
@@ -84,11 +88,16 @@ _AT_FIRST_USE = {
     "AwayNetwork": "agent",
     "CommandReader": "agent",
     "Device": "agent",
+    "Handling": "agent",
+    "Outcome": "agent",
+    "Refusal": "agent",
     "PendingJoin": "agent",
     "Server": "agent",
     "SyndicationDevice": "agent",
     "SyndicationServer": "agent",
     "UpdateOrder": "agent",
+    "RedisStore": "store",
+    "Worker": "agent.worker",
     "FetchPolicy": "fetch",
     "file_digest": "fetch",
     "MemoryStore": "store",
@@ -122,6 +131,7 @@ __all__ = [
     "EncodeError",
     "FetchPolicy",
     "Frame",
+    "Handling",
     "Header",
     "HumanJoinRequest",
     "HumanJoinResponse",
@@ -139,11 +149,14 @@ __all__ = [
     "ObservationRequest",
     "ObservedJoinRequest",
     "ObservedJoinResponse",
+    "Outcome",
     "PendingJoin",
     "Policy",
     "PolicyError",
     "PrivateKey",
     "PublicKey",
+    "RedisStore",
+    "Refusal",
     "ReplayError",
     "ReplayWindow",
     "ResignRequest",
@@ -173,6 +186,7 @@ __all__ = [
     "UnknownSenderError",
     "UpdateError",
     "UpdateOrder",
+    "Worker",
     "backend_info",
     "decode",
     "encode",

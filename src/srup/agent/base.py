@@ -45,15 +45,17 @@ from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, Message, O
 from ..records import AuditRow, Fact, InboxEntry, OutboxEntry, State
 from ..seal import unseal
 from ..session import body
-from ..session.base import Output, Send, Session, check_seconds
+from ..session.base import STREAM_IN, STREAM_OUT, Output, Send, Session, check_seconds
 from ..session.events import (
     ActionAnswered,
     ActionRequested,
     DataConfirmed,
     DataReceived,
     DataRefused,
+    DataRepeated,
     Event,
     KeyOffered,
+    TokenChanged,
     Unanswered,
     Unexpected,
 )
@@ -86,7 +88,7 @@ def _nothing() -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM end a block as Ctrl-C does; only the main thread may ask for that."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -177,8 +179,10 @@ class Agent:
     """The base of Device and Server. Public methods may be called from any thread.
 
     ``run``, ``start`` and ``stop`` are for real life; a simulation calls ``start(threads=False)`` and :meth:`step`.
-    ``counts`` tells how many messages were ``received``, ``verified``, ``sent``, refused (by the error's name) and
-    ``faults``, things that raised where nothing should.
+    ``counts`` tells how many messages were ``received``, ``verified``, ``sent``, refused (by the error's name), how
+    many orders were ``not done`` because all was over when their turn came, and ``faults``, things that raised where
+    nothing should. ``handling`` says to a handler what it is called for, and whether for the first time
+    (:class:`Handling`). ``store_error`` is None while the store writes.
     """
 
     def __init__(
@@ -214,12 +218,13 @@ class Agent:
         self._turn = Turn()
         self._taking: int | None = None  # the thread that is taking a turn now
         self._unsaved = False  # the turn is over, and the store has not taken it yet
-        self._store_error: str | None = None
+        self.store_error: str | None = None  # why the store refuses to write, while it does
         self._number = 0  # of the last inbox or outbox entry
         self._finished: deque[tuple[int, int]] = deque()  # inbox entries whose handlers have ended
         self._handed_over: deque[tuple[int, int]] = deque()  # outbox entries that the broker has
         self._queue = DataQueue()
         self._facts: dict[int, dict[str, str]] = {}
+        self._unknown: deque[tuple[int, bytes]] = deque()  # values of this turn that nobody takes
         self._again = False  # what is being told was told before, perhaps, by the process before this one
         self.handling: Handling | None = None
         self._pending: dict[tuple[int, bytes], Future[Any]] = {}
@@ -332,7 +337,7 @@ class Agent:
         if not self._started:
             self.start()
         try:
-            with _terminable():
+            with terminable():
                 while not self._stopped.wait(1.0):  # a bounded wait, so that Ctrl-C gets through everywhere
                     pass
         except KeyboardInterrupt:
@@ -469,7 +474,9 @@ class Agent:
         DataConfirmed: "_data_confirmed",
         DataReceived: "_data_received",
         DataRefused: "_data_refused",
+        DataRepeated: "_data_repeated",
         KeyOffered: "_key_offered",
+        TokenChanged: "_token_changed",
         Unanswered: "_unanswered",
         Unexpected: "_unexpected",
     }
@@ -502,22 +509,52 @@ class Agent:
 
     def _advance(self, limit: int | None = None, patience: float = 0.0) -> bool:
         """Take a turn, or go on with one that could not be made durable; tell whether there was anything to do."""
-        busy = self._unsaved
-        if not busy:
-            self._taking = threading.get_ident()
+        busy = self._gather(limit, patience)
+        error: Exception | None = None
+        if self._store is not None and self._turn.changes:
+            began = time.perf_counter()
             try:
-                busy = self._drain(limit, patience)
-                self._tick()
-                self._close_turn()
-            finally:
-                self._taking = None
-        if not self._save():
+                self._store.commit(self._turn.changes)
+            except Exception as refused:  # noqa: BLE001 - whatever it is: without the store nothing may be accepted
+                error = refused
+            else:
+                self._observe("commit", time.perf_counter() - began)
+        return self._conclude(error) and busy
+
+    def _gather(self, limit: int | None = None, patience: float = 0.0) -> bool:
+        """Do what is in the inbox or due, unless a turn waits to be made durable; tell whether there was anything."""
+        if self._unsaved:
+            return True
+        self._taking = threading.get_ident()
+        try:
+            busy = self._drain(limit, patience)
+            self._tick()
+            self._close_turn()
+        finally:
+            self._taking = None
+        return busy or bool(self._turn.effects or self._turn.calls)
+
+    def _conclude(self, error: Exception | None) -> bool:
+        """Let the turn take effect outside; if the store refused it nothing happens, and the turn waits: False."""
+        if isinstance(error, LeaseLostError):
+            self._give_up(error)
             return False
+        if error is not None:
+            if not isinstance(error, StoreError):
+                self.counts["faults"] += 1
+            self.counts["not stored"] += 1
+            if str(error) != self.store_error:
+                log.error("%r accepts nothing until its store works again: %a", self, str(error))
+            self._unsaved, self.store_error = True, str(error)
+            return False
+        if self.store_error is not None:
+            log.warning("%r: its store works again", self)
+        self._unsaved, self.store_error = False, None
         turn, self._turn = self._turn, Turn()
         for effect in turn.effects:
             self._fenced(effect)
         self._submit(turn.calls)
-        return busy or bool(turn.effects or turn.calls)
+        return True
 
     def _tick(self) -> None:
         now = self._clock()
@@ -536,6 +573,10 @@ class Agent:
             self._queue.release(partner)
         for device in self._queue.awake(now):
             self._fenced(lambda device=device: self._work_off(device, now))  # type: ignore[misc]
+        # Here: a deployed peer hears only what lies above all that it has sent meanwhile. And before the receipts.
+        while self._unknown:
+            peer, token = self._unknown.popleft()
+            self._fenced(lambda peer=peer, token=token: self._perform(self._session.refuse_data(peer, token, now)))  # type: ignore[misc]
         for device in self._session.receipts_due(now):
             self._fenced(lambda device=device: self._perform(self._session.receipt(device, now, self._entropy(16))))  # type: ignore[misc]
         if self._store is None:
@@ -543,6 +584,7 @@ class Agent:
         changes, changed = self._turn.changes, self._session.changes()
         changes.partners, changes.forgotten = changed.partners, changed.forgotten
         changes.exchanges, changes.ended = changed.exchanges, changed.ended
+        changes.facts += changed.facts
         for ended, entries in ((self._finished, changes.finished), (self._handed_over, changes.settled)):
             while ended:
                 entries.append(ended.popleft())
@@ -565,35 +607,10 @@ class Agent:
             self._turn.changes.settled.append((partner, waiting.number))
             self._perform(sends)
 
-    def _save(self) -> bool:
-        """Make the turn durable; False when the store refuses, and then nothing of the turn has happened outside."""
-        changes = self._turn.changes
-        if self._store is not None and changes:
-            began = time.perf_counter()
-            try:
-                self._store.commit(changes)
-            except LeaseLostError as error:
-                self._give_up(error)
-                return False
-            except Exception as error:  # noqa: BLE001 - whatever it is: without the store nothing may be accepted
-                if not isinstance(error, StoreError):
-                    self.counts["faults"] += 1
-                self.counts["not stored"] += 1
-                if str(error) != self._store_error:
-                    log.error("%r accepts nothing until its store works again: %a", self, str(error))
-                self._unsaved, self._store_error = True, str(error)
-                return False
-            self.counts["commits"] += 1
-            self._observe("commit", time.perf_counter() - began)
-            if self._store_error is not None:
-                log.warning("%r: its store works again", self)
-        self._unsaved, self._store_error = False, None
-        return True
-
     def _give_up(self, error: LeaseLostError) -> None:
         """Touch nothing any more: somebody else serves these partners now, with all that was not made durable here."""
         log.error("%r stops: %a", self, str(error))
-        self._unsaved, self._store_error = True, str(error)
+        self._unsaved, self.store_error = True, str(error)
         self.counts["leases lost"] += 1
         self._stopping.set()
         self._transport.stop(0.0)
@@ -923,6 +940,7 @@ class Agent:
             if pin is not None and self._keys.pin(peer) is pin:
                 job()
             else:
+                self.counts["not done"] += 1
                 log.warning("%r: %x lost its key; what it asked for is not done", self, peer)
 
         name = f"{peer:x}/{number}" if number else token.hex()
@@ -986,12 +1004,22 @@ class Agent:
             return failure
         return failure if result is False else success
 
+    def _is_over(self, event: Event) -> bool:
+        """Tell, when the turn of an order has come, that nobody waits for it any more: then it is not done."""
+        if self._session.awaits(event.peer, event.token):
+            return False
+        self.counts["not done"] += 1
+        log.warning("%r does not do what %x wanted: it has expired, or we are not joined any more", self, event.peer)
+        return True
+
     # Events.
 
     def _action_requested(self, event: ActionRequested) -> None:
         handler = self._actions.get(event.action_id)
 
         def job() -> None:
+            if self._is_over(event):
+                return
             status = Status.ACTION_UNKNOWN
             if handler is not None:
                 status = self._ask(handler, event.peer, failure=Status.ACTION_FAIL, success=Status.ACTION_SUCCESS)
@@ -1005,9 +1033,7 @@ class Agent:
     def _data_received(self, event: DataReceived) -> None:
         taken = self._take_data(event.peer, event.token, Value(event.data_id, event.data))
         if not taken and event.data_id != IDENTIFICATION_RESPONSE:
-            self._session.owe_no_receipt(event.peer, event.token)
-            # In its turn: a deployed peer hears only what lies above all that it has sent meanwhile.
-            self._drive(self._session.refuse_data, event.peer, event.token)
+            self._unknown.append((event.peer, event.token))
 
     def _take_data(self, peer: int, token: bytes, value: Value, number: int = 0) -> bool:
         """Hand a value to its handler, if there is one that can read it."""
@@ -1022,6 +1048,14 @@ class Agent:
         number = number or self._keep(peer, token, _DATA, value.pack())
         self._apply_for(peer, token, lambda: handler(peer, value.data_id, read), number)
         return True
+
+    def _data_repeated(self, event: DataRepeated) -> None:
+        self.counts["repeated"] += 1
+
+    def _token_changed(self, event: TokenChanged) -> None:
+        future = self._pending.pop((event.peer, event.former), None)
+        if future is not None:
+            self._pending[event.peer, event.token] = future
 
     def _data_confirmed(self, event: DataConfirmed) -> None:
         self._queue.wake(event.peer)
@@ -1103,7 +1137,7 @@ class Agent:
                 self._session.revoke(partner, now)
         again = [event for event in again if isinstance(event, Event) and event.peer in self._keys]
         for fact in state.facts:
-            if fact.value is not None:
+            if fact.value is not None and fact.name not in (STREAM_IN, STREAM_OUT):
                 self._facts.setdefault(fact.identity, {})[fact.name] = fact.value
         self._taking, self._again = threading.get_ident(), True
         try:

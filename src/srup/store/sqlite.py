@@ -84,12 +84,20 @@ _AUDIT: Final = struct.Struct(">dQQBH")
 Row = Sequence[Any]
 
 
+def _counted(name: bytes) -> bytes:
+    if len(name) > 99_999:
+        raise ValueError(f"a name has {len(name)} bytes, and may have 99999")
+    return b"%05d%b" % (len(name), name)
+
+
 def _named(identity: int, name: bytes, record: bytes = b"") -> bytes:
-    return b"%b%05d%b%b" % (_NUMBER.pack(identity), len(name), name, record)
+    return _NUMBER.pack(identity) + _counted(name) + record
 
 
 # A window has mostly ones or mostly zeros: the few are kept, so that many devices share a page that is written.
 def _pack_partner(identity: int, member: bool, binds: bool, reserved: int, highest: int, seen: int) -> bytes:
+    if seen > _FULL:
+        raise ValueError(f"the window of {identity:x} has more than 1024 bits")
     bits = seen ^ _FULL
     if inverted := bits < seen:
         seen = bits
@@ -154,8 +162,7 @@ def _unpack_key(row: Row) -> KeyRecord:
 
 
 def _pack_barred(fingerprint: str) -> bytes:
-    name = fingerprint.encode()
-    return b"%05d%b" % (len(name), name)
+    return _counted(fingerprint.encode())
 
 
 def _pack_fact(identity: int, name: str, value: str | None) -> bytes:
