@@ -12,6 +12,7 @@ from srup.transport import MemoryTransport
 from srup.update import UpdateState
 
 from .fleet import DIGEST, SERVER, URL, Fleet, key_of
+from .syndication_fleet import AWAY, AWAY_ID, HOME, HOME_ID, Federation
 
 DAY = 86400.0
 
@@ -620,3 +621,34 @@ def test_deployed_partners_get_what_was_not_sent_before_a_crash_byte_for_byte(tm
 
 def test_changes_are_empty_when_nothing_changed():
     assert not Changes()
+
+
+def test_a_syndication_survives_its_servers(tmp_path):
+    with Federation(tmp_path, scheme="ed25519") as world:
+        stores = {}
+        for name, identity in (("home", HOME), ("away", AWAY)):
+            stores[identity] = MemoryStore()
+            getattr(world, name)._store = stores[identity]
+        world.syndicated()
+        for name, identity in (("home", HOME), ("away", AWAY)):
+            before = getattr(world, name)
+            admitted = {"syndication_devices": [AWAY_ID]} if name == "away" else {}
+            server = world.server(identity, name, store=stores[identity], **admitted)
+            world.agents[world.agents.index(before)] = server
+            setattr(world, name, server)
+        world.away.on_syndicated_action(world.moderate)
+        for server in (world.home, world.away):
+            server.start(threads=False)
+        assert world.home.shared_devices(HOME_ID) == tuple(world.shared)
+        asked = world.home.syndicated_action(HOME_ID, world.shared[0], 1)
+        assert world.answered(asked) is Status.ACTION_SUCCESS
+        assert world.done == [(world.shared[0], 1)]
+        heard = []
+        world.home.on_syndicated_data("n", "uint8")(lambda *arguments: heard.append(arguments))
+        world.lamps[world.shared[1]].send("n", 7, "uint8")
+        world.settle()
+        assert [arguments[-1] for arguments in heard] == [7]
+        ended = world.home.end_syndication(HOME_ID)
+        world.answered(ended)
+        assert not [fact for fact in stores[HOME].open(HOME).facts if fact.name == "syndication"]
+        assert world.faults() == 0

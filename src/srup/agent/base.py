@@ -45,7 +45,7 @@ from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, Message, O
 from ..records import AuditRow, Fact, InboxEntry, OutboxEntry, State
 from ..seal import unseal
 from ..session import body
-from ..session.base import STREAM_IN, STREAM_OUT, Output, Send, Session, check_seconds
+from ..session.base import Output, Send, Session, check_seconds
 from ..session.events import (
     ActionAnswered,
     ActionRequested,
@@ -1137,7 +1137,7 @@ class Agent:
                 self._session.revoke(partner, now)
         again = [event for event in again if isinstance(event, Event) and event.peer in self._keys]
         for fact in state.facts:
-            if fact.value is not None and fact.name not in (STREAM_IN, STREAM_OUT):
+            if fact.value is not None and fact.name not in self._session.facts:
                 self._facts.setdefault(fact.identity, {})[fact.name] = fact.value
         self._taking, self._again = threading.get_ident(), True
         try:

@@ -302,6 +302,8 @@ class Session:
     """What the owner is told again after a restart, because it was to decide: methods that make the event, by state."""
     volatile: ClassVar[frozenset[Enum]] = frozenset({_K.DECIDING})
     """States that do not outlast the process: whoever waits asks again."""
+    facts: ClassVar[frozenset[str]] = frozenset({STREAM_IN, STREAM_OUT})
+    """The names of the facts about partners in which a session keeps what it knows besides."""
     for_strangers: ClassVar[frozenset[type[Message]]] = frozenset()
     """Requests of ours that do not need a membership."""
     repeatable: ClassVar[frozenset[type[Message]]] = frozenset()
