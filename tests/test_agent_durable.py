@@ -265,6 +265,21 @@ def test_a_command_for_a_device_that_is_away_waits_and_survives_the_server(fleet
     assert (outcome.partner, outcome.request.action_id, outcome.result) == (identity, 7, Status.ACTION_SUCCESS)
 
 
+def test_t9_a_device_that_joins_again_and_again_is_not_sent_everything_each_time(fleet):
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.network.cut(f"device-{identity:x}")
+    for _ in range(100):
+        fleet.server.action(identity, 7)
+    fleet.settle()
+    fleet.clock.now += 60.0
+    sent = []
+    session, now = fleet.server._session, fleet.clock.now
+    for _ in range(10):
+        sent.append(len(session.hurry(identity, now)))
+    assert sent == [100] + [0] * 9
+
+
 def test_a_command_that_expires_is_reported_after_a_crash(fleet):
     outcomes = []
     fleet.joined()

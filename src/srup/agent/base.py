@@ -294,7 +294,7 @@ class Agent:
         self._stopped.set()
         self._drain()
         for future in self._turn.futures:
-            future.set_exception(TransportError("stopped before it could be made durable"))
+            _end(future, TransportError("stopped before it could be made durable"))
         while self._pending:
             _, future = self._pending.popitem()
             future.set_exception(TransportError("stopped before the answer came"))

@@ -598,11 +598,12 @@ class Session:
         return open_ < MAX_EXCHANGES
 
     def hurry(self, partner: int, now: float) -> list[Output]:
-        """Send again at once what this partner has not answered: it is here."""
+        """Send again what this partner has not answered, for it is here now; not what was just sent (T9)."""
         side = self._partners.get(partner)
         outputs: list[Output] = []
         for exchange in list(side.exchanges.values()) if side else ():
-            if exchange.mine and exchange.retry:
+            sent = exchange.due - exchange.retry
+            if exchange.mine and exchange.retry and now >= sent + self.policy.first_retry:
                 exchange.retry = self.policy.first_retry
                 outputs += self._send_again(exchange)
                 self._schedule(exchange, now)
