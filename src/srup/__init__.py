@@ -77,6 +77,7 @@ if TYPE_CHECKING:
         SyndicationDevice,
         SyndicationServer,
         UpdateOrder,
+        Vitals,
     )
     from .fetch import FetchPolicy, file_digest
     from .store import MemoryStore, SqliteStore
@@ -95,6 +96,7 @@ _AT_FIRST_USE = {
     "SyndicationDevice": "agent",
     "SyndicationServer": "agent",
     "UpdateOrder": "agent",
+    "Vitals": "agent",
     "FetchPolicy": "fetch",
     "file_digest": "fetch",
     "MemoryStore": "store",
@@ -182,6 +184,7 @@ __all__ = [
     "UnknownSenderError",
     "UpdateError",
     "UpdateOrder",
+    "Vitals",
     "backend_info",
     "decode",
     "encode",
