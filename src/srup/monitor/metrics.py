@@ -21,7 +21,10 @@ from ..errors import DecodeError, PolicyError, ReplayError, SignatureError, Unkn
 __all__ = ["COUNTERS", "GAUGES", "HISTOGRAMS", "LEASES_HELD", "LEASE_REMAINING", "REASONS", "REFUSED", "Collector"]
 
 COUNTERS: Final[Mapping[str, tuple[str, str]]] = {
-    "received": ("srup_messages_received", "Messages that arrived, genuine or not"),
+    "received": (
+        "srup_messages_received",
+        "Messages that arrived, whatever they were; our own, too, if they come back",
+    ),
     "verified": ("srup_messages_verified", "Messages whose signature is their sender's"),
     "sent": ("srup_messages_sent", "Messages that were handed to the broker's client"),
     "unsent": ("srup_messages_unsent", "Messages that could not be sent; what has an answer is tried again"),
@@ -67,9 +70,9 @@ GAUGES: Final[Mapping[str, Gauge]] = {
     "srup_inbox_items": Gauge("Messages and jobs that wait for an agent's thread", lambda vitals: vitals.inbox),
     "srup_handlers_waiting": Gauge("Calls of handlers that wait for their turn", lambda vitals: vitals.handlers),
     "srup_values_waiting": Gauge("Values that wait to be sent", lambda vitals: vitals.values),
-    "srup_value_oldest_seconds": Gauge("Age of the longest of them", lambda vitals: vitals.oldest_value, max),
+    "srup_value_oldest_seconds": Gauge("Age of the oldest value that waits", lambda vitals: vitals.oldest_value, max),
     "srup_requests_open": Gauge("Requests of ours that have no answer yet", lambda vitals: vitals.requests),
-    "srup_request_oldest_seconds": Gauge("Age of the longest of them", lambda vitals: vitals.oldest_request, max),
+    "srup_request_oldest_seconds": Gauge("Age of the oldest open request", lambda vitals: vitals.oldest_request, max),
     "srup_turn_seconds": Gauge("How long the turn under way has lasted", lambda vitals: vitals.turn, max),
     "srup_handler_seconds": Gauge("How long the handler under way has lasted", lambda vitals: vitals.handler, max),
 }
@@ -107,7 +110,7 @@ class Collector:
         self._leases = leases
         self._lock = Lock()
         self._agents: dict[Agent, tuple[str, ...]] = {}
-        self._past: dict[tuple[str, ...], Counter[str]] = {}
+        self._past: dict[tuple[str, ...], Counter[str]] = {} if labels else {(): Counter()}
         self._histograms = {
             name: Histogram(metric, meaning, self._labels, registry=None, buckets=buckets)
             for name, (metric, meaning, buckets) in HISTOGRAMS.items()
