@@ -1,5 +1,6 @@
 """When an agent is not alive, and when it is not ready."""
 
+import sys
 import threading
 
 import pytest
@@ -46,6 +47,15 @@ def test_readiness(change, parts):
 )
 def test_liveness(change, problems):
     assert liveness(WELL._replace(**change)) == problems
+
+
+@pytest.fixture
+def often():
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 def server_on(network, **options):
@@ -134,7 +144,7 @@ def test_other_parts_can_be_asked_and_nobody_is_nobody():
         monitor.stop()
 
 
-def test_vitals_may_be_asked_while_the_agent_works(tmp_path):
+def test_vitals_may_be_asked_while_the_agent_works(often):
     """What is read changes meanwhile; nothing raises."""
     network = MemoryNetwork()
     with server_on(network) as server:
@@ -152,8 +162,9 @@ def test_vitals_may_be_asked_while_the_agent_works(tmp_path):
         thread = threading.Thread(target=ask)
         thread.start()
         for number in range(2000):
-            server.send_data(number % 50, "x", b"", confirmed=True, lifetime=1000.0)
-        wait_until(lambda: server.vitals().values == 2000 or raised, "all are there")
+            server.send_data(number, "x", b"", confirmed=True, lifetime=1000.0)
+            server.command_join(number)
+        wait_until(lambda: raised or (server.vitals().values, server.vitals().requests) == (2000, 2000), "all are there")
         stop.set()
         thread.join()
         assert not raised
