@@ -79,8 +79,9 @@ if TYPE_CHECKING:
         UpdateOrder,
         Vitals,
     )
+    from .agent.worker import Worker
     from .fetch import FetchPolicy, file_digest
-    from .store import MemoryStore, SqliteStore
+    from .store import MemoryStore, RedisStore, SqliteStore
 
 __version__ = "0.1.0"
 
@@ -97,6 +98,8 @@ _AT_FIRST_USE = {
     "SyndicationServer": "agent",
     "UpdateOrder": "agent",
     "Vitals": "agent",
+    "RedisStore": "store",
+    "Worker": "agent.worker",
     "FetchPolicy": "fetch",
     "file_digest": "fetch",
     "MemoryStore": "store",
@@ -154,6 +157,7 @@ __all__ = [
     "PolicyError",
     "PrivateKey",
     "PublicKey",
+    "RedisStore",
     "Refusal",
     "ReplayError",
     "ReplayWindow",
@@ -185,6 +189,7 @@ __all__ = [
     "UpdateError",
     "UpdateOrder",
     "Vitals",
+    "Worker",
     "backend_info",
     "decode",
     "encode",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self, get_args
 from ..errors import EncodeError, PolicyError, SealError, SrupError, UnknownSenderError
 from ..keys import PrivateKey, PublicKey
 from ..messages import DataKind, SyndicatedC2Request, SyndicationInit, SyndicationRequest, decode_data
+from ..records import State
 from ..seal import seal
 from ..session.events import (
     DataReceived,
@@ -34,7 +35,7 @@ from ..session.events import (
     Unanswered,
 )
 from ..session.relay import AwaySide, Crossing, HomeSide, RelayAnswered, Relayed, failure
-from ..session.syndication import SyndicationServerSession
+from ..session.syndication import Role, SyndicationServerSession
 from ..transport.base import Transport
 from ..wire import Status
 from .base import _MAX_WAITING, Handler, check_identity, check_type
@@ -62,6 +63,13 @@ class SyndicationServer(Server):
         self._syndicated_data: dict[str | None, tuple[DataKind, Callable[..., Any]]] = {}
         for device in syndication_devices:
             self.admit(device)
+
+    def _restore_role(self, state: State) -> None:
+        super()._restore_role(state)
+        for device in self._session.partners():
+            known = self._session.syndication(device)
+            if known is not None and known.role is Role.HOME and known.count is not None and not known.missing:
+                self._shared[device] = tuple(known.devices[number] for number in sorted(known.devices))
 
     # Home.
 

@@ -56,6 +56,7 @@ def device(
     ] = None,
     firmware: Annotated[Path, typer.Option(help="The folder for firmware.")] = Path("firmware"),
     description: Annotated[str, typer.Option(help="What the device says it is.")] = "",
+    store: Annotated[Path | None, typer.Option(help="An SQLite database: where state survives.")] = None,
     join_timeout: JoinTimeout = None,
     password: HasPassword = False,
     broker_user: BrokerUser = None,
@@ -80,6 +81,7 @@ def device(
             policy=rules,
             join=join,
             observer=observer,
+            store=store,
         )
         command = None if reader is None else srup.CommandReader(shlex.split(reader), rules.join_lifetime)
         if join != "simple" and not terminal.shows:

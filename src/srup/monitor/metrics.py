@@ -34,6 +34,8 @@ COUNTERS: Final[Mapping[str, tuple[str, str]]] = {
     "not verified": ("srup_messages_unverifiable", "Messages left to the broker because the keys could not be read"),
     "not relayed": ("srup_messages_unrelayed", "Messages that a syndication device could not pass on"),
     "refusals not told": ("srup_refusals_untold", "Refusals that the application was not told of, they were so many"),
+    "repeated": ("srup_values_repeated", "Values that a partner sent once more, and that were taken before"),
+    "not done": ("srup_orders_not_done", "Orders of partners that were over when their turn came"),
     "unanswered": ("srup_requests_unanswered", "Requests of ours whose time was over before the answer came"),
     "data refused": ("srup_values_refused", "Values of ours that the partner does not know"),
     "key refused": ("srup_keys_refused", "New keys of partners that were not taken"),
