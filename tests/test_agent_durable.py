@@ -265,7 +265,7 @@ def test_a_command_for_a_device_that_is_away_waits_and_survives_the_server(fleet
     assert (outcome.partner, outcome.request.action_id, outcome.result) == (identity, 7, Status.ACTION_SUCCESS)
 
 
-def test_t9_a_device_that_joins_again_and_again_is_not_sent_everything_each_time(fleet):
+def test_a_device_that_joins_again_and_again_is_not_sent_everything_each_time(fleet):
     fleet.joined()
     identity = fleet.device.identity
     fleet.network.cut(f"device-{identity:x}")

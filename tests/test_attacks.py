@@ -13,7 +13,7 @@ T5   truncation and over-read        here; test_attacks_codec.py
 T6   malleability                    here; test_attacks_codec.py
 T7   algorithm confusion             here; test_attacks_codec.py
 T8   thread killer                   here
-T9   memory exhaustion               here; test_attacks_floods.py, test_agent.py, test_agent_durable.py, test_keyex_service.py
+T9   memory exhaustion               here; test_attacks_floods.py, test_agent.py, test_keyex_service.py
 T10  hijack by join command          here
 T11  update substitution             here; test_attacks_session.py
 T12  rollback                        here

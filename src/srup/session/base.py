@@ -178,6 +178,7 @@ class Exchange:
     retry: float = 0.0  # pause before the next retransmission; 0 for none
     due: float = 0.0  # when time changes something
     spends: bool = False  # its token is good until the expiry, and must not work twice (T11)
+    began: float = 0.0  # when I asked, for whoever watches
     detail: Any = None  # what the role needs to know besides: what was ordered, and how
 
 
@@ -422,6 +423,7 @@ class Session:
             "status": exchange.status,
             "retry": exchange.retry,
             "spends": exchange.spends,
+            "began": exchange.began,
             "detail": exchange.detail,
         }
         return body.dump({name: value for name, value in kept.items() if value not in (None, False, 0.0)}, _named)
@@ -643,8 +645,12 @@ class Session:
         return [*outputs, Left(partner, b"")] if side.member else outputs
 
     def exchanges(self) -> list[Exchange]:
-        """Return all that is under way or remembered, to be looked at only."""
-        return [exchange for partner in self._partners.values() for exchange in partner.exchanges.values()]
+        """Return all that is under way or remembered, to be looked at only; any thread may ask."""
+        return [each for partner in list(self._partners.values()) for each in list(partner.exchanges.values())]
+
+    def asked(self) -> list[float]:
+        """Return when each request of ours was made that has no answer yet, in no order; any thread may ask."""
+        return [each.began for each in self.exchanges() if each.mine and self._is_open(each)]
 
     def refuse_data(self, partner: int, token: bytes, now: float) -> list[Output]:
         """Answer a DataReceived whose ``data_id`` nobody here knows."""
@@ -873,7 +879,7 @@ class Session:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
         expiry = now + (self.policy.lifetime if lifetime is None else lifetime)
         token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version, receipt, place)
-        exchange = Exchange(side, token, state, expiry, mine=True, detail=detail)
+        exchange = Exchange(side, token, state, expiry, mine=True, began=now, detail=detail)
         self._check_room(exchange)
         send = self._send(exchange, cls, **fields)
         self._expect(exchange, send.message, resend)

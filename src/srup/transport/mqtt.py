@@ -648,7 +648,8 @@ def _on_publish(_client: paho.Client, link: _Link, mid: int, reason: ReasonCode,
     if (message := link.in_flight.pop(mid, None)) is None:
         return
     if reason.is_failure:
-        log.warning("the broker refused a message on %a: %s", message.topic, reason)
+        about = {"topic": message.topic, "reason": str(reason)}
+        log.warning("the broker refused a message on %a: %s", message.topic, reason, extra=about)
     if message.on_settled is not None:
         link._fence.settle(message.topic, message.on_settled)
 
@@ -656,7 +657,8 @@ def _on_publish(_client: paho.Client, link: _Link, mid: int, reason: ReasonCode,
 def _on_subscribe(_client: paho.Client, link: _Link, mid: int, reasons: list[ReasonCode], _properties: object) -> None:
     for topic_filter, reason in zip(link._subscribing.pop(mid, ()), reasons, strict=False):
         if reason.is_failure:
-            log.warning("the broker refused to subscribe to %a: %s", topic_filter, reason)
+            about = {"topic": topic_filter, "reason": str(reason)}
+            log.warning("the broker refused to subscribe to %a: %s", topic_filter, reason, extra=about)
 
 
 def _on_unsubscribe(
