@@ -94,6 +94,16 @@ Join.SHOWING JOIN_SUCCESS -> ANSWERED: JoinAnswered
 Join.SHOWING JOIN_REFUSED -> ANSWERED: JoinAnswered
 Join.SHOWING JOIN_FAIL -> ANSWERED: JoinAnswered
 Join.SHOWING EXPIRE -> UNANSWERED: Unanswered
+Join.ASKED WITHDRAW -> WITHDRAWN:
+Join.HUMAN_ASKED WITHDRAW -> WITHDRAWN:
+Join.OBSERVED_ASKED WITHDRAW -> WITHDRAWN:
+Join.SHOWING WITHDRAW -> WITHDRAWN:
+Join.WITHDRAWN JOIN_SUCCESS -> ANSWERED: JoinAnswered
+Join.WITHDRAWN JOIN_REFUSED -> ANSWERED: JoinAnswered
+Join.WITHDRAWN JOIN_FAIL -> ANSWERED: JoinAnswered
+Join.WITHDRAWN HumanJoinResponse -> WITHDRAWN:
+Join.WITHDRAWN ObservedJoinResponse -> WITHDRAWN:
+Join.WITHDRAWN Data -> WITHDRAWN:
 Join.ANSWERED JOIN_SUCCESS -> ANSWERED:
 Join.ANSWERED JOIN_REFUSED -> ANSWERED:
 Join.ANSWERED JOIN_FAIL -> ANSWERED:
@@ -146,12 +156,13 @@ Join.COMPARING HumanJoinRequest -> COMPARING: HumanJoinResponse
 Join.COMPARING ObservedJoinRequest -> COMPARING: HumanJoinResponse
 Join.DECIDING ANSWER -> ANSWERED: JoinAnswered Response
 Join.PREPARING ANSWER -> ANSWERED: JoinAnswered Response
+Join.DECIDING WITHDRAW -> UNANSWERED: JoinWithdrawn
 Join.PREPARING WITHDRAW -> UNANSWERED: JoinWithdrawn
 Join.COMPARING ANSWER -> ANSWERED: JoinAnswered Response
 Join.COMPARING WITHDRAW -> UNANSWERED: JoinWithdrawn
 Join.DECIDING EXPIRE -> UNANSWERED:
-Join.PREPARING EXPIRE -> UNANSWERED: JoinAnswered Response
-Join.COMPARING EXPIRE -> UNANSWERED: JoinAnswered Response
+Join.PREPARING EXPIRE -> ANSWERED: JoinAnswered Response
+Join.COMPARING EXPIRE -> ANSWERED: JoinAnswered Response
 Join.ANSWERED JoinRequest -> ANSWERED: Response
 Join.ANSWERED HumanJoinRequest -> ANSWERED: Response
 Join.ANSWERED ObservedJoinRequest -> ANSWERED: Response
@@ -233,6 +244,7 @@ ROLES = {"device": (device.TABLE, DEVICE, SERVER), "server": (server.TABLE, SERV
 OURS = {
     *(ActionState.ASKED, DataState.SENT, DataState.REFUSED, DeviceState.LEAVING, DeviceState.DEREGISTERING),
     *(JoinState.ASKED, JoinState.HUMAN_ASKED, JoinState.OBSERVED_ASKED, JoinState.SHOWING, JoinState.COMMANDED),
+    JoinState.WITHDRAWN,
     *(KeyState.OFFERED, KeyState.TAKEN, KeyState.REFUSED, ServerState.IDENTIFYING),
 }
 
@@ -287,7 +299,7 @@ def put(session, partner, state, mine):
     if isinstance(state, KeyState):
         exchange.detail = OFFER
     if isinstance(state, JoinState):
-        exchange.detail = (OTHER, b"join") if state is JoinState.OBSERVING else (m.HumanJoinResponse, b"sealed")
+        exchange.detail = (OTHER, b"join") if state is JoinState.OBSERVING else (m.HumanJoinResponse, b"sealed", 0.0)
     if state is JoinState.COMMANDED:
         exchange.detail = None
     session._remember(exchange, T0)
@@ -311,9 +323,9 @@ def drive(session, partner, exchange, word):
         case Word.OBEYED:
             return session._obeyed(session._partners[partner], Now(T0, b""), handed_over=False)
         case Word.WITHDRAW:
-            session._moderated[exchange] = None
-            another = Exchange(session._partners[partner], b"another", JoinState.NEW, T0 + 300, mine=False)
-            return session._supersede(another, Now(T0, b""))
+            if isinstance(session, DeviceSession):
+                return session._stop_joining(session._partners[partner], T0) or []
+            return session._withdraw_joins(session._partners[partner], Now(T0, b""))
         case Word.ANSWER:
             return session.answer_action(partner, token, Status.ACTION_SUCCESS, T0)
         case Word.ACTIVATE:

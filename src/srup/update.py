@@ -20,7 +20,7 @@ class Word(Enum):
     ANSWER = "the owner answers"
     ALLOW = "the owner lets it happen"
     SHOW = "the value that the device is to show is made"
-    WITHDRAW = "the device began another join"
+    WITHDRAW = "the device began another join or left"
     OBEYED = "the device did as it was told"
     FETCHED = "the file is there and its digest is right"
     FETCH_FAILED = "the file is not to be had"

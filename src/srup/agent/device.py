@@ -486,8 +486,11 @@ class Device(Agent):
     def _left(self, event: Left) -> None:
         log.info("%r is no longer a member of server %x", self, event.peer)
         if event.peer == self.server:
-            self._wants_in = self._is_in = False
-            self._expect_answer()
+            if (event.peer, event.token) not in self._pending:  # else we wanted that, and join() may have come since
+                self._wants_in = False
+            if not self.joined:
+                self._is_in = False
+                self._expect_answer()
         self._settle(event, None)
         self._tell("left", event.peer)
 

@@ -116,6 +116,7 @@ class Partner:
     member: bool = False
     binds: bool = False  # has sent a bound token: from then on it must (T3)
     last_sent: int = 0
+    decided: int = 0  # the sequence id of the newest message of theirs that was about being joined or not
     window: ReplayWindow = field(default_factory=ReplayWindow)
     exchanges: dict[bytes, Exchange] = field(default_factory=dict)
 

@@ -131,12 +131,14 @@ class DeviceSession(DeviceJoins):
     # Effects.
 
     def resign_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
-        """The server confirmed that we leave, or failed to; either way we are out."""
-        return self._leave(exchange.partner, exchange.token, now.time)
+        """The server confirmed that we leave, or failed to; either way we are out, unless it has let us in since."""
+        if cause.sequence_id < exchange.partner.decided:
+            return [Left(exchange.partner.identity, exchange.token)]
+        return self._leave(exchange, cause, now.time)
 
     def deregister_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
         """The server has dropped our key, or failed to; either way we are out."""
-        outputs = self._leave(exchange.partner, exchange.token, now.time)
+        outputs = self._leave(exchange, cause, now.time)
         if cause.status != Status.DEREGISTER_SUCCESS:
             return outputs
         return [*outputs, self._part_for_good(exchange.partner, exchange.token)]
@@ -148,11 +150,11 @@ class DeviceSession(DeviceJoins):
 
     def terminated(self, exchange: Exchange, cause: TerminateCommand, now: Now) -> list[Output]:
         """The server put us out."""
-        return self._leave(exchange.partner, exchange.token, now.time)
+        return self._leave(exchange, cause, now.time)
 
     def deregistered(self, exchange: Exchange, cause: DeregisterCommand, now: Now) -> list[Output]:
         """The server has dropped our key."""
-        outputs = self._leave(exchange.partner, exchange.token, now.time)
+        outputs = self._leave(exchange, cause, now.time)
         return [*outputs, self._part_for_good(exchange.partner, exchange.token)]
 
     def identify(self, exchange: Exchange, cause: IdRequest, now: Now) -> list[Output]:
@@ -228,9 +230,11 @@ class DeviceSession(DeviceJoins):
         bound = tokens.parse(order.token)
         return None if bound is None else bound.version
 
-    def _leave(self, partner: Partner, token: bytes, now: float) -> list[Output]:
-        partner.member = False
-        return [Left(partner.identity, token), *self._stop_joining(partner, now)]
+    def _leave(self, exchange: Exchange, cause: Message, now: float) -> list[Output]:
+        partner, ours = exchange.partner, exchange.request
+        partner.member, partner.decided = False, max(partner.decided, cause.sequence_id)
+        self._stop_joining(partner, now, None if ours is None else ours.sequence_id)
+        return [Left(partner.identity, exchange.token)]
 
     def _part_for_good(self, partner: Partner, token: bytes) -> Output:
         self.forget(partner.identity)

@@ -6,6 +6,7 @@ value is opaque here: its owner makes, seals and opens it.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import Enum
 from typing import Any, ClassVar, Final
 
@@ -57,6 +58,7 @@ class JoinState(Enum):
     HUMAN_ASKED = "the server is to send the value that a person will compare"
     OBSERVED_ASKED = "the server is to send the value that the observer will compare"
     SHOWING = "the device shows the value; the server is to let it in"
+    WITHDRAWN = "the device has asked anew or left; the server may answer all the same"
     DECIDING = "the application is to say whether the device may join"
     PREPARING = "a value is to be made for the device"
     COMPARING = "the value that the device shows is being compared"
@@ -83,6 +85,9 @@ _PENDING: Final = (_S.DECIDING, _S.PREPARING, _S.COMPARING)
 DEVICE_JOINS: Final[Table] = {
     **{(state, status): Step(_S.ANSWERED, "join_answered") for state in _WAITING for status in _JOIN_RESULTS},
     **{(state, Word.EXPIRE): Step(_S.UNANSWERED, "unanswered") for state in _WAITING},
+    **{(state, Word.WITHDRAW): Step(_S.WITHDRAWN) for state in _WAITING},
+    **{(_S.WITHDRAWN, status): Step(_S.ANSWERED, "withdrawn_join_answered") for status in _JOIN_RESULTS},
+    **{(_S.WITHDRAWN, answer): Step(_S.WITHDRAWN) for answer in (*_MODERATED.values(), Data)},
     **{(_S.ANSWERED, status): Step(_S.ANSWERED) for status in _JOIN_RESULTS},
     **{(state, Data): Step(state, "observer_named") for state in (_S.ASKED, _S.ANSWERED)},
     (_S.HUMAN_ASKED, HumanJoinResponse): Step(_S.SHOWING, "value_received"),
@@ -111,8 +116,8 @@ SERVER_JOINS: Final[Table] = {
     **{(_S.COMPARING, request): Step(_S.COMPARING, "repeat_value") for request in _MODERATED},
     **{(state, Word.ANSWER): Step(_S.ANSWERED, "answer_to_join") for state in _PENDING},
     (_S.DECIDING, Word.EXPIRE): Step(_S.UNANSWERED),
-    **{(state, Word.EXPIRE): Step(_S.UNANSWERED, "join_timed_out") for state in (_S.PREPARING, _S.COMPARING)},
-    **{(state, Word.WITHDRAW): Step(_S.UNANSWERED, "join_withdrawn") for state in (_S.PREPARING, _S.COMPARING)},
+    **{(state, Word.EXPIRE): Step(_S.ANSWERED, "join_timed_out") for state in (_S.PREPARING, _S.COMPARING)},
+    **{(state, Word.WITHDRAW): Step(_S.UNANSWERED, "join_withdrawn") for state in _PENDING},
     **{(_S.ANSWERED, request): Step(_S.ANSWERED, "repeat_join_answer") for request in _REQUESTS},
     (_S.COMMANDED, Word.OBEYED): Step(_S.ANSWERED, "command_answered"),
     (_S.COMMANDED, Status.JOIN_REFUSED): Step(_S.ANSWERED, "command_answered"),
@@ -166,9 +171,18 @@ class DeviceJoins(Session):
 
     def join_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
         """The server answered the join."""
-        status = Status(cause.status)
-        exchange.partner.member = status is Status.JOIN_SUCCESS
-        return [JoinAnswered(exchange.partner.identity, exchange.token, status)]
+        status, partner = Status(cause.status), exchange.partner
+        if cause.sequence_id < partner.decided:
+            return []  # the server has said something else since, which got here first
+        partner.decided = cause.sequence_id
+        partner.member = status is Status.JOIN_SUCCESS
+        return [JoinAnswered(partner.identity, exchange.token, status)]
+
+    def withdrawn_join_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
+        """The server answered a join that we ask for no more: that counts for it, but a refusal changes nothing."""
+        before = exchange.partner.member
+        outputs = self.join_answered(exchange, cause, now)
+        return outputs if before or exchange.partner.member else []
 
     def observer_named(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
         """The server names an observer whose word would let us in."""
@@ -240,19 +254,19 @@ class DeviceJoins(Session):
         if server not in self.servers:
             raise PolicyError(f"{server:x} is none of this device's servers")
         sends = self._ask(server, state, request, now, nonce, lifetime, **fields)
-        self._forget_moderated(self._partners[server], sends[0].message.token)
+        self._stop_joining(self._partners[server], now, sends[0].message.sequence_id)
         return sends
 
-    def _forget_moderated(self, server: Partner, latest: bytes) -> None:
-        """The latest join counts: the server, too, drops a moderated one for it."""
-        for mine in list(server.exchanges.values()):
-            if mine.mine and mine.state in _SHOWN and mine.token != latest:
-                self._forget(mine)
+    def _stop_joining(self, server: Partner, now: float, before: int | None = None) -> None:
+        """Ask no more for what was asked for, or what was asked for before this sequence id.
 
-    def _stop_joining(self, partner: Partner, now: float) -> list[Output]:
-        """End joins that are still being asked for: they would bring us back in."""
-        joins = [mine for mine in partner.exchanges.values() if mine.mine and mine.state in _WAITING]
-        return self._abandon(joins, now)
+        The latest join counts, and leaving ends those before it, which would bring us back in.
+        """
+        for join in list(server.exchanges.values()):
+            if join.mine and join.state in _WAITING and join.request is not None:
+                if before is None or join.request.sequence_id < before:
+                    self._take(join, self.table[join.state, Word.WITHDRAW], None, Now(now, b""))
+                    self._schedule(join, now)
 
 
 class ServerJoins(Session):
@@ -314,28 +328,31 @@ class ServerJoins(Session):
 
     def join_requested(self, exchange: Exchange, cause: JoinRequest, now: Now) -> list[Output]:
         """A device wants in."""
+        self._note_wish(exchange.partner, cause)
         return [JoinRequested(exchange.partner.identity, exchange.token)]
 
     def human_join_requested(self, exchange: Exchange, cause: HumanJoinRequest, now: Now) -> list[Output]:
         """A device wants in, and a person is to compare what it shows."""
+        self._note_wish(exchange.partner, cause)
         made_room = self._moderate(exchange, HumanJoinResponse, now)
         return [*made_room, HumanJoinRequested(exchange.partner.identity, exchange.token, exchange.expiry)]
 
     def observed_join_requested(self, exchange: Exchange, cause: ObservedJoinRequest, now: Now) -> list[Output]:
         """A device wants in, and another one is to compare what it shows."""
+        self._note_wish(exchange.partner, cause)
         made_room = self._moderate(exchange, ObservedJoinResponse, now)
         return [*made_room, ObservedJoinRequested(exchange.partner.identity, exchange.token, cause.observer_id)]
 
     def send_value(self, exchange: Exchange, cause: bytes, now: Now) -> list[Output]:
         """The value is there."""
-        response, _ = exchange.detail
+        response, _, last = exchange.detail
         send = self._send(exchange, response, sealed=cause)
-        exchange.detail = response, cause
+        exchange.detail = response, cause, last
         return [send]
 
     def repeat_value(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
         """The device asks again: it may have missed the value."""
-        response, sealed = exchange.detail
+        response, sealed, _ = exchange.detail
         return [self._send(exchange, response, sealed=sealed)]
 
     def answer_to_join(self, exchange: Exchange, cause: tuple[Status, int | None], now: Now) -> list[Output]:
@@ -358,17 +375,19 @@ class ServerJoins(Session):
         return self.repeat_answer(exchange, cause, now)
 
     def join_timed_out(self, exchange: Exchange, cause: None, now: Now) -> list[Output]:
-        """Nobody compared the values in time."""
+        """Nobody compared the values in time. As long as the device can ask for this join it is answered the same."""
         self._moderated.pop(exchange, None)
         exchange.partner.member = False  # the device will think so when it gets the answer
-        event = JoinAnswered(exchange.partner.identity, exchange.token, Status.JOIN_FAIL)
-        try:
-            return [event, *self.answer(exchange, Status.JOIN_FAIL, now)]
-        except PolicyError:  # no sequence id is left, which is this device's trouble and not that of the others
-            return [event]
+        outputs: list[Output] = [JoinAnswered(exchange.partner.identity, exchange.token, Status.JOIN_FAIL)]
+        with suppress(PolicyError):  # no sequence id is left, which is this device's trouble and not that of the others
+            outputs += self.answer(exchange, Status.JOIN_FAIL, now)
+        _, _, exchange.expiry = exchange.detail
+        if exchange.expiry > now.time:
+            self._remember(exchange, now.time)
+        return outputs
 
     def join_withdrawn(self, exchange: Exchange, cause: None, now: Now) -> list[Output]:
-        """The device began another join, which counts instead."""
+        """The device began another join, which counts instead, or is no longer to be let in."""
         self._moderated.pop(exchange, None)
         return [JoinWithdrawn(exchange.partner.identity, exchange.token)]
 
@@ -387,9 +406,9 @@ class ServerJoins(Session):
 
     def _moderate(self, exchange: Exchange, response: type[Message], now: Now) -> list[Output]:
         """Let a join wait for somebody's word: for so long, and with no more than so many others."""
-        outputs = self._supersede(exchange, now)
+        outputs = self._withdraw_joins(exchange.partner, now)  # a device has one under way: the latest
+        exchange.detail = response, b"", exchange.expiry
         exchange.expiry = min(exchange.expiry, now.time + self.policy.join_lifetime)
-        exchange.detail = response, b""
         if len(self._moderated) >= MAX_MODERATED:
             oldest = next(iter(self._moderated))
             self._forget(oldest)
@@ -397,15 +416,18 @@ class ServerJoins(Session):
         self._moderated[exchange] = None
         return outputs
 
-    def _supersede(self, exchange: Exchange, now: Now) -> list[Output]:
-        """A device has one moderated join under way: the latest."""
-        return self._withdraw_joins(exchange.partner, now)
+    def _note_wish(self, device: Partner, cause: Message) -> None:
+        """Take note that a device wants in; PolicyError if it has left since it sent this."""
+        if cause.sequence_id < device.decided:
+            raise PolicyError(f"{device.identity:x} has left since it asked to join")
+        device.decided = cause.sequence_id
 
     def _withdraw_joins(self, device: Partner, now: Now) -> list[Output]:
-        """End the moderated joins of a device without an answer."""
+        """End the joins of a device that are not decided, without an answer."""
         outputs: list[Output] = []
-        for join in [join for join in self._moderated if join.partner is device]:
-            outputs += self._take(join, self.table[join.state, Word.WITHDRAW], None, now)
+        for join in list(device.exchanges.values()):
+            if not join.mine and join.state in _PENDING:
+                outputs += self._take(join, self.table[join.state, Word.WITHDRAW], None, now)
         return outputs
 
     def _obeyed(self, device: Partner, now: Now, handed_over: bool) -> list[Output]:

@@ -309,6 +309,7 @@ class DeviceParty(Party):
                 self.world.note(f"{self} has a new key")
                 self.world.leak(self.key, self.world.policy.key_overlap + 60.0)
                 self.key, self.next_key = key, None
+                self.world.spread(self)
             elif not isinstance(error, UnansweredError):
                 self.next_key = None  # the server goes on with the old one
 

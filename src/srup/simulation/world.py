@@ -137,7 +137,7 @@ class World(Simulator):
         observers = (FIRST_DEVICE,) if admission == "observed" else ()
         self.servers = {
             SERVERS[0]: ServerParty(self, SERVERS[0], self._skew(chance), admission, observers),
-            SERVERS[1]: ServerParty(self, SERVERS[1], self._skew(chance), "simple", ()),
+            SERVERS[1]: ServerParty(self, SERVERS[1], self._skew(chance), "simple", observers),
         }
         self.devices: dict[int, DeviceParty] = {}
         for identity in range(FIRST_DEVICE, FIRST_DEVICE + self.options.devices):
@@ -357,6 +357,13 @@ class World(Simulator):
     def leak(self, key: PrivateKey, after: float) -> None:
         """Give the attacker a key of whom the attacker now has; it does not count any more by then."""
         self.attacker.steal(key, self.clock.now + after)
+
+    def spread(self, device: DeviceParty) -> None:
+        """Tell the other servers a device's key, which it has changed by a rotation with its own one."""
+        for server in self.servers.values():
+            known = server.ring.get(device.identity)
+            if server.identity != device.server and known is not None and not server.ring.bars(device.key.public_key):
+                server.ring.replace(device.identity, device.key.public_key)
 
     def rotating(self, device: DeviceParty) -> bool:
         """Tell whether the offer of a new key is under way in this life of a device."""
@@ -654,6 +661,9 @@ class World(Simulator):
             party.fuse = None
             self.heal(party)
             self.restart(party)
+        observer = self.devices[FIRST_DEVICE]
+        if any(observer.identity not in server.ring for server in self.servers.values()):
+            self.provision(observer)
         passed = 0.0
         while passed < 2 * self.policy.key_overlap + 2 * REJOIN:
             for server in self.servers.values():
@@ -671,16 +681,22 @@ class World(Simulator):
 
     def _care(self, device: DeviceParty) -> None:
         """Do what an owner does who wants a device in that is not."""
-        if not device.up or not device.wanted or device.agent.joined or device.shown is not None:
+        if not device.up or not device.wanted or device.server not in device.server_keys:
             return
         server = self.servers[device.server]
         registered = server.ring.get(device.identity)
-        if device.next_key is not None and device.next_key.public_key == registered:
-            # The server has taken it, and its answer was lost with what the device knew.
-            device.key, device.next_key = device.next_key, None
+        if device.server_keys[device.server] != server.key.public_key and server.next_key is None:
+            # It has slept through a rotation of the server's key (Server.rotate_key).
+            device.server_keys[device.server] = server.key.public_key
             device.die()
             device.boot()
-        elif registered is not None and device.server in device.server_keys:
+        elif device.next_key is not None and device.next_key.public_key == registered and not self.rotating(device):
+            # The server has taken it, and its answer was lost with what the device knew.
+            device.key, device.next_key = device.next_key, None
+            self.spread(device)
+            device.die()
+            device.boot()
+        elif registered is not None and not device.agent.joined and device.shown is None:
             device.agent.join()
 
     def check(self) -> None:
@@ -716,7 +732,9 @@ class World(Simulator):
             if mine and not inside and known:
                 self.violate("disagreement", f"{device} believes that it is joined to {server}")
             expected = device.up and device.wanted and device.server == server.identity and known
-            if expected and device.server in device.server_keys and device.identity not in server.banned and not inside:
+            vouched = device.observer is None or device.observer in server.agent.members
+            welcome = device.identity not in server.banned and vouched
+            if expected and welcome and device.server in device.server_keys and not inside:
                 self.violate("disagreement", f"{device} is not joined to {server}, although both want it")
 
     def _ghost(self, device: DeviceParty, server: ServerParty) -> bool:
