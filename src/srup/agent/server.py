@@ -458,8 +458,11 @@ class Server(Agent):
         if self._admission == "observed":
             observer = next((one for one in self._observers if one in self._members and one != event.peer), None)
         log.info("%r: %x is to join by way of %s", self, event.peer, self._admission)
-        refuse = self._session.answer_join
-        self._perform(refuse(event.peer, event.token, Status.JOIN_REFUSED, self._clock(), observer))
+        self._answer_join(event.peer, event.token, Status.JOIN_REFUSED, observer)
+
+    def _answer_join(self, device: int, token: bytes, status: Status, observer: int | None = None) -> None:
+        """Answer a join without asking anybody; it may be too late, or no sequence id may be left for the device."""
+        self._drive(lambda now: self._session.answer_join(device, token, status, now, observer))
 
     def _decide(self, device: int, token: bytes) -> None:
         """Let the application say whether a device may join that has proved what it had to."""
@@ -481,7 +484,7 @@ class Server(Agent):
     def _human_join_requested(self, event: HumanJoinRequested) -> None:
         if "moderation" not in self._handlers:
             log.warning("%r: nobody moderates the join of %x: on_moderation has no handler", self, event.peer)
-            self._perform(self._session.answer_join(event.peer, event.token, Status.JOIN_REFUSED, self._clock()))
+            self._answer_join(event.peer, event.token, Status.JOIN_REFUSED)
             return
         value = JoinValue.new(self._entropy(JOIN_VALUE_SIZE))
         if self._show(event.peer, event.token, value):
@@ -495,29 +498,29 @@ class Server(Agent):
         key = self._keys.get(observer)
         if observer not in self._observers or observer not in self._members or observer == device or key is None:
             log.warning("%r: %x names %x, whose word does not count here or who is not joined", self, device, observer)
-            self._perform(self._session.answer_join(device, token, Status.JOIN_REFUSED, self._clock()))
+            self._answer_join(device, token, Status.JOIN_REFUSED)
         elif self._show(device, token, value):
             try:
                 sealed = seal(value.plaintext, key)
                 sends = self._session.observe(observer, device, token, sealed, self._clock(), self._entropy(16))
             except SrupError as error:
                 log.warning("%r cannot ask %x about %x: %s", self, observer, device, error)
-                self._perform(self._session.answer_join(device, token, Status.JOIN_FAIL, self._clock()))
+                self._answer_join(device, token, Status.JOIN_FAIL)
             else:
                 self._perform(sends)
 
     def _show(self, device: int, token: bytes, value: JoinValue) -> bool:
-        """Send a device the value that it is to show; if nothing can be sealed to it the join fails: False."""
+        """Send a device the value that it is to show; if nothing can be sealed or sent to it the join fails: False."""
         try:
             key = self._keys.get(device)
             if key is None:
                 raise SealError("its key has just been dropped")
-            sealed = seal(value.plaintext, key)
-        except SealError as error:
+            outputs = self._session.show_value(device, token, seal(value.plaintext, key), self._clock())
+        except (SealError, PolicyError) as error:
             log.warning("%r: no value for %x: %s", self, device, error)
-            self._perform(self._session.answer_join(device, token, Status.JOIN_FAIL, self._clock()))
+            self._answer_join(device, token, Status.JOIN_FAIL)
             return False
-        self._perform(self._session.show_value(device, token, sealed, self._clock()))
+        self._perform(outputs)
         return True
 
     def _observed(self, event: Observed) -> None:

@@ -144,8 +144,9 @@ class DeviceSession(DeviceJoins):
         return [*outputs, self._part_for_good(exchange.partner, exchange.token)]
 
     def leaving_unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
-        """The server did not confirm that we leave; we are out all the same."""
-        exchange.partner.member = False
+        """The server did not confirm that we leave; we are out all the same, unless it has let us in since."""
+        if exchange.request is None or exchange.partner.decided < exchange.request.sequence_id:
+            exchange.partner.member = False
         return self.unanswered(exchange, cause, now)
 
     def terminated(self, exchange: Exchange, cause: TerminateCommand, now: Now) -> list[Output]:
@@ -229,6 +230,13 @@ class DeviceSession(DeviceJoins):
     def _version(order: Exchange) -> int | None:
         bound = tokens.parse(order.token)
         return None if bound is None else bound.version
+
+    def _join(self, server: int, *arguments: Any, **fields: Any) -> list[Send]:
+        sends = super()._join(server, *arguments, **fields)
+        for leaving in self._partners[server].exchanges.values():
+            if leaving.state is _S.LEAVING:  # sent again it would come after the join, and undo it
+                leaving.retry = 0.0
+        return sends
 
     def _leave(self, exchange: Exchange, cause: Message, now: float) -> list[Output]:
         partner, ours = exchange.partner, exchange.request

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..agent import Agent, Device, PendingJoin, Server
 from ..agent.base import Refusal
-from ..errors import PolicyError, UnansweredError
+from ..errors import PolicyError
 from ..joinvalue import JoinValue
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
@@ -254,12 +254,12 @@ class DeviceParty(Party):
         self.active: str | None = None
         self.wanted = True
         self.shown: JoinValue | None = None
-        self.leaving: set[int] = set()  # servers that may still believe it to be a member
-        self.deaf: set[int] = set()  # servers that never confirmed that it has left
+        self.offering = False  # whether the answer to the offer of the next key is due
+        self.leaving: set[int] = set()  # servers that have not confirmed that it leaves
 
     def make(self, wire: Wire) -> Device:
         """See :meth:`Party.make`."""
-        self.shown = None
+        self.shown, self.offering = None, False
         others = {server: key for server, key in self.server_keys.items() if server != self.server}
         agent = Device(
             self.identity,
@@ -297,6 +297,7 @@ class DeviceParty(Party):
     def rotate(self, key: PrivateKey) -> "Future[None]":
         """Change the device's key; the old one is kept until the server has taken the new one."""
         self.next_key = key
+        self.offering = True
         self.world.offered.add((self.identity, self.server, key.public_key.fingerprint))
         future = self.agent.rotate_key(key)
         life = self.life
@@ -304,17 +305,20 @@ class DeviceParty(Party):
         def changed(done: "Future[None]") -> None:
             if self.life != life:
                 return
-            error = done.exception()
-            if error is None:
+            self.offering = False
+            if done.exception() is None:
                 self.world.note(f"{self} has a new key")
                 self.world.leak(self.key, self.world.policy.key_overlap + 60.0)
                 self.key, self.next_key = key, None
                 self.world.spread(self)
-            elif not isinstance(error, UnansweredError):
-                self.next_key = None  # the server goes on with the old one
 
         future.add_done_callback(changed)
         return future
+
+    def insist(self) -> None:
+        """Offer the next key again, which the server may have taken already (:meth:`Device.rotate_key`)."""
+        if self.next_key is not None and self.up and self.agent.joined and not self.offering:
+            self.rotate(self.next_key)
 
     def _act(self, server: int, action: int) -> bool:
         return self.done(lambda: self.world.effect(self, "action", server, action))
@@ -331,8 +335,7 @@ class DeviceParty(Party):
     def _joined(self) -> None:
         self.shown = None
         self.world.joined(self)
-        if self.next_key is not None and self.life and self.up and not self.world.rotating(self):
-            self.rotate(self.next_key)
+        self.insist()
 
     def _not_joined(self, status: Status | None) -> None:
         self.shown = None

@@ -121,6 +121,7 @@ ACTS: Final[dict[str, tuple[int, Act]]] = {
     "revoke": (1, _of_server(World.revoke)),
     "provision": (2, lambda world, chance: world.provision(_device(world, chance))),
     "rotate device": (2, lambda world, chance: world.rotate(_device(world, chance))),
+    "insist": (3, lambda world, chance: world.insist(_device(world, chance))),
     "rotate server": (1, lambda world, chance: world.rotate(_server(world, chance))),
     "summon": (2, _of_server(World.summon)),
     "send away": (2, _send_away),

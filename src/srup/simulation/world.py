@@ -129,7 +129,6 @@ class World(Simulator):
         self._updates: dict[str, tuple[Order, int | None]] = {}  # by digest, with the version
         self._held: list[UpdateOrder] = []
         self._rotated: dict[int, float] = {}  # when an identity last changed its key
-        self._rebooted: dict[int, float] = {}
         self._leaks: list[tuple[float, PrivateKey, int]] = []
         self._found = 0
         chance = self.stream("cast")
@@ -324,7 +323,6 @@ class World(Simulator):
             if device.clock.now > commanded + self.policy.lifetime:
                 self.violate("unwanted", f"{device} is in again at {device.server:x}, although its owner wants out")
             device.wanted = True
-        device.deaf.discard(device.server)
 
     def left(self, device: DeviceParty, server: int) -> None:
         """Check that somebody who may has ended this membership."""
@@ -364,10 +362,6 @@ class World(Simulator):
             known = server.ring.get(device.identity)
             if server.identity != device.server and known is not None and not server.ring.bars(device.key.public_key):
                 server.ring.replace(device.identity, device.key.public_key)
-
-    def rotating(self, device: DeviceParty) -> bool:
-        """Tell whether the offer of a new key is under way in this life of a device."""
-        return self._rebooted.get(device.identity, 0) == device.life
 
     def _follow(self, device: DeviceParty) -> None:
         """Notice when a device has turned to another server, and check that it was sent there."""
@@ -545,7 +539,6 @@ class World(Simulator):
         if isinstance(party, DeviceParty) and not party.agent.joined:
             return False
         self._rotated[party.identity] = now
-        self._rebooted[party.identity] = party.life
         self.note(f"{party} changes its key")
         party.rotate(party.new_key())
         return True
@@ -565,16 +558,10 @@ class World(Simulator):
         if not device.up or not device.agent.joined:
             return False
         device.wanted = False
-        server, life = device.server, device.life
-        order = self._order("deregister" if for_good else "resign", device, server, device.life, self.policy.lifetime)
-        future = device.agent.deregister() if for_good else device.agent.resign()
-
-        def ended(done: "Future[None]") -> None:
-            if done.exception() is not None and device.life == life:
-                device.deaf.add(server)
-
-        future.add_done_callback(ended)
-        self._expect(order, future)
+        order = self._order(
+            "deregister" if for_good else "resign", device, device.server, device.life, self.policy.lifetime
+        )
+        self._expect(order, device.agent.deregister() if for_good else device.agent.resign())
         return True
 
     def rejoin(self, device: DeviceParty) -> bool:
@@ -616,6 +603,12 @@ class World(Simulator):
         party.cut = True
         self.network.cut(party.name)
         return True
+
+    def insist(self, device: DeviceParty) -> bool:
+        """Offer a key again that has not been answered."""
+        possible = device.next_key is not None and not device.offering
+        device.insist()
+        return possible
 
     def heal(self, party: Party) -> bool:
         """Give it back."""
@@ -690,7 +683,7 @@ class World(Simulator):
             device.server_keys[device.server] = server.key.public_key
             device.die()
             device.boot()
-        elif device.next_key is not None and device.next_key.public_key == registered and not self.rotating(device):
+        elif device.next_key is not None and device.next_key.public_key == registered:
             # The server has taken it, and its answer was lost with what the device knew.
             device.key, device.next_key = device.next_key, None
             self.spread(device)
@@ -698,6 +691,7 @@ class World(Simulator):
             device.boot()
         elif registered is not None and not device.agent.joined and device.shown is None:
             device.agent.join()
+        device.insist()
 
     def check(self) -> None:
         """Enter what must hold at any time and does not."""
@@ -732,7 +726,8 @@ class World(Simulator):
             if mine and not inside and known:
                 self.violate("disagreement", f"{device} believes that it is joined to {server}")
             expected = device.up and device.wanted and device.server == server.identity and known
-            vouched = device.observer is None or device.observer in server.agent.members
+            alone = device.join_kind == "human" or server.admission == device.join_kind == "simple"
+            vouched = alone or FIRST_DEVICE in server.agent.members
             welcome = device.identity not in server.banned and vouched
             if expected and welcome and device.server in device.server_keys and not inside:
                 self.violate("disagreement", f"{device} is not joined to {server}, although both want it")
@@ -740,10 +735,9 @@ class World(Simulator):
     def _ghost(self, device: DeviceParty, server: ServerParty) -> bool:
         """Tell whether the documentation excuses that a server believes a device to be joined that is not.
 
-        It may if it never heard that the device has left; or if its state is in memory and it started anew before a
-        join request of the device had expired, which somebody else can then deliver again.
+        It may if it has never confirmed that the device has left (:meth:`Device.resign`), and if the device is not there.
         """
-        return server.identity in device.deaf or not device.up
+        return server.identity in device.leaving or not device.up
 
     def _check_idle(self, party: Party) -> None:
         session: Session = party.agent._session
