@@ -325,7 +325,9 @@ def test_a_device_is_asked_once_unless_it_leaves_or_does_not_answer(fleet):
     assert len({offer.token for offer in offers(fleet)}) == 1
     fleet.server.terminate(device.identity)
     fleet.settle()
-    fleet.network.heal(name)  # the first offer and the termination arrive, and cross with a join: it is let in and leaves
+    fleet.network.heal(
+        name
+    )  # the first offer and the termination arrive, and cross with a join: it is let in and leaves
     fleet.settle()
     assert not device.joined
     assert not fleet.server.members

@@ -433,8 +433,9 @@ def test_what_begins_nothing_changes_nothing(role, member):
             continue
         session = new_session(role)
         session._partners[partner].member = member
-        before = snapshot(session, window=False)
+        session._partners[partner].decided = 10  # newer than the message
         message = trigger_message(partner, bound(me), trigger)
+        before = snapshot(session, window=False)
         [unexpected] = session.receive(message, T0, nonce())
         assert (type(unexpected), unexpected.message) == (Unexpected, type(message))
         assert snapshot(session, window=False) == before

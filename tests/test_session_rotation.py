@@ -10,7 +10,7 @@ from srup import messages as m
 from srup.errors import EncodeError, PolicyError, ReplayError
 from srup.session import Policy, Send
 from srup.session.base import KeyState
-from srup.session.events import DataReceived, KeyAnswered, KeyOffered, JoinWithdrawn, Left, Unanswered, Unexpected
+from srup.session.events import DataReceived, JoinWithdrawn, KeyAnswered, KeyOffered, Left, Unanswered, Unexpected
 from srup.wire import KEY_ROTATION, Status
 
 from .session_link import (

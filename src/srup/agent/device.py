@@ -189,7 +189,7 @@ class Device(Agent):
     def on_join_value(self, handler: Handler) -> Handler:
         """Decorate what shows the :class:`JoinValue` of a human-moderated or observed join.
 
-        It is shown until ``on_joined`` or ``on_not_joined`` is called, or this with another one.
+        It is shown until ``on_joined``, ``on_not_joined`` or ``on_left`` is called, or this with another one.
         """
         return self._register(self._handlers, "join_value")(handler)
 

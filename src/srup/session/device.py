@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 from .. import tokens
 from ..errors import PolicyError
 from ..messages import (
+    Action,
     Activate,
     Data,
     DeregisterCommand,
@@ -14,6 +15,7 @@ from ..messages import (
     IdRequest,
     Initiate,
     Message,
+    ObservationRequest,
     ResignRequest,
     Response,
     TerminateCommand,
@@ -22,7 +24,7 @@ from ..update import DEVICE_TABLE, FETCH_FAILURES, Step, Table, UpdateState, Wor
 from ..wire import IDENTIFICATION_RESPONSE, Status
 from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, check_status
 from .events import ActivationRequested, Deregistered, FetchRequested, Left, Unexpected
-from .join import DEVICE_JOINS, DeviceJoins
+from .join import DEVICE_JOINS, WAITING, DeviceJoins
 
 __all__ = ["TABLE", "DeviceSession", "DeviceState"]
 
@@ -39,6 +41,8 @@ class DeviceState(Enum):
 
 _S = DeviceState
 _RESIGN_RESULTS: Final = (Status.RESIGN_SUCCESS, Status.RESIGN_FAIL)
+_FOR_MEMBERS: Final = (Action, Data, IdRequest, Initiate, Activate, ObservationRequest)
+_DISCLAIMED: Final = "we were out already"
 _DEREGISTER_RESULTS: Final = (Status.DEREGISTER_SUCCESS, Status.DEREGISTER_FAIL)
 
 TABLE: Final[Table] = {
@@ -74,7 +78,7 @@ class DeviceSession(DeviceJoins):
         TerminateCommand: Opening(_S.NEW),
         DeregisterCommand: Opening(_S.NEW, members_only=False, remembered=False),
     }
-    for_strangers = DeviceJoins.for_strangers | {DeregisterRequest}
+    for_strangers = DeviceJoins.for_strangers | {DeregisterRequest, ResignRequest}
 
     def __init__(
         self,
@@ -96,10 +100,15 @@ class DeviceSession(DeviceJoins):
         """See :meth:`Session.receive`; a sender that is none of the device's servers is a PolicyError (T10)."""
         if message.sender_id not in self.servers:
             raise PolicyError(f"{message.sender_id:x} is none of this device's servers")
-        return super().receive(message, now, nonce)
+        outputs = super().receive(message, now, nonce)
+        if isinstance(message, _FOR_MEMBERS) and any(isinstance(output, Unexpected) for output in outputs):
+            outputs += self._disclaim(message, now, nonce)
+        return outputs
 
     def resign(self, server: int, now: float, nonce: bytes) -> list[Send]:
         """Leave the server; Left follows when it confirms, Unanswered when it does not (we are out all the same)."""
+        if not self.is_member(server):
+            raise PolicyError(f"{server:x} is not joined: it would not take ResignRequest")
         return self._ask(server, _S.LEAVING, ResignRequest, now, nonce, None)
 
     def deregister(self, server: int, now: float, nonce: bytes) -> list[Send]:
@@ -132,6 +141,8 @@ class DeviceSession(DeviceJoins):
 
     def resign_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
         """The server confirmed that we leave, or failed to; either way we are out, unless it has let us in since."""
+        if exchange.detail is _DISCLAIMED:
+            return []
         if cause.sequence_id < exchange.partner.decided:
             return [Left(exchange.partner.identity, exchange.token)]
         return self._leave(exchange, cause, now.time)
@@ -145,6 +156,8 @@ class DeviceSession(DeviceJoins):
 
     def leaving_unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """The server did not confirm that we leave; we are out all the same, unless it has let us in since."""
+        if exchange.detail is _DISCLAIMED:
+            return []
         if exchange.request is None or exchange.partner.decided < exchange.request.sequence_id:
             exchange.partner.member = False
         return self.unanswered(exchange, cause, now)
@@ -217,6 +230,15 @@ class DeviceSession(DeviceJoins):
         return [unexpected, *self.answer(exchange, Status.ACTIVATE_FAIL, now)]
 
     # Mechanism.
+
+    def _disclaim(self, message: Message, now: float, nonce: bytes) -> list[Send]:
+        """Tell a server that takes us for a member that we are none: it may not have heard that we have left."""
+        server = self._partner(message.sender_id)
+        under_way = any(mine.state is _S.LEAVING or mine.state in WAITING for mine in server.exchanges.values())
+        knows = message.sequence_id < server.decided  # it has let us out since
+        if server.member or under_way or knows or not self._binds(server):
+            return []
+        return self._ask(server.identity, _S.LEAVING, ResignRequest, now, nonce, None, detail=_DISCLAIMED)
 
     def _activation_floor(self, order: Exchange) -> int | None:
         """Return the lowest version that may be activated now: not below what is just being activated (T12)."""

@@ -41,7 +41,7 @@ from .events import (
     Unexpected,
 )
 
-__all__ = ["DEVICE_JOINS", "SERVER_JOINS", "DeviceJoins", "JoinState", "ServerJoins"]
+__all__ = ["DEVICE_JOINS", "SERVER_JOINS", "WAITING", "DeviceJoins", "JoinState", "ServerJoins"]
 
 MAX_MODERATED: Final = 1024
 """How many joins may wait for a person or an observer at a time; the oldest gives way to a new one (T9)."""
@@ -78,14 +78,15 @@ _MODERATED: Final[Mapping[type[Message], type[Message]]] = {
 }
 """What carries the value, by what asks for it."""
 
-_SHOWN: Final = (_S.HUMAN_ASKED, _S.OBSERVED_ASKED, _S.SHOWING)
-_WAITING: Final = (_S.ASKED, *_SHOWN)
+WAITING: Final = (_S.ASKED, _S.HUMAN_ASKED, _S.OBSERVED_ASKED, _S.SHOWING)
+"""States in which a device waits to be let in."""
+
 _PENDING: Final = (_S.DECIDING, _S.PREPARING, _S.COMPARING)
 
 DEVICE_JOINS: Final[Table] = {
-    **{(state, status): Step(_S.ANSWERED, "join_answered") for state in _WAITING for status in _JOIN_RESULTS},
-    **{(state, Word.EXPIRE): Step(_S.UNANSWERED, "unanswered") for state in _WAITING},
-    **{(state, Word.WITHDRAW): Step(_S.WITHDRAWN) for state in _WAITING},
+    **{(state, status): Step(_S.ANSWERED, "join_answered") for state in WAITING for status in _JOIN_RESULTS},
+    **{(state, Word.EXPIRE): Step(_S.UNANSWERED, "unanswered") for state in WAITING},
+    **{(state, Word.WITHDRAW): Step(_S.WITHDRAWN) for state in WAITING},
     **{(_S.WITHDRAWN, status): Step(_S.ANSWERED, "withdrawn_join_answered") for status in _JOIN_RESULTS},
     **{(_S.WITHDRAWN, answer): Step(_S.WITHDRAWN) for answer in (*_MODERATED.values(), Data)},
     **{(_S.ANSWERED, status): Step(_S.ANSWERED) for status in _JOIN_RESULTS},
@@ -210,7 +211,7 @@ class DeviceJoins(Session):
     ) -> list[Output]:
         """The same from a deployed server: the join goes on under the token of its message (FLOWS.md, "Tokens")."""
         partner = exchange.partner
-        waiting = [mine for mine in partner.exchanges.values() if mine.mine and mine.state in _WAITING]
+        waiting = [mine for mine in partner.exchanges.values() if mine.mine and mine.state in WAITING]
         asked = next((mine for mine in waiting if _MODERATED.get(type(mine.request)) is type(cause)), None)  # type: ignore[arg-type]
         if asked is None or self._binds(partner):
             raise PolicyError(f"{partner.identity:x} sends a value that no join of ours asked for")
@@ -263,10 +264,10 @@ class DeviceJoins(Session):
         The latest join counts, and leaving ends those before it, which would bring us back in.
         """
         for join in list(server.exchanges.values()):
-            if join.mine and join.state in _WAITING and join.request is not None:
-                if before is None or join.request.sequence_id < before:
-                    self._take(join, self.table[join.state, Word.WITHDRAW], None, Now(now, b""))
-                    self._schedule(join, now)
+            asked = join.request.sequence_id if join.request is not None else 0
+            if join.mine and join.state in WAITING and (before is None or asked < before):
+                self._take(join, self.table[join.state, Word.WITHDRAW], None, Now(now, b""))
+                self._schedule(join, now)
 
 
 class ServerJoins(Session):

@@ -283,7 +283,7 @@ class DeviceParty(Party):
         agent.on_join_value(self._show)
         agent.on_joined(self._joined)
         agent.on_not_joined(self._not_joined)
-        agent.on_left(lambda server: self.world.left(self, server))
+        agent.on_left(self._left)
         agent.on_key_changed(self._store)
         agent.on_observation(self._observe)
         agent.on_deregistered(self._deregistered)
@@ -340,6 +340,10 @@ class DeviceParty(Party):
     def _not_joined(self, status: Status | None) -> None:
         self.shown = None
         self.world.note(f"{self} is not let in: {status.name if status else 'no answer'}")
+
+    def _left(self, server: int) -> None:
+        self.shown = None
+        self.world.left(self, server)
 
     def _observe(self, device: int) -> str | None:
         seen = self.world.devices.get(device)

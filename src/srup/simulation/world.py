@@ -520,7 +520,15 @@ class World(Simulator):
         return True
 
     def provision(self, device: DeviceParty) -> bool:
-        """Give a device a new key and everything it needs to know, register it everywhere, and start it."""
+        """Give a device a new key and everything it needs to know, register it everywhere, and start it.
+
+        Not before the last word to its former self has expired.
+        """
+        dismissed = [
+            until for (_, whom), sent in self._dismissals.items() if whom == device.identity for until, _ in sent
+        ]
+        if any(device.clock.now <= until + self.policy.clock_skew for until in dismissed):
+            return False
         device.die()
         old, device.key, device.next_key = device.key, device.new_key(), None
         self.note(f"{device} is provisioned anew")
@@ -667,6 +675,9 @@ class World(Simulator):
             pause = 20.0 if passed < 2 * self.policy.update_lifetime else 300.0
             self.pass_time(pause)
             passed += pause
+        for server in self.servers.values():
+            for identity in sorted(server.agent.members & self.devices.keys()):
+                self.identify(server, identity)  # who has left without being heard says so now
         for order in list(self._held):
             with suppress(SrupError):
                 order.activate()
@@ -727,7 +738,8 @@ class World(Simulator):
                 self.violate("disagreement", f"{device} believes that it is joined to {server}")
             expected = device.up and device.wanted and device.server == server.identity and known
             alone = device.join_kind == "human" or server.admission == device.join_kind == "simple"
-            vouched = alone or FIRST_DEVICE in server.agent.members
+            observer = self.devices[FIRST_DEVICE]
+            vouched = alone or (observer.up and observer.agent.joined and observer.server == server.identity)
             welcome = device.identity not in server.banned and vouched
             if expected and welcome and device.server in device.server_keys and not inside:
                 self.violate("disagreement", f"{device} is not joined to {server}, although both want it")
@@ -735,9 +747,9 @@ class World(Simulator):
     def _ghost(self, device: DeviceParty, server: ServerParty) -> bool:
         """Tell whether the documentation excuses that a server believes a device to be joined that is not.
 
-        It may if it has never confirmed that the device has left (:meth:`Device.resign`), and if the device is not there.
+        It may if the device is not there, or has parted from it for good and was not heard.
         """
-        return server.identity in device.leaving or not device.up
+        return not device.up or server.identity not in device.server_keys
 
     def _check_idle(self, party: Party) -> None:
         session: Session = party.agent._session
