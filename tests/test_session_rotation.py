@@ -135,7 +135,7 @@ def test_only_members_offer_keys(role):
     with pytest.raises(PolicyError, match="is not joined"):
         pair.end(owner).rotate(partner, OFFER, T0, nonce())
     message = make(m.Data, 1, owner, bound(partner), data_id=KEY_ROTATION, data=OFFER)
-    assert [type(output) for output in pair.end(partner).receive(message, T0, nonce())] == [Unexpected]
+    assert type(pair.end(partner).receive(message, T0, nonce())[0]) is Unexpected
 
 
 def test_a_key_is_answered_with_one_of_two(pair, role):

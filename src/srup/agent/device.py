@@ -485,14 +485,16 @@ class Device(Agent):
 
     def _left(self, event: Left) -> None:
         log.info("%r is no longer a member of server %x", self, event.peer)
-        if event.peer == self.server:
+        news = event.peer != self.server
+        if not news:
             if (event.peer, event.token) not in self._pending:  # else we wanted that, and join() may have come since
                 self._wants_in = False
             if not self.joined:
-                self._is_in = False
+                news, self._is_in = self._is_in, False
                 self._expect_answer()
         self._settle(event, None)
-        self._tell("left", event.peer)
+        if news:
+            self._tell("left", event.peer)
 
     def _deregistered(self, event: Deregistered) -> None:
         log.info("%r and server %x have dropped each other's key", self, event.peer)

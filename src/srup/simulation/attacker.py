@@ -5,11 +5,12 @@ He has the key of one registered device, the mole, keys that nobody knows, and t
 
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .. import messages, tokens
-from ..codec import decode, encode
-from ..errors import EncodeError, SrupError
+from ..codec import Frame, decode, encode
+from ..errors import SrupError
 from ..keys import PrivateKey
 from ..transport.topics import device_topic, join_topic
 from ..wire import IDENTIFICATION_RESPONSE, JOIN_OBSERVER, KEY_ROTATION, Status
@@ -48,6 +49,28 @@ _BODIES: Final[dict[type[messages.Message], Callable[[_Chance, int], dict[str, A
 }
 
 
+_COMMANDS: Final = (
+    *(messages.Action, messages.Action, messages.Data, messages.Data, messages.Response, messages.Initiate),
+    *(messages.Activate, messages.IdRequest, messages.JoinCommand, messages.TerminateCommand),
+    *(messages.DeregisterCommand, messages.HumanJoinResponse, messages.ObservedJoinResponse),
+    messages.ObservationRequest,
+)
+_JOINS: Final = (messages.JoinRequest, messages.HumanJoinRequest, messages.ObservedJoinRequest)
+_REQUESTS: Final = (
+    *(messages.Action, messages.Action, messages.Data, messages.Data, messages.Response, messages.ResignRequest),
+    *(messages.DeregisterRequest, messages.JoinRequest, *_JOINS),
+)
+
+
+class Stolen(NamedTuple):
+    """A key that does not count any more from then on: for its ``owner``, at one server or, for None, at all."""
+
+    at: float
+    key: PrivateKey
+    owner: int
+    server: int | None
+
+
 class Attacker:
     """``mole`` is the registered identity whose ``key`` he has."""
 
@@ -57,14 +80,14 @@ class Attacker:
         self._world = world
         self._chance = chance
         self._unknown = world.key("stranger", 0)
-        self._stolen: list[tuple[float, PrivateKey, int | None]] = []
+        self._stolen: list[Stolen] = []
 
-    def steal(self, key: PrivateKey, at: float, server: int | None = None) -> None:
-        """Get a key that does not count any more from then on; at one ``server``, or nowhere."""
-        self._stolen.append((at, key, server))
+    def steal(self, key: PrivateKey, at: float, owner: int, server: int | None = None) -> None:
+        """Get a key of ``owner`` that does not count any more from then on; at one ``server``, or nowhere."""
+        self._stolen.append(Stolen(at, key, owner, server))
 
     def attack(self, way: str) -> bool:
-        """Do something in one of :data:`WAYS`; tell whether it was possible."""
+        """Do something in one way, named as below; tell whether it was possible."""
         made = getattr(self, f"_{way}")()
         if made is None:
             return False
@@ -101,24 +124,20 @@ class Attacker:
 
     def _forge(self) -> tuple[str, bytes] | None:
         """Something in another's name, signed by a key that nobody knows, or by the mole's."""
-        sender = self._chance.choice(self._victims())
-        return self._topic_of(sender), self._message(sender, self._chance.choice((self._unknown, self.key)))
+        return self._message(self._chance.choice(self._victims()), self._chance.choice((self._unknown, self.key)))
 
     def _speak(self) -> tuple[str, bytes] | None:
         """Something of the mole's own, wherever he likes."""
-        return self._topic(), self._message(self.mole, self.key)
+        topic, wire = self._message(self.mole, self.key)
+        return (topic if self._chance.random() < 0.3 else self._topic()), wire
 
     def _stale(self) -> tuple[str, bytes] | None:
         """Something in the name of whoever has had a key that does not count any more."""
-        now = self._world.clock.now
-        usable = [(key, server) for at, key, server in self._stolen if at <= now]
+        usable = [stolen for stolen in self._stolen if stolen.at <= self._world.clock.now]
         if not usable:
             return None
-        key, server = self._chance.choice(usable)
-        sender = self._chance.choice(self._victims())
-        if server is not None:
-            return join_topic(server, sender), self._message(sender, key, server)
-        return self._topic_of(sender), self._message(sender, key)
+        stolen = self._chance.choice(usable)
+        return self._message(stolen.owner, stolen.key, stolen.server)
 
     # How.
 
@@ -141,32 +160,29 @@ class Attacker:
             return join_topic(self._chance.choice(list(self._world.servers)), device)
         return device_topic(device)
 
-    def _topic_of(self, sender: int) -> str:
-        """Return where a message of this sender is heard."""
-        if sender in self._world.servers:
-            return device_topic(self._chance.choice(list(self._world.devices)))
-        if self._chance.random() < 0.5:
-            return join_topic(self._chance.choice(list(self._world.servers)), sender)
-        return device_topic(sender)
-
-    def _message(self, sender: int, key: PrivateKey, recipient: int | None = None) -> bytes:
+    def _message(self, sender: int, key: PrivateKey, recipient: int | None = None) -> tuple[str, bytes]:
+        """Make a message that is right in everything but its signature, or in almost everything, and say where to."""
         chance, world = self._chance, self._world
-        cls = chance.choice(list(_BODIES))
-        heard = self._overheard()
-        frame = None
-        if heard is not None:
-            try:
-                frame = decode(heard[1])
-            except SrupError:
-                frame = None
+        devices = list(world.devices)
         if recipient is None:
-            recipient = chance.choice(self._victims())
-        fresh = tokens.bind(sender, recipient, world.clock.now + world.policy.lifetime, chance.randbytes(16))
-        token = chance.choice((fresh, fresh, b"a token", b"srup5:junk", frame.token if frame else fresh))
-        now = int(world.clock.now * 1e6)
-        sequence_id = chance.choice((now, now + 10**7, (1 << 64) - 1, frame.sequence_id + 1 if frame else now))
-        body = _BODIES[cls](chance, chance.choice(list(world.devices)))
-        try:
-            return encode(cls(sequence_id=sequence_id, sender_id=sender, token=token, **body), key)
-        except EncodeError:  # an overheard sequence id was the last one
-            return encode(cls(sequence_id=now, sender_id=sender, token=token, **body), key)
+            recipient = chance.choice(devices if sender in world.servers else list(world.servers))
+        cls = chance.choice(_COMMANDS if sender in world.servers else _REQUESTS)
+        topic = device_topic(recipient if sender in world.servers else sender)
+        if cls in _JOINS:
+            topic = join_topic(recipient, sender)
+        meant = recipient if chance.random() < 0.8 else chance.choice(self._victims())
+        token = tokens.bind(sender, meant, world.clock.now + world.policy.lifetime, chance.randbytes(16))
+        sequence_id = int(world.clock.now * 1e6) + chance.choice((0, 10**7))
+        if chance.random() < 0.3:
+            heard = self._frame()
+            token = chance.choice((b"a token", b"srup5:junk", heard.token if heard else token))
+            sequence_id = chance.choice((1, (1 << 64) - 1, sequence_id))
+        body = _BODIES[cls](chance, recipient if sender in world.servers else chance.choice(devices))
+        return topic, encode(cls(sequence_id=sequence_id, sender_id=sender, token=token, **body), key)
+
+    def _frame(self) -> Frame | None:
+        """Return the header of something overheard."""
+        heard = self._overheard()
+        with suppress(SrupError):
+            return None if heard is None else decode(heard[1])
+        return None

@@ -140,7 +140,8 @@ class Party:
 class ServerParty(Party):
     """A server and its operator, who bars devices, compares values, and may be slow about it.
 
-    ``ring`` is the operator's folder of keys. ``banned`` are devices that he has put out and does not want back.
+    ``ring`` is the operator's folder of keys, ``revoked`` the fingerprints of those that he has barred. ``banned`` are
+    devices that he has put out and does not want back.
     """
 
     agent: Server
@@ -151,6 +152,7 @@ class ServerParty(Party):
         self.observers = observers
         self.ring = KeyRing()
         self.banned: set[int] = set()
+        self.revoked: frozenset[str] = frozenset()
         self.vouched: set[int] = set()
         self.lenient = False  # refuses and fails nobody by chance
 
@@ -184,7 +186,7 @@ class ServerParty(Party):
     def keys_of(self, device: int) -> frozenset[str]:
         """Return the fingerprints of what counts for a device."""
         keys = (self.ring.get(device), self.ring.retiring(device, self.clock.now))
-        return frozenset(key.fingerprint for key in keys if key is not None)
+        return frozenset(key.fingerprint for key in keys if key is not None) - self.revoked
 
     def rotate(self, key: PrivateKey) -> "Future[frozenset[int]]":
         """Change the server's key."""
@@ -197,7 +199,9 @@ class ServerParty(Party):
             if self.life == life and done.exception() is None:
                 self.world.note(f"{self} has a new key; {sorted(done.result())} have taken it")
                 self.world.check_rollout(self, done.result(), key)
-                self.world.leak(self.key, 0.0)
+                known = [device.server_keys.get(self.identity) for device in self.world.devices.values()]
+                if set(known) <= {None, key.public_key}:  # else somebody still believes the old one
+                    self.world.leak(self, self.key, self.world.policy.key_overlap + 60.0)
                 self.key, self.next_key = key, None
 
         future.add_done_callback(changed)
@@ -308,7 +312,7 @@ class DeviceParty(Party):
             self.offering = False
             if done.exception() is None:
                 self.world.note(f"{self} has a new key")
-                self.world.leak(self.key, self.world.policy.key_overlap + 60.0)
+                self.world.leak(self, self.key, self.world.policy.key_overlap + 60.0)
                 self.key, self.next_key = key, None
                 self.world.spread(self)
 

@@ -48,8 +48,9 @@ def _server(world: World, chance: random.Random) -> ServerParty:
 
 
 def _pair(world: World, chance: random.Random) -> tuple[ServerParty, DeviceParty]:
-    """A device and mostly its own server."""
-    device = _device(world, chance)
+    """A device, mostly one that is joined, and mostly its own server."""
+    joined = [device for device in world.devices.values() if device.up and device.agent.joined]
+    device = chance.choice(joined) if joined and chance.random() < 0.8 else _device(world, chance)
     return (world.servers[device.server] if chance.random() < 0.9 else _server(world, chance)), device
 
 
@@ -73,15 +74,15 @@ def _of_server(order: Callable[[World, ServerParty, int], bool]) -> Act:
 
 def _update(world: World, chance: random.Random) -> bool:
     server, device = _pair(world, chance)
-    host = chance.choice(("good", "good", "good", "lying", "lost", "fickle"))
-    age = chance.choice((0, 0, 0, chance.randrange(1, 40)))
-    return world.update(server, device.identity, chance.random() < 0.3, age, host)
+    host = chance.choices(("good", "lying", "lost", "fickle"), (7, 1, 1, 1))[0]
+    age = chance.choice((0, 0, chance.randrange(1, 40)))
+    return world.update(server, device.identity, chance.random() < 0.4, age, host)
 
 
 def _send_away(world: World, chance: random.Random) -> bool:
     server, device = _pair(world, chance)
     other = next(identity for identity in SERVERS if identity != server.identity)
-    return world.summon(server, device.identity, other)
+    return device.server == server.identity and world.summon(server, device.identity, other)
 
 
 def _decide(world: World, chance: random.Random) -> bool:
@@ -111,15 +112,15 @@ ACTS: Final[dict[str, tuple[int, Act]]] = {
     "action": (14, _both_ways(World.action)),
     "data": (10, _both_ways(World.data)),
     "identify": (4, _of_server(World.identify)),
-    "update": (9, _update),
-    "activate": (6, lambda world, chance: world.activate(chance.randrange(10))),
-    "corrupt": (1, lambda world, chance: world.corrupt(_device(world, chance))),
+    "update": (20, _update),
+    "activate": (9, lambda world, chance: world.activate(chance.randrange(10))),
+    "corrupt": (4, lambda world, chance: world.corrupt(_device(world, chance))),
     "terminate": (2, _of_server(lambda world, server, device: world.terminate(server, device, ban=False))),
     "ban": (1, _of_server(lambda world, server, device: world.terminate(server, device, ban=True))),
-    "readmit": (2, _of_server(World.readmit)),
+    "readmit": (3, _of_server(World.readmit)),
     "deregister": (1, _of_server(World.deregister)),
-    "revoke": (1, _of_server(World.revoke)),
-    "provision": (2, lambda world, chance: world.provision(_device(world, chance))),
+    "revoke": (2, _of_server(World.revoke)),
+    "provision": (4, lambda world, chance: world.provision(_device(world, chance))),
     "rotate device": (2, lambda world, chance: world.rotate(_device(world, chance))),
     "insist": (3, lambda world, chance: world.insist(_device(world, chance))),
     "rotate server": (1, lambda world, chance: world.rotate(_server(world, chance))),
@@ -127,13 +128,13 @@ ACTS: Final[dict[str, tuple[int, Act]]] = {
     "send away": (2, _send_away),
     "resign": (3, lambda world, chance: world.resign(_device(world, chance))),
     "leave for good": (1, lambda world, chance: world.resign(_device(world, chance), for_good=True)),
-    "rejoin": (6, lambda world, chance: world.rejoin(_device(world, chance))),
-    "decide": (12, _decide),
+    "rejoin": (10, lambda world, chance: world.rejoin(_device(world, chance))),
+    "decide": (16, _decide),
     "weather": (4, lambda world, chance: world.weather(chance.randrange(10))),
     "cut": (2, lambda world, chance: world.cut(_party(world, chance))),
-    "heal": (6, _heal),
+    "heal": (8, _heal),
     "crash": (5, _crash),
-    "restart": (10, _restart),
+    "restart": (14, _restart),
     "replay": (10, _attack("replay")),
     "redirect": (8, _attack("redirect")),
     "truncate": (2, _attack("truncate")),
@@ -160,16 +161,19 @@ def run(seed: int | str, options: Options | None = None) -> Report:
     with tempfile.TemporaryDirectory(prefix="srup-simulation-") as folder:
         world = World(seed, Path(folder), options)
         chance = world.stream("schedule")
-        world.settle()
-        for _ in range(options.steps):
-            act(world, chance)
-            world.check()
-            if world.ledger.violations:
-                break
-        else:
-            world.quiet()
-            world.check_agreement()
-        world.settle()
+        try:
+            world.settle()
+            for _ in range(options.steps):
+                act(world, chance)
+                world.check()
+                if world.ledger.violations:
+                    break
+            else:
+                world.quiet()
+                world.check_agreement()
+        except TimeoutError as error:
+            world.violate("hanging", str(error))
+        world.report()
         return Report(
             seed=seed,
             options=options,

@@ -12,6 +12,8 @@ __all__ = ["START", "Clock", "Simulator"]
 START: Final = 1_800_000_000.0
 """The Unix time at which simulations begin."""
 
+_PATIENCE: Final = 1000  # rounds in which something is due and is not done
+
 _MINIMUM: Final = 0.001  # seconds that pass at least between two rounds: rounding must not stop the time
 
 
@@ -105,13 +107,17 @@ class Simulator:
             self.advance(due)
 
     def pass_time(self, seconds: float) -> None:
-        """Let so much time pass, with all that happens in it."""
+        """Let so much time pass, with all that happens in it; TimeoutError when what is due is never done."""
         end = self.clock.now + seconds
+        overdue = 0
         while True:
             self.settle()
             due = self.next_due()
             if due is None or due >= end:
                 break
+            overdue = overdue + 1 if due <= self.clock.now else 0
+            if overdue > _PATIENCE:
+                raise TimeoutError("something is due and is never done")
             self.advance(max(due, self.clock.now + _MINIMUM))
         self.advance(end)
         self.settle()

@@ -129,7 +129,6 @@ class World(Simulator):
         self._updates: dict[str, tuple[Order, int | None]] = {}  # by digest, with the version
         self._held: list[UpdateOrder] = []
         self._rotated: dict[int, float] = {}  # when an identity last changed its key
-        self._leaks: list[tuple[float, PrivateKey, int]] = []
         self._found = 0
         chance = self.stream("cast")
         admission = chance.choice(("simple", "simple", "human", "observed"))
@@ -231,8 +230,12 @@ class World(Simulator):
         return None if due is None else due - self.party(agent.identity).clock.skew
 
     def settle(self) -> None:
-        """See :class:`Simulator`; notes the violations that were found meanwhile."""
+        """See :class:`Simulator`."""
         super().settle()
+        self.report()
+
+    def report(self) -> None:
+        """Write the violations that were found since the last time into the trace."""
         for violation in self.ledger.violations[self._found :]:
             self.note(f"VIOLATION {violation}")
         self._found = len(self.ledger.violations)
@@ -352,9 +355,9 @@ class World(Simulator):
             if self.devices[identity].server_keys.get(server.identity) != key.public_key:
                 self.violate("untrue", f"{server} believes that {identity:x} has its new key")
 
-    def leak(self, key: PrivateKey, after: float) -> None:
-        """Give the attacker a key of whom the attacker now has; it does not count any more by then."""
-        self.attacker.steal(key, self.clock.now + after)
+    def leak(self, party: Party, key: PrivateKey, after: float) -> None:
+        """Give the attacker a key of this party, which does not count any more so many seconds from now."""
+        self.attacker.steal(key, self.clock.now + after, party.identity)
 
     def spread(self, device: DeviceParty) -> None:
         """Tell the other servers a device's key, which it has changed by a rotation with its own one."""
@@ -512,11 +515,12 @@ class World(Simulator):
         if not server.up or device not in server.ring:
             return False
         self.note(f"{server} revokes {device:x}")
+        server.revoked |= server.keys_of(device)
         before = [self.devices[device].key, self.devices[device].next_key]
         server.agent.revoke(device)
         for key in before:
-            if key is not None and server.ring.bars(key.public_key):
-                self.attacker.steal(key, self.clock.now, server.identity)
+            if key is not None and key.public_key.fingerprint in server.revoked:
+                self.attacker.steal(key, self.clock.now, device, server.identity)
         return True
 
     def provision(self, device: DeviceParty) -> bool:
@@ -535,7 +539,7 @@ class World(Simulator):
         for server in self.servers.values():
             server.ring.replace(device.identity, device.key.public_key)
             device.server_keys[server.identity] = server.key.public_key
-        self.attacker.steal(old, self.clock.now)
+        self.leak(device, old, 0.0)
         device.boot()
         return True
 
