@@ -16,6 +16,7 @@ from srup.keys import SCHEMES
 
 from .device import device
 from .server import server
+from .simulate import simulate
 from .terminal import console
 from .terminal import fail as _fail
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.add_typer(keyex, name="keyex")
 app.command()(server)
 app.command()(device)
+app.command()(simulate)
 
 
 @app.callback()

@@ -418,9 +418,9 @@ class ServerJoins(Session):
         return outputs
 
     def _note_wish(self, device: Partner, cause: Message) -> None:
-        """Take note that a device wants in; PolicyError if it has left since it sent this."""
+        """Take note that a device wants in; PolicyError if it has asked anew or left since it sent this."""
         if cause.sequence_id < device.decided:
-            raise PolicyError(f"{device.identity:x} has left since it asked to join")
+            raise PolicyError(f"{device.identity:x} has asked anew or left since it asked for this join")
         device.decided = cause.sequence_id
 
     def _withdraw_joins(self, device: Partner, now: Now) -> list[Output]:

@@ -110,7 +110,7 @@ class Attacker:
 
     def _truncate(self) -> tuple[str, bytes] | None:
         heard = self._overheard()
-        return None if heard is None else (heard[0], heard[1][: self._chance.randrange(len(heard[1]))])
+        return None if heard is None else (heard[0], heard[1][: self._chance.randrange(len(heard[1]) or 1)])
 
     def _flip(self) -> tuple[str, bytes] | None:
         """Something that was said before, with one bit changed."""

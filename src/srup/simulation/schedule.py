@@ -136,7 +136,7 @@ ACTS: Final[dict[str, tuple[int, Act]]] = {
     "crash": (5, _crash),
     "restart": (14, _restart),
     "replay": (10, _attack("replay")),
-    "redirect": (8, _attack("redirect")),
+    "redirect": (12, _attack("redirect")),
     "truncate": (2, _attack("truncate")),
     "flip": (4, _attack("flip")),
     "forge": (6, _attack("forge")),

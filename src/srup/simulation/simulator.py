@@ -1,10 +1,10 @@
 """Discrete events: simulated time, and agents on in-memory networks that are stepped when something is due."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ..agent import Agent
-from ..errors import SrupError
+from ..agent.base import Refusal
 from ..transport import MemoryNetwork
 
 __all__ = ["START", "Clock", "Simulator"]
@@ -42,13 +42,13 @@ class Clock:
 
 
 class Simulator:
-    """Agents that were started without threads, the ``networks`` between them, and the ``clock`` of all."""
+    """Agents that were started without threads, the ``networks`` between them by name, and the ``clock`` of all."""
 
-    def __init__(self, networks: Sequence[MemoryNetwork], clock: Clock) -> None:
+    def __init__(self, networks: Mapping[str, MemoryNetwork], clock: Clock) -> None:
         self.clock = clock
         self.networks = networks
-        self.refusals: list[tuple[Agent, SrupError]] = []
-        for network in networks:
+        self.refusals: list[tuple[Agent, Refusal]] = []
+        for network in networks.values():
             network.advance(clock.now)
 
     @property
@@ -66,7 +66,7 @@ class Simulator:
 
     def watch(self, agent: Agent) -> None:
         """Note what this agent refuses; see :meth:`errors`."""
-        agent.on_refused(lambda refusal: self.refusals.append((agent, refusal.error)))
+        agent.on_refused(lambda refusal: self.refusals.append((agent, refusal)))
 
     def settle(self) -> None:
         """Let everything happen that takes no time."""
@@ -78,18 +78,18 @@ class Simulator:
                 return
 
     def _heard(self) -> list[int]:
-        return [len(network.log) for network in self.networks]
+        return [len(network.log) for network in self.networks.values()]
 
     def next_due(self) -> float | None:
         """Return when something happens next; None for never."""
-        dues = [network.next_due() for network in self.networks]
+        dues = [network.next_due() for network in self.networks.values()]
         dues += [self.deadline(agent) for agent in self.agents]
         return min((due for due in dues if due is not None), default=None)
 
     def advance(self, now: float) -> None:
         """Set the clock, never back, and deliver what is due."""
         self.clock.now = max(self.clock.now, now)
-        for network in self.networks:
+        for network in self.networks.values():
             network.advance(self.clock.now)
 
     def run(self, until: Callable[[], object], seconds: float) -> None:
@@ -124,7 +124,7 @@ class Simulator:
 
     def errors(self, by: Agent | None = None) -> list[str]:
         """Return the names of the errors for which an agent, or any, refused messages since the last call, in order."""
-        names = [type(error).__name__ for agent, error in self.refusals if by in (None, agent)]
+        names = [type(refusal.error).__name__ for agent, refusal in self.refusals if by in (None, agent)]
         self.refusals.clear()
         return names
 

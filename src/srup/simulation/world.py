@@ -119,7 +119,7 @@ class World(Simulator):
         self.host = MemoryFetcher({})
         clock = Clock()
         self.network = MemoryNetwork(self.stream("network").getrandbits(63), delay=CALM.delay, clock=clock)
-        super().__init__([self.network], clock)
+        super().__init__({"": self.network}, clock)
         self._luck = self.stream("luck")
         self._actions: Counter[tuple[int, int]] = Counter()  # how many action ids are used up between two
         self._asked: dict[tuple[int, int], tuple[float, str]] = {}  # (device, server): until, by which key
@@ -307,7 +307,11 @@ class World(Simulator):
         until, signer = self._asked.get((device, server.identity), (0.0, ""))
         if device != MOLE:
             if server.clock.now > until:
-                self.violate("forged", f"{server} lets {device:x} in, which does not ask for it")
+                elsewhere = any(
+                    whom == device and good > server.clock.now for (whom, _), (good, _) in self._asked.items()
+                )
+                name = "redirected" if elsewhere else "forged"
+                self.violate(name, f"{server} lets {device:x} in, which does not ask for that")
             elif signer not in server.keys_of(device):
                 self.violate("revoked", f"{server} lets {device:x} in by a key that does not count any more")
         if device in server.banned:
