@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from srup.session import device, relay, server, syndication
-from srup.session.base import ActionState, DataState, KeyState
+from srup.session.base import ActionState, DataState, KeyState, ReceiptState
 from srup.session.device import DeviceState
 from srup.session.join import JoinState
 from srup.session.relay import RelayState
@@ -21,6 +21,7 @@ SUBJECTS: Final[dict[type[Enum], str]] = {
     UpdateState: "Updates",
     ActionState: "Actions",
     DataState: "Values",
+    ReceiptState: "Receipts",
     KeyState: "Changes of keys",
     DeviceState: "Leaving and identification, as the device sees them",
     ServerState: "Leaving and identification, as the server sees them",

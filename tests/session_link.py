@@ -58,6 +58,10 @@ def _exchange(exchange):
     return tuple(getattr(exchange, name) for name in Exchange.__slots__ if name != "partner")
 
 
+BOOKKEEPING = {"_partners", "_timers", "_order", "_touched", "_stirred"}
+"""What of a session is no knowledge, or is compared in another form; the last two say what a store has to write."""
+
+
 def snapshot(session, window=True):
     """Everything that a session knows, as a value; without ``window`` less what it notes of any genuine message."""
     partners = {}
@@ -66,7 +70,7 @@ def snapshot(session, window=True):
         noted = (partner.binds, partner.window.highest, partner.window.seen) if window else ()
         partners[identity] = (partner.member, partner.last_sent, noted, known)
     timers = [(due, order, _exchange(exchange)) for due, order, exchange in session._timers]
-    rest = {name: value for name, value in vars(session).items() if name not in ("_partners", "_timers", "_order")}
+    rest = {name: value for name, value in vars(session).items() if name not in BOOKKEEPING}
     return partners, timers, rest
 
 

@@ -849,3 +849,193 @@ def test_t9_messages_wait_at_the_broker_while_the_application_is_behind(pair, mo
     wait_until(lambda: pair.server.counts["overflow"] > 0)
     assert pair.server._backlog() <= 50 + 256  # and one batch, which was on its way
     go_on.set()
+
+
+# What the application does with what it is given.
+
+
+@pytest.mark.parametrize("kind", ["action", "identify", "update", "another key"])
+def test_who_is_given_a_result_may_wait_for_another_thread_that_needs_the_key_ring(fleet, kind):
+    """A result that was given while the ring was locked would stop both of them."""
+    identity = fleet.device.identity
+    fleet.device.on_action(1)(lambda server: None)
+    finished = []
+
+    def use_the_ring(_):
+        thread = threading.Thread(target=fleet.ring.remove, args=(0x77,), daemon=True)
+        thread.start()
+        thread.join(WAIT)
+        finished.append(not thread.is_alive())
+
+    if kind == "update":
+        fleet.server.update(identity, URL, DIGEST).add_done_callback(use_the_ring)
+    elif kind == "identify":
+        fleet.server.identify(identity).add_done_callback(use_the_ring)
+    elif kind == "another key":
+        fleet.network.cut(f"device-{identity:x}")
+        for future in (fleet.server.action(identity, 1), fleet.server.update(identity, URL, DIGEST)):
+            future.add_done_callback(use_the_ring)
+        fleet.settle()
+        fleet.ring.replace(identity, key_of(0x77).public_key)
+        wire = Action(sequence_id=2**60, sender_id=identity, token=b"another", action_id=1)
+        fleet.network.inject(f"SRUP/{identity:x}", encode(wire, key_of(0x77)))
+    else:
+        fleet.server.action(identity, 1).add_done_callback(use_the_ring)
+    fleet.settle()
+    assert finished == [True] * (2 if kind == "another key" else 1)
+
+
+def test_an_order_that_has_ended_is_done_when_the_handler_hears_of_it(pair):
+    heard = []
+    pair.server.on_update(lambda order: heard.append((order.state, order.done)))
+    assert pair.update().result(WAIT) is UpdateState.ACTIVATED
+    wait_until(lambda: heard and heard[-1][0] is UpdateState.ACTIVATED)
+    assert heard[-1] == (UpdateState.ACTIVATED, True)
+
+
+def test_a_moderator_who_waits_delays_only_joins_that_wait_for_him(tmp_path):
+    """Each is shown once, in order; what is over by then is not shown; and no queue grows meanwhile."""
+    answers = threading.Semaphore(0)
+    shown = []
+
+    def compare(join):
+        shown.append(join)
+        assert answers.acquire(timeout=WAIT)
+        join.accept()
+
+    fleet = Pair(tmp_path, join="human")
+    fleet.ring.add(0xD2, key_of(0xD2).public_key)
+    values = []
+    fleet.device.on_join_value(values.append)
+    fleet.server.on_moderation(compare)
+    fleet.server.on_action(1)(lambda device: None)
+    broker = MemoryTransport(fleet.network, "another device")
+    options = {"server": SERVER, "server_key": key_of(SERVER).public_key, "firmware": tmp_path}
+    other = Device(0xD2, key_of(0xD2), broker=broker, **options)
+    with fleet:
+        wait_until(lambda: len(shown) == 1)
+        with other:
+            other.wait_joined(WAIT)  # which takes the thread of the handlers
+            assert other.action(SERVER, 1).result(WAIT) is Status.ACTION_SUCCESS
+        for number in range(50):  # the later joins of a device end the earlier ones
+            fleet.device.join()
+            wait_until(lambda n=number: len(values) == n + 2)
+        assert fleet.server._aside._work_queue.qsize() <= 1
+        answers.release(2)
+        fleet.device.wait_joined(WAIT)
+        assert len(shown) == 2
+        assert [join.status for join in shown] == [Status.JOIN_FAIL, Status.JOIN_SUCCESS]
+        wait_until(lambda: fleet.server.counts["faults"] == 1)  # the moderator accepted what was over
+
+
+def test_an_observer_that_looks_for_a_while_goes_on_doing_actions(tmp_path):
+    looking, seen = threading.Event(), threading.Event()
+    pair = Pair(tmp_path)
+    pair.server = Server(
+        SERVER,
+        key_of(SERVER),
+        devices=pair.ring,
+        broker=MemoryTransport(pair.network, "server"),
+        admission="simple",
+        observers=[DEVICE],
+    )
+    pair.ring.add(0xD2, key_of(0xD2).public_key)
+    options = {"server": SERVER, "server_key": key_of(SERVER).public_key, "firmware": tmp_path}
+    broker = MemoryTransport(pair.network, "another device")
+    other = Device(0xD2, key_of(0xD2), broker=broker, join="observed", observer=DEVICE, **options)
+    values = []
+    other.on_join_value(values.append)
+
+    def observe(identity):
+        looking.set()
+        assert seen.wait(WAIT)
+        return values[-1]
+
+    pair.device.on_observation(observe)
+    pair.device.on_action(1)(lambda server: None)
+    with pair:
+        pair.device.wait_joined(WAIT)
+        with other:
+            assert looking.wait(WAIT)
+            assert pair.action().result(WAIT) is Status.ACTION_SUCCESS
+            assert not other.joined
+            seen.set()
+            other.wait_joined(WAIT)
+
+
+# What waits for its turn when a membership ends.
+
+
+@pytest.mark.parametrize("way", ["resign", "deregister", "terminated", "deregistered"])
+def test_an_order_whose_turn_comes_when_it_is_over_is_not_done(tmp_path, way):
+    """The handler of action 1 is busy; an action, a download and an activation wait behind it, and then all is over."""
+    done, busy, go_on, free = [], threading.Event(), threading.Event(), threading.Event()
+    fetching = threading.Event()
+    pair = Pair(tmp_path)
+
+    class Slow(MemoryFetcher):
+        def fetch(self, url, digest, folder):
+            done.append(url)
+            if url.endswith("slow"):
+                fetching.set()
+                assert free.wait(WAIT)
+            return super().fetch(url, digest, folder)
+
+    pair.device._fetcher = Slow({URL: FIRMWARE, URL + "slow": FIRMWARE, URL + "next": FIRMWARE})
+    pair.device.on_action(1)(lambda server: (busy.set(), go_on.wait(WAIT)))
+    pair.device.on_action(2)(lambda server: done.append(2))
+    pair.device.on_activate(done.append)
+    left = []
+    pair.device.on_left(left.append)
+    with pair:
+        pair.device.wait_joined(WAIT)
+        pair.server.identify(DEVICE).result(WAIT)
+        pair.action(1)
+        assert busy.wait(WAIT)
+        action = pair.action(2)
+        activation = pair.server.update(DEVICE, URL, DIGEST)
+        wait_until(lambda: activation.state is UpdateState.ACTIVATING)
+        pair.server.update(DEVICE, URL + "slow", DIGEST)
+        assert fetching.wait(WAIT)
+        pair.server.update(DEVICE, URL + "next", DIGEST)
+        session = pair.device._session
+        wait_until(lambda: sum(session._is_open(e) for e in session._partners[SERVER].exchanges.values()) >= 5)
+        match way:
+            case "resign":
+                pair.device.resign().result(WAIT)
+            case "deregister":
+                pair.device.deregister().result(WAIT)
+            case "terminated":
+                pair.server.terminate(DEVICE).result(WAIT)
+                wait_until(lambda: not pair.device.joined)
+            case "deregistered":
+                pair.server.deregister(DEVICE).result(WAIT)
+                wait_until(lambda: not pair.device.joined)
+        go_on.set()
+        free.set()
+        with pytest.raises(UnansweredError):
+            action.result(WAIT)
+        wait_until(lambda: pair.device.counts["not done"] == 3)
+        assert done == [URL, URL + "slow"]  # the two downloads that had begun
+        assert pair.device.counts["faults"] == 0
+        assert left == [SERVER]
+
+
+def test_an_activation_of_a_server_whose_key_is_dropped_meanwhile_is_not_done(tmp_path):
+    done, busy, go_on = [], threading.Event(), threading.Event()
+    pair = Pair(tmp_path)
+    pair.device.on_action(1)(lambda server: (busy.set(), go_on.wait(WAIT)))
+    pair.device.on_activate(done.append)
+    with pair:
+        pair.device.wait_joined(WAIT)
+        pair.server.identify(DEVICE).result(WAIT)
+        pair.action(1)
+        assert busy.wait(WAIT)
+        order = pair.update()
+        wait_until(lambda: order.state is UpdateState.ACTIVATING)
+        wait_until(lambda: pair.device._backlog() == 1)
+        pair.device._keys.revoke(SERVER)
+        go_on.set()
+        wait_until(lambda: not pair.device._session._activating and pair.device._backlog() == 0)
+        pair.device.send("n", 1).result(WAIT)  # whatever was in the queue has been done
+        assert done == []

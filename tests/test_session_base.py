@@ -8,7 +8,18 @@ import pytest
 from srup import messages as m
 from srup.errors import EncodeError, PolicyError, ReplayError
 from srup.session import DeviceSession, Policy, Send, ServerSession, device, server
-from srup.session.base import MAX_EXCHANGES, NO_EXPIRY, ActionState, DataState, Exchange, KeyState, Now, Partner
+from srup.session.base import (
+    MAX_EXCHANGES,
+    NO_EXPIRY,
+    ActionState,
+    DataState,
+    Exchange,
+    KeyState,
+    Now,
+    Partner,
+    Place,
+    ReceiptState,
+)
 from srup.session.device import DeviceState
 from srup.session.events import (
     ActionAnswered,
@@ -18,11 +29,11 @@ from srup.session.events import (
     Unanswered,
     Unexpected,
 )
-from srup.session.join import DEVICE_JOINS, SERVER_JOINS, JoinState
-from srup.session.server import ServerState
+from srup.session.join import DEVICE_JOINS, SERVER_JOINS, JoinState, Moderated
+from srup.session.server import Order, ServerState
 from srup.tokens import parse
 from srup.update import DEVICE_TABLE, SERVER_TABLE, UpdateState, Word
-from srup.wire import IDENTIFICATION_RESPONSE, JOIN_OBSERVER, KEY_ROTATION, Status
+from srup.wire import DATA_RECEIPT, IDENTIFICATION_RESPONSE, JOIN_OBSERVER, KEY_ROTATION, Status
 
 from .session_link import (
     DEVICE,
@@ -51,6 +62,7 @@ COMMON_ROWS = """
 Action.NEW Action -> RUNNING: ActionRequested
 Action.RUNNING Action -> RUNNING:
 Action.RUNNING ANSWER -> ANSWERED: Response
+Action.RUNNING LEAVE -> ANSWERED:
 Action.RUNNING EXPIRE -> ANSWERED:
 Action.ANSWERED Action -> ANSWERED: Response
 Action.ASKED ACTION_SUCCESS -> ANSWERED: ActionAnswered
@@ -63,6 +75,10 @@ Action.ANSWERED ACTION_FAIL -> ANSWERED:
 Data.NEW Data -> TAKEN: DataReceived
 Data.SENT DATA_TYPE_UNKNOWN -> REFUSED: DataRefused
 Data.REFUSED DATA_TYPE_UNKNOWN -> REFUSED:
+Data.UNCONFIRMED CONFIRM -> CONFIRMED: DataConfirmed
+Data.UNCONFIRMED DATA_TYPE_UNKNOWN -> REFUSED: DataRefused
+Data.UNCONFIRMED EXPIRE -> UNANSWERED: Unanswered
+Receipt.NEW Data -> TAKEN:
 Key.NEW Data -> DECIDING: KeyOffered
 Key.DECIDING Data -> DECIDING:
 Key.DECIDING ANSWER -> ANSWERED: Response
@@ -122,6 +138,7 @@ Join.ANSWERED JoinCommand -> ANSWERED: Response
 Join.NEW ObservationRequest -> OBSERVING: ObservationRequested
 Join.OBSERVING ObservationRequest -> OBSERVING:
 Join.OBSERVING ANSWER -> ANSWERED: Response
+Join.OBSERVING LEAVE -> UNANSWERED:
 Join.OBSERVING EXPIRE -> UNANSWERED:
 Join.ANSWERED ObservationRequest -> ANSWERED: Response
 Device.LEAVING RESIGN_SUCCESS -> LEFT: Left
@@ -176,6 +193,7 @@ Join.OBSERVING OBSERVED_JOIN_INVALID -> ANSWERED: Observed
 Join.ANSWERED OBSERVED_JOIN_INVALID -> ANSWERED:
 Join.OBSERVING OBSERVED_JOIN_FAIL -> ANSWERED: Observed
 Join.ANSWERED OBSERVED_JOIN_FAIL -> ANSWERED:
+Join.OBSERVING WITHDRAW -> UNANSWERED: Observed
 Join.OBSERVING EXPIRE -> UNANSWERED: Observed
 Server.NEW ResignRequest -> ANSWERED: Response Left
 Server.ANSWERED ResignRequest -> ANSWERED: Response
@@ -191,6 +209,9 @@ Update.NEW Activate -> FAILED: Unexpected Response
 Update.FETCHING Initiate -> FETCHING:
 Update.FETCHING FETCHED -> READY: Response
 Update.FETCHING FETCH_FAILED -> FAILED: Response
+Update.FETCHING LEAVE -> FAILED:
+Update.READY LEAVE -> FAILED:
+Update.ACTIVATING LEAVE -> FAILED:
 Update.FETCHING EXPIRE -> UNANSWERED:
 Update.READY Initiate -> READY: Response
 Update.READY Activate -> ACTIVATING: ActivationRequested
@@ -234,6 +255,7 @@ KINDS = {
     "Action": ActionState,
     "Data": DataState,
     "Key": KeyState,
+    "Receipt": ReceiptState,
     "Device": DeviceState,
     "Join": JoinState,
     "Server": ServerState,
@@ -242,7 +264,14 @@ KINDS = {
 TRIGGERS = {cls.__name__: cls for cls in m.SCHEMA[:]} | dict(Status.__members__) | dict(Word.__members__)
 ROLES = {"device": (device.TABLE, DEVICE, SERVER), "server": (server.TABLE, SERVER, DEVICE)}
 OURS = {
-    *(ActionState.ASKED, DataState.SENT, DataState.REFUSED, DeviceState.LEAVING, DeviceState.DEREGISTERING),
+    *(
+        ActionState.ASKED,
+        DataState.SENT,
+        DataState.REFUSED,
+        DataState.UNCONFIRMED,
+        DeviceState.LEAVING,
+        DeviceState.DEREGISTERING,
+    ),
     *(JoinState.ASKED, JoinState.HUMAN_ASKED, JoinState.OBSERVED_ASKED, JoinState.SHOWING, JoinState.COMMANDED),
     JoinState.WITHDRAWN,
     *(KeyState.OFFERED, KeyState.TAKEN, KeyState.REFUSED, ServerState.IDENTIFYING),
@@ -256,6 +285,7 @@ FITTING = {
     (JoinState.ANSWERED, m.Data): {"data_id": JOIN_OBSERVER, "data": bytes(8)},
     (JoinState.NEW, m.JoinCommand): {"device_id": DEVICE},
     **{(state, m.Data): {"data_id": KEY_ROTATION, "data": OFFER} for state in KeyState},
+    (ReceiptState.NEW, m.Data): {"data_id": DATA_RECEIPT, "data": bytes(16)},
 }
 """Fields without which the receiver refuses a message although it is expected."""
 
@@ -293,13 +323,17 @@ def put(session, partner, state, mine):
     request = make(m.Action, 1, session.identity, token) if mine else None
     exchange = Exchange(side, token, state, T0 + 330, mine, request, None if mine else Status.ACTION_SUCCESS)
     if isinstance(state, UpdateState):
-        exchange.detail = False if session.identity == SERVER else (URL, DIGEST)
-    if isinstance(session, ServerSession) and state is UpdateState.FETCHING:
-        exchange.detail = True
+        hold = state is UpdateState.FETCHING
+        exchange.detail = Order(URL, DIGEST, hold) if session.identity == SERVER else (URL, DIGEST)
     if isinstance(state, KeyState):
         exchange.detail = OFFER
+    if state is DataState.UNCONFIRMED:
+        exchange.detail = Place(1, 1)
+        session._places_out[partner] = exchange.detail
     if isinstance(state, JoinState):
-        exchange.detail = (OTHER, b"join") if state is JoinState.OBSERVING else (m.HumanJoinResponse, b"sealed", 0.0)
+        exchange.detail = (
+            (OTHER, b"join") if state is JoinState.OBSERVING else Moderated(m.HumanJoinResponse, b"sealed")
+        )
     if state is JoinState.COMMANDED:
         exchange.detail = None
     session._remember(exchange, T0)
@@ -318,10 +352,18 @@ def drive(session, partner, exchange, word):
             return session.answer_key(partner, token, Status.ACTION_SUCCESS, T0)
         case Word.ANSWER if isinstance(exchange.state, JoinState):
             return session.answer_observation(partner, token, Status.OBSERVED_JOIN_VALID, T0)
+        case Word.LEAVE:
+            return session._drop_orders(session._partners[partner], T0)
+        case Word.CONFIRM:
+            place = (1).to_bytes(8, "little") * 2
+            receipt = make(m.Data, 1, partner, bound(session.identity), data_id=DATA_RECEIPT, data=place)
+            return session.receive(receipt, T0, nonce())
         case Word.SHOW:
             return session.show_value(partner, token, b"sealed", T0)
         case Word.OBEYED:
             return session._obeyed(session._partners[partner], Now(T0, b""), handed_over=False)
+        case Word.WITHDRAW if exchange.state is JoinState.OBSERVING:
+            return session.revoke(partner, T0)[:-1]  # the last one says that the membership is over
         case Word.WITHDRAW:
             if isinstance(session, DeviceSession):
                 return session._stop_joining(session._partners[partner], T0) or []
@@ -385,7 +427,7 @@ def test_every_row_does_what_is_written(role, state, trigger):
     names = [type(output.message if isinstance(output, Send) else output).__name__ for output in outputs]
     assert names == expected
     assert all(output.to == partner if isinstance(output, Send) else output.peer == partner for output in outputs)
-    if state is not DataState.NEW:
+    if state not in (DataState.NEW, ReceiptState.NEW):
         if state.name == "NEW":
             if not session.openings[trigger].remembered:
                 return
@@ -1015,3 +1057,75 @@ def test_the_document_shows_the_tables():
     for table in (device.TABLE, server.TABLE):
         assert all(type(state) in states.SUBJECTS for state, _ in table)
         assert all(step.effect in drawn for step in table.values())
+
+
+# What makes no sense.
+
+NAN, INF = float("nan"), float("inf")
+TIMES = ["clock_skew", "lifetime", "update_lifetime", "join_lifetime", "first_retry", "max_retry", "key_overlap"]
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF, -1, -1e-9, True, False, "60", None, 1j, 10**18, 10**400], ids=repr)
+@pytest.mark.parametrize("name", TIMES)
+def test_a_policy_names_the_time_that_makes_no_sense(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be a number of seconds"):
+        Policy(**{name: value})
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_a_policy_takes_no_time_at_all_where_that_means_something(name):
+    if name in ("clock_skew", "key_overlap"):
+        assert getattr(Policy(**{name: 0}), name) == 0
+    else:
+        with pytest.raises(ValueError, match=f"^{name} must be a number of seconds, more than 0"):
+            Policy(**{name: 0})
+
+
+@pytest.mark.parametrize("value", [0, 1, None, "yes"], ids=repr)
+@pytest.mark.parametrize("name", ["require_bound_tokens", "has_clock"])
+def test_a_policy_is_strict_or_not_and_has_a_clock_or_not(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be True or False"):
+        Policy(**{name: value})
+
+
+def test_a_policy_that_contradicts_itself():
+    assert Policy(first_retry=9, max_retry=9, lifetime=9, key_overlap=10)
+    with pytest.raises(ValueError, match="max_retry, 9, must not be below first_retry, 10"):
+        Policy(first_retry=10, max_retry=9)
+    with pytest.raises(ValueError, match="key_overlap, 9, must be longer than lifetime, 9, or 0"):
+        Policy(lifetime=9, key_overlap=9)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -1, 0, True, "60", 10**18], ids=repr)
+@pytest.mark.parametrize("request_of", ["action", "rotate", "update"])
+def test_a_lifetime_that_makes_no_sense_changes_nothing(request_of, value):
+    pair = Pair().joined()
+    ask = {
+        "action": lambda: pair.server.action(DEVICE, 1, T0, nonce(), value),
+        "rotate": lambda: pair.server.rotate(DEVICE, b"", T0, nonce(), value),
+        "update": lambda: pair.server.update(DEVICE, URL, DIGEST, T0, nonce(), value),
+    }[request_of]
+    [partner] = pair.server._partners.values()
+    before = partner.last_sent, dict(partner.exchanges)
+    with pytest.raises(ValueError, match="lifetime must be a number of seconds, more than 0"):
+        ask()
+    assert (partner.last_sent, partner.exchanges) == before
+
+
+@pytest.mark.parametrize("value", [0, -1, 1 << 64, True, 1.0, "1", None], ids=repr)
+def test_a_first_sequence_id_that_makes_no_sense(value):
+    for new in (lambda: ServerSession(SERVER, None, value), lambda: DeviceSession(DEVICE, [SERVER], None, value)):
+        with pytest.raises(ValueError, match="first_sequence_id must be an int from 1 to"):
+            new()
+
+
+@pytest.mark.parametrize("value", [-1, 10**18, True, 1.0, "1", NAN], ids=repr)
+def test_a_version_floor_that_makes_no_sense(value):
+    with pytest.raises(ValueError, match="version_floor must be an int from 0 to"):
+        DeviceSession(DEVICE, [SERVER], version_floor=value)
+
+
+def test_the_longest_life_fits_a_token():
+    pair = Pair().joined()
+    [send] = pair.server.action(DEVICE, 1, T0, nonce(), 10**18 - 1)
+    assert parse(send.message.token).expiry == 10**18 - 1

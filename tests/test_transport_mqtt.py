@@ -355,6 +355,31 @@ class TestContract:
         never_started = peer("other").transport
         never_started.stop()
 
+    def test_it_says_once_when_a_message_is_settled(self, peer):
+        sender, settled = peer("sender"), queue.Queue()
+        for number in range(50):
+            sender.transport.publish("SRUP/1", b"", lambda number=number: settled.put(number))
+        sender.send(b"and nobody asks for this one")
+        assert settled.empty()
+        sender.start()
+        assert [settled.get(timeout=PATIENCE) for _ in range(50)] == list(range(50))
+        sender.transport.stop(PATIENCE)
+        assert settled.empty()
+
+    def test_what_was_never_sent_is_never_settled(self, peer):
+        sender, settled = peer("sender"), []
+        sender.transport.publish("SRUP/1", b"", lambda: settled.append("x"))
+        sender.transport.stop()
+        assert not settled
+
+    def test_an_on_settled_that_raises_does_not_end_the_link(self, peer):
+        sender, settled = peer("sender").connect(), queue.Queue()
+        sender.transport.publish("SRUP/1", b"", lambda: 1 // 0)
+        sender.transport.publish("SRUP/1", b"", lambda: settled.put("x"))
+        assert settled.get(timeout=PATIENCE) == "x"
+        assert sender.transport.faults == 1
+        assert sender.states.empty()
+
     def test_starting_twice_is_refused(self, peer):
         one = peer("one").connect()
         with pytest.raises(TransportError, match="started before"):
@@ -512,9 +537,28 @@ class TestAgainstAScript:
         stopper.join(PATIENCE)
         assert not stopper.is_alive()
 
+    def test_what_is_sent_again_is_settled_once(self, script):
+        settled = queue.Queue()
+        one = Peer(MqttTransport(script.url, "one", min_pause=0.01))
+        one.transport.publish("SRUP/1", b"x", lambda: settled.put("x"))
+        one.start()
+        with script.accept():
+            script.read()
+        assert settled.empty()
+        with script.accept():
+            packet_id = script.read()[11]
+            script.say(puback(packet_id) + puback(packet_id))
+            assert settled.get(timeout=PATIENCE) == "x"
+            one.send(b"a second acknowledgement has been read before this one's")
+            script.say(puback(script.read()[11]))
+            one.transport.stop(2)
+        assert settled.empty()
+
     def test_a_message_that_the_broker_refuses_is_logged_and_not_repeated(self, script, caplog):
         one = Peer(MqttTransport(script.url, "one"))
-        one.send(b"refused", b"served")
+        settled = queue.Queue()
+        one.transport.publish("SRUP/1", b"refused", lambda: settled.put("refused"))
+        one.send(b"served")
         one.start()
         with script.accept():
             refused = script.read()
@@ -523,6 +567,7 @@ class TestAgainstAScript:
             script.say(puback(served[11]))
             one.transport.stop(2)
         assert "refused a message on 'SRUP/1': Not authorized" in caplog.text
+        assert settled.get_nowait() == "refused"
 
 
 @pytest.fixture(scope="module")
@@ -645,7 +690,7 @@ class TestMqtt:
             stack.callback(other.transport.stop)
             one.transport.subscribe("SRUP/1")
             one.connect()
-            assert one.transport._waker.fileno() > 1100
+            assert one.transport._reactor._waker.fileno() > 1100
             other.connect().send(b"x")
             assert one.hear(1) == [b"x"]
 
@@ -663,6 +708,23 @@ class TestMqtt:
             began = time.monotonic()
             one.transport.stop(0.2)
             assert time.monotonic() - began < 8
+
+    def test_stop_ends_a_pause_to_send_what_waits(self):
+        with socket.socket() as bound:  # and not listening
+            bound.bind(("127.0.0.1", 0))
+            script = Script(bound)
+            one = Peer(MqttTransport(script.url, "one", min_pause=3600, max_pause=3600))
+            assert "refused" in one.start().wait(False)
+            one.send(b"x")
+            bound.listen()
+            stopper = threading.Thread(target=one.transport.stop, args=(PATIENCE,))
+            stopper.start()
+            with script.accept():
+                sent = script.read()
+                assert sent[13:] == b"x"
+                script.say(puback(sent[11]))
+            stopper.join(PATIENCE)
+            assert not one.transport._outbox
 
     def test_a_refusal_names_the_reason_and_no_secret(self, caplog):
         caplog.set_level("DEBUG")
@@ -712,31 +774,20 @@ class TestMqtt:
                     connection.sendall(junk)
             connection, _ = server.accept()
             connection.close()
-            assert one.transport._thread.is_alive()
+            assert one.transport._reactor._thread.is_alive()
             one.transport.stop()
 
-    def test_the_pauses_grow_and_end_at_the_longest(self, monkeypatch):
-        pauses = []
-
-        class Event(threading.Event):
-            def wait(self, timeout=None):
-                pauses.append(timeout)
-                return super().wait(0.001)
-
-        with socket.socket() as bound:
-            bound.bind(("127.0.0.1", 0))
-            transport = MqttTransport(
-                f"mqtt://127.0.0.1:{bound.getsockname()[1]}", "one", min_pause=1.0, max_pause=30.0
-            )
-            transport._stopping = Event()
-            done = threading.Event()
-            monkeypatch.setattr(
-                mqtt_module._Link, "connect", lambda link: done.set() if len(pauses) > 9 else link.end("x")
-            )
-            transport.start(lambda delivery: None, lambda *_: None)
-            assert done.wait(PATIENCE)
-            transport.stop()
-        for pause, longest in zip(pauses, [1, 2, 4, 8, 16, 30, 30, 30, 30], strict=False):
+    def test_the_pauses_grow_and_end_at_the_longest(self):
+        transport = MqttTransport("mqtt://127.0.0.1:1", "one", min_pause=1.0, max_pause=30.0)
+        now, pauses = 1000.0, []
+        for _ in range(9):
+            link = mqtt_module._Link(transport)
+            link.end("cannot connect")
+            transport._rest(link, now)
+            pauses.append(transport._resume_at - now)
+            assert transport.attend(0, now) == transport._resume_at
+            now = transport._resume_at
+        for pause, longest in zip(pauses, [1, 2, 4, 8, 16, 30, 30, 30, 30], strict=True):
             assert longest / 2 <= pause <= longest
         assert len(set(pauses[5:9])) > 1
 

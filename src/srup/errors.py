@@ -15,6 +15,8 @@
     ├── UnansweredError      a partner did not answer before the time was over
     ├── UpdateError          firmware could not be fetched, checked or activated (``status``)
     ├── TransportError       the broker, the key exchange service, or the link to them
+    ├── StoreError           durable state that cannot be read, written or trusted
+    │   └── LeaseLostError   another worker has taken this partition over
     └── KeyServiceError      what the key exchange service refuses, or must not be believed (``status``, ``field``)
 """
 
@@ -25,11 +27,13 @@ __all__ = [
     "EncodeError",
     "InvalidKeyError",
     "KeyServiceError",
+    "LeaseLostError",
     "PolicyError",
     "ReplayError",
     "SealError",
     "SignatureError",
     "SrupError",
+    "StoreError",
     "TransportError",
     "UnansweredError",
     "UnknownSenderError",
@@ -90,6 +94,14 @@ class UpdateError(SrupError):
 
 class TransportError(SrupError):
     """The broker, or the key exchange service, cannot be reached or refuses us."""
+
+
+class StoreError(SrupError):
+    """Durable state cannot be read, written or trusted; nothing was changed, and nothing may be accepted meanwhile."""
+
+
+class LeaseLostError(StoreError):
+    """Another worker has taken this partition over: whoever gets this stops and touches nothing any more."""
 
 
 class KeyServiceError(SrupError):

@@ -2,17 +2,19 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from threading import RLock
 from typing import Any, Final, Self
 
 from .errors import InvalidKeyError, PolicyError
 from .keys import PublicKey
+from .records import Changes, KeyRecord
 
 __all__ = ["KeyRing"]
 
 _IDENTITY: Final = re.compile("[0-9a-fA-F]{1,16}")
+_CHUNK: Final = 10_000  # keys that are written to a store at a time
 _FINGERPRINT: Final = re.compile("[0-9a-f]{64}")
 
 
@@ -21,8 +23,8 @@ class KeyRing(Mapping[int, PublicKey]):
 
     ``add`` pins a key: adding another one for the same identity is a PolicyError (T15); ``replace`` and ``remove`` say
     what they do. ``rotate`` is for a change that the old key has signed (see srup.rotation), ``revoke`` for a key that
-    must never count again. Threads may change the ring while others read it; whoever holds ``lock``, as an agent does
-    while a message takes effect, keeps it as it is.
+    must never count again. With a store (:meth:`keep`) a change is durable before it counts. Threads may change the
+    ring while others read it; whoever holds ``lock``, as an agent does while a message takes effect, keeps it as it is.
     """
 
     def __init__(self, keys: Mapping[int, PublicKey] | None = None) -> None:
@@ -32,6 +34,7 @@ class KeyRing(Mapping[int, PublicKey]):
         self._pins: dict[int, PublicKey] = {}  # of those that were rotated
         self._barred: set[str] = set()
         self._withdrawn = 0
+        self._save: Callable[[Changes], object] | None = None
         for identity, key in (keys or {}).items():
             self.add(identity, key)
 
@@ -59,16 +62,21 @@ class KeyRing(Mapping[int, PublicKey]):
             known = self._keys.get(self._admitted(identity, key))
             if known is not None and known != key:
                 raise PolicyError(f"another key is registered for {identity:x}; replace() changes it")
+            if known is None:
+                self._make_durable(KeyRecord(identity, key.to_pem()) if self._save else None)
             self._keys.setdefault(identity, key)
 
     def replace(self, identity: int, key: PublicKey) -> None:
         """Register a key in the place of whatever was registered. PolicyError for a barred one."""
         with self.lock:
-            self._withdraw(self._admitted(identity, key), key)
+            identity = self._admitted(identity, key)
+            self._make_durable(KeyRecord(identity, key.to_pem()) if self._save else None)
+            self._withdraw(identity, key)
 
     def remove(self, identity: int) -> None:
         """Drop the key of an identity, if there is one: its messages are those of a stranger from now on."""
         with self.lock:
+            self._make_durable(KeyRecord(identity, None))
             self._withdraw(identity)
 
     def rotate(self, identity: int, key: PublicKey, until: float) -> None:
@@ -82,6 +90,9 @@ class KeyRing(Mapping[int, PublicKey]):
             if before is None:
                 raise PolicyError(f"no key is registered for {identity:x} that could have a successor; add() it")
             if before != key:
+                if self._save:
+                    pin = self._pins.get(identity, before)
+                    self._make_durable(KeyRecord(identity, key.to_pem(), before.to_pem(), until, pin.to_pem()))
                 self._pins.setdefault(identity, before)
                 self._retiring[identity] = before, until
                 self._keys[identity] = key
@@ -100,7 +111,9 @@ class KeyRing(Mapping[int, PublicKey]):
         with self.lock:
             retiring, _ = self._retiring.get(identity, (None, 0.0))
             keys = [key for key in (self._keys.get(identity), retiring) if key is not None]
-            self._barred.update(key.signing_fingerprint for key in keys)
+            barred = [key.signing_fingerprint for key in keys]
+            self._make_durable(KeyRecord(identity, None), barred)
+            self._barred.update(barred)
             self._withdraw(identity)
             return bool(keys)
 
@@ -112,6 +125,7 @@ class KeyRing(Mapping[int, PublicKey]):
         if not isinstance(fingerprint, str) or not _FINGERPRINT.fullmatch(fingerprint):
             raise InvalidKeyError(f"a fingerprint is 64 lower-case hex digits, not {fingerprint!r:.80}")
         with self.lock:
+            self._make_durable(None, [fingerprint])
             self._barred.add(fingerprint)
 
     def bars(self, key: PublicKey) -> bool:
@@ -136,6 +150,57 @@ class KeyRing(Mapping[int, PublicKey]):
     def withdrawn(self) -> int:
         """How many times a key has ceased to count: what was verified at the same number would be so again."""
         return self._withdrawn
+
+    def keep(
+        self, records: Iterable[KeyRecord], barred: Iterable[str], save: Callable[[Changes], object]
+    ) -> frozenset[int]:
+        """Take over what a store has kept, and from now on ``save`` each change before it counts.
+
+        What was rotated, removed or revoked stays so, whatever the ring says that was read from a folder. Returns the
+        identities for which the ring has another key than the store had: the application has replaced it.
+        """
+        with self.lock:
+            self._barred.update(barred)
+            replaced = frozenset(record.identity for record in records if self._recall(record))
+            stored = {record.identity for record in records} - replaced
+            for identity in [identity for identity, key in self._keys.items() if self.bars(key)]:
+                self._withdraw(identity)
+            new = [KeyRecord(each, key.to_pem()) for each, key in self._keys.items() if each not in stored]
+            for start in range(0, len(new), _CHUNK):
+                save(Changes(keys=new[start : start + _CHUNK]))
+            self._save = save
+            return replaced
+
+    def release(self) -> None:
+        """Keep changes in memory only, from now on."""
+        with self.lock:
+            self._save = None
+
+    def _recall(self, record: KeyRecord) -> bool:
+        """Take over one record; tell whether the ring has a key that did not come from that one."""
+        identity, mine = record.identity, self._keys.get(record.identity)
+        if record.key is None:
+            if mine is not None:
+                self._withdraw(identity)
+            return False
+        if mine is not None:
+            known = mine.to_pem()
+            if known not in (record.pin, record.key):
+                return True
+            if known == record.key and record.retiring is None:
+                return False
+        pin, key = (PublicKey.from_pem(pem) if pem is not None else None for pem in (record.pin, record.key))
+        if key is not None:
+            self._keys[identity] = key
+        if pin is not None and record.retiring is not None:
+            self._pins[identity] = pin
+            self._retiring[identity] = PublicKey.from_pem(record.retiring), record.until
+            self._withdrawn += 1
+        return False
+
+    def _make_durable(self, record: KeyRecord | None, barred: Iterable[str] = ()) -> None:
+        if self._save is not None:
+            self._save(Changes(keys=[] if record is None else [record], barred=list(barred)))
 
     def _admitted(self, identity: int, key: PublicKey) -> int:
         """Return the identity; raise InvalidKeyError or PolicyError when this cannot be its key."""
@@ -169,7 +234,7 @@ class KeyRing(Mapping[int, PublicKey]):
 
     def __getstate__(self) -> dict[str, Any]:
         with self.lock:
-            return {name: value for name, value in vars(self).items() if name != "lock"}
+            return {name: value for name, value in vars(self).items() if name != "lock"} | {"_save": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, lock=RLock())

@@ -9,6 +9,7 @@ from typing import Annotated
 import srup_native
 
 __all__ = [
+    "DATA_RECEIPT",
     "IDENTIFICATION_RESPONSE",
     "JOIN_OBSERVER",
     "KEY_ROTATION",
@@ -34,6 +35,9 @@ IDENTIFICATION_RESPONSE = "IDENTIFICATION_RESPONSE"
 
 KEY_ROTATION = "KEY_ROTATION"
 """The ``data_id`` of the Data message by which an old key names its successor (see srup.rotation)."""
+
+DATA_RECEIPT = "DATA_RECEIPT"
+"""The ``data_id`` of the Data message that says which values are there for good (docs/extensions.md, "Receipts")."""
 
 JOIN_OBSERVER = "JOIN_OBSERVER"
 """The ``data_id`` of the Data message with which a refused simple join is told of an observer (docs/extensions.md)."""

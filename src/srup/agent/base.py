@@ -1,33 +1,40 @@
 """What devices and servers have in common: three threads and who does what on them.
 
-The transport's thread only enqueues. The agent's own thread takes what is there, in order: it verifies messages in
-batches as large as what has arrived, never waiting for more, steps the session, signs and publishes. A message is
-settled with the broker after it has been handled, so the broker's limit of unsettled messages (MQTT 5: receive maximum)
-bounds the queue. The application's handlers run on a third thread, one at a time and in order, so that a
-slow one delays neither the protocol nor the link. Whatever raises on any of them is counted and logged, and the next
-message is served (T8).
+The transport's thread only enqueues. The agent's own thread takes turns. In each one it takes what is there, in order:
+it verifies messages in batches as large as what has arrived, never waiting for more, and steps the session. Then the
+store, if there is one, keeps all that has changed, in one commit; only what is durable takes effect outside: answers
+and requests are published, messages are settled with the broker, futures end, handlers are called. So a crash at any
+moment loses nothing that was accepted, and lets nothing in twice (T2). A store that refuses to write halts the agent
+where it stands until it writes again. The broker's limit of unsettled messages (MQTT 5: receive maximum) bounds the
+queue. The application's handlers run on a third thread, one at a time and in order, so that a
+slow one delays neither the protocol nor the link; those that wait for a person or a camera have another one to
+themselves. Whatever raises on any of them is counted and logged, and the next message is served (T8).
 """
 
 import logging
+import os
 import queue
 import signal
 import threading
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from functools import partial
 from inspect import isawaitable, iscoroutine, iscoroutinefunction
-from itertools import count
 from typing import Any, ClassVar, Final, NamedTuple, Self, TypeVar, get_args
 
 from .. import rotation
 from ..codec import decode, encode, verify_many
 from ..errors import (
+    LeaseLostError,
     PolicyError,
     ReplayError,
     SealError,
     SignatureError,
     SrupError,
+    StoreError,
     TransportError,
     UnansweredError,
     UnknownSenderError,
@@ -35,24 +42,32 @@ from ..errors import (
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, Message, ObservedJoinRequest, decode_data
+from ..records import AuditRow, Fact, InboxEntry, OutboxEntry, State
 from ..seal import unseal
-from ..session.base import Output, Send, Session
+from ..session import body
+from ..session.base import STREAM_IN, STREAM_OUT, Output, Send, Session, check_seconds
 from ..session.events import (
     ActionAnswered,
     ActionRequested,
+    DataConfirmed,
     DataReceived,
     DataRefused,
+    DataRepeated,
     Event,
     KeyOffered,
+    TokenChanged,
     Unanswered,
     Unexpected,
 )
+from ..store import Store
 from ..transport.base import Delivery, Transport
 from ..transport.mqtt import MqttTransport
 from ..transport.topics import Address, device_topic, join_topic, parse_topic
 from ..wire import IDENTIFICATION_RESPONSE, Status
+from .dataqueue import DataQueue, Value, Waiting
+from .turn import Call, Dispatch, Handling, Turn
 
-__all__ = ["Agent", "Refusal"]
+__all__ = ["Agent", "Outcome", "Refusal"]
 
 log: Final = logging.getLogger("srup.agent")
 
@@ -62,6 +77,8 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 _JOIN_REQUESTS: Final = (JoinRequest, HumanJoinRequest, ObservedJoinRequest)
 _IDLE: Final = 3600.0  # the longest sleep when no deadline is near, in seconds
 _BATCH: Final = 256  # messages that are verified together at most
+_TURN: Final = 1024  # things that are done in one turn, and made durable in one commit, at most
+_STORE_PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to write to a store that refuses
 _MAX_WAITING: Final = 10_000  # messages and handlers that wait at most; a broker keeps what does not get in
 _MAX_REFUSALS: Final = 256  # handlers that wait at most when one more refusal is told
 
@@ -71,7 +88,7 @@ def _nothing() -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM end a block as Ctrl-C does; only the main thread may ask for that."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -93,6 +110,25 @@ class Refusal(NamedTuple):
     topic: str
     wire: bytes
     error: SrupError
+
+
+class Outcome(NamedTuple):
+    """How a request ended that was made before this start: ``result`` is what its future would have given or raised."""
+
+    partner: int
+    request: Message | None
+    result: object
+
+
+def store_at(store: "Store | str | os.PathLike[str] | None") -> Store | None:
+    """Return what a ``store`` argument means: a store as it is, or the SQLite database at a path."""
+    if isinstance(store, str | os.PathLike):
+        from ..store.sqlite import SqliteStore  # sqlite3 takes a while to import, and few devices need it
+
+        return SqliteStore(store)
+    if store is not None and not hasattr(store, "commit"):
+        raise TypeError(f"store must be a path or a Store, not {type(store).__name__}")
+    return store
 
 
 def sequence_origin(clock: Callable[[], float]) -> int:
@@ -143,8 +179,10 @@ class Agent:
     """The base of Device and Server. Public methods may be called from any thread.
 
     ``run``, ``start`` and ``stop`` are for real life; a simulation calls ``start(threads=False)`` and :meth:`step`.
-    ``counts`` tells how many messages were ``received``, ``verified``, ``sent``, refused (by the error's name) and
-    ``faults``, things that raised where nothing should.
+    ``counts`` tells how many messages were ``received``, ``verified``, ``sent``, refused (by the error's name), how
+    many orders were ``not done`` because all was over when their turn came, and ``faults``, things that raised where
+    nothing should. ``handling`` says to a handler what it is called for, and whether for the first time
+    (:class:`Handling`). ``store_error`` is None while the store writes.
     """
 
     def __init__(
@@ -156,6 +194,7 @@ class Agent:
         clock: Callable[[], float],
         entropy: Callable[[int], bytes],
         threads: int = 1,
+        store: Store | str | os.PathLike[str] | None = None,
     ) -> None:
         check_type(key, PrivateKey, "key")
         if type(threads) is not int or threads < 1:
@@ -165,6 +204,7 @@ class Agent:
         self.connected = False
         self._link = "not started"  # what the transport said last
         self._session = session
+        self._observe: Callable[[str, float], object] = lambda name, value: None  # for whoever measures
         self._key = key
         self._retired: tuple[PrivateKey, float] | None = None  # what was sealed to it opens until then
         self._keys = keys  # of the partners
@@ -174,11 +214,26 @@ class Agent:
         self._clock = clock
         self._entropy = entropy
         self._inbox: queue.SimpleQueue[Delivery | Callable[[], None]] = queue.SimpleQueue()
+        self._store = store_at(store)
+        self._turn = Turn()
+        self._taking: int | None = None  # the thread that is taking a turn now
+        self._unsaved = False  # the turn is over, and the store has not taken it yet
+        self.store_error: str | None = None  # why the store refuses to write, while it does
+        self._number = 0  # of the last inbox or outbox entry
+        self._finished: deque[tuple[int, int]] = deque()  # inbox entries whose handlers have ended
+        self._handed_over: deque[tuple[int, int]] = deque()  # outbox entries that the broker has
+        self._queue = DataQueue()
+        self._facts: dict[int, dict[str, str]] = {}
+        self._unknown: deque[tuple[int, bytes]] = deque()  # values of this turn that nobody takes
+        self._again = False  # what is being told was told before, perhaps, by the process before this one
+        self.handling: Handling | None = None
         self._pending: dict[tuple[int, bytes], Future[Any]] = {}
         self._actions: dict[int, Callable[..., Any]] = {}
         self._data: dict[str | None, tuple[DataKind, Callable[..., Any]]] = {}
         self._handlers: dict[str, Callable[..., Any]] = {}
         self._application: Executor = Inline()
+        self._aside: Executor = Inline()  # for handlers that wait for a person or a camera
+        self._jobs: set[Future[Any]] = set()  # of the application's thread
         self._submitting = threading.Lock()
         self._submitted_jobs = 0
         self._started_jobs = 0
@@ -196,6 +251,8 @@ class Agent:
         """
         if self._started or self._stopping.is_set():
             raise TransportError(f"{self!r} was started before; make a new one")
+        if self._store is not None:
+            self._restore(self._store.open(self.identity))
         self._subscribe()
         self._transport.start(
             self._arrived,
@@ -210,6 +267,7 @@ class Agent:
     def _employ(self, name: str) -> None:
         """Start the threads, the agent's own last."""
         self._application = ThreadPoolExecutor(1, f"{name}-application")
+        self._aside = ThreadPoolExecutor(1, f"{name}-aside")
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
@@ -223,32 +281,45 @@ class Agent:
         self._stopping.set()
         self._dismiss()
         self._inbox.put(_nothing)
+        deadline = time.monotonic() + timeout
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
-        self._transport.stop(timeout if self.connected else 0.0)  # what waits for a link that is down, waits in vain
+        running = [job for job in self._jobs if not job.cancelled()]
+        if not threading.current_thread().name.startswith(f"srup-{self.identity:x}-application"):
+            wait(running, max(0.0, deadline - time.monotonic()))  # what they have done shall not be done again
+        if self._thread is None or not self._thread.is_alive():
+            self._advance()
+        # What waits for a link that is down, waits in vain.
+        self._transport.stop(max(0.0, deadline - time.monotonic()) if self.connected else 0.0)
         self._stopped.set()
         self._drain()
+        for future in self._turn.futures:
+            future.set_exception(TransportError("stopped before it could be made durable"))
         while self._pending:
             _, future = self._pending.popitem()
             future.set_exception(TransportError("stopped before the answer came"))
+        if self._store is not None:
+            self._keys.release()
+            self._store.close()
 
     def _dismiss(self) -> None:
         """Let the threads of the application end."""
         self._application.shutdown(wait=False, cancel_futures=True)
+        self._aside.shutdown(wait=False, cancel_futures=True)
 
-    def _drain(self, limit: int | None = None, patience: float = 0.0) -> None:
+    def _drain(self, limit: int | None = None, patience: float = 0.0) -> bool:
         """Do what is in the inbox, or so many things of it; deliveries that stand together are one batch.
 
-        Waits up to ``patience`` seconds for the first thing and for nothing else.
+        Waits up to ``patience`` seconds for the first thing and for nothing else. Tells whether there was anything.
         """
         batch: list[Delivery] = []
-        for _ in count() if limit is None else range(limit):
+        done = 0
+        while limit is None or done < limit:
             try:
                 work = self._inbox.get(patience > 0, patience)
             except queue.Empty:
-                if not batch:
-                    return
-                work = _nothing
+                break
+            done += 1
             patience = 0.0
             if isinstance(work, Delivery):
                 batch.append(work)
@@ -259,13 +330,14 @@ class Agent:
             if not isinstance(work, Delivery):
                 self._fenced(work)
         self._deliver(batch)
+        return done > 0
 
     def run(self) -> None:
         """Start, unless that was done, and stay until :meth:`stop` is called, Ctrl-C is pressed or SIGTERM arrives."""
         if not self._started:
             self.start()
         try:
-            with _terminable():
+            with terminable():
                 while not self._stopped.wait(1.0):  # a bounded wait, so that Ctrl-C gets through everywhere
                     pass
         except KeyboardInterrupt:
@@ -281,12 +353,13 @@ class Agent:
 
     def step(self) -> None:
         """Do everything that has arrived or is due now (the body of the agent's thread, for simulations)."""
-        self._drain()
-        self._tick()
+        while self._advance(_TURN):
+            pass
 
     def deadline(self) -> float | None:
         """Return when :meth:`step` has something to do next even if nothing arrives; None for never."""
-        return self._session.deadline()
+        dues = (self._session.deadline(), self._queue.deadline())
+        return min((due for due in dues if due is not None), default=None)
 
     # What the application does.
 
@@ -299,14 +372,48 @@ class Agent:
         return self._request(lambda now, nonce: self._session.action(partner, action_id, now, nonce, lifetime))
 
     def send_data(
-        self, partner: int, data_id: str, value: bytes | str | int | float, kind: DataKind | None = None
+        self,
+        partner: int,
+        data_id: str,
+        value: bytes | str | int | float,
+        kind: DataKind | None = None,
+        *,
+        confirmed: bool | None = None,
+        lifetime: float | None = None,
     ) -> "Future[None]":
-        """Send a value (see :meth:`Data.encode_value`); done when it is handed to the transport, there is no answer.
+        """Send a value (see :meth:`Data.encode_value`).
 
-        It survives what MQTT's QoS 1 and a persistent session survive; a broker that forgets sessions loses it.
+        A ``confirmed`` value waits until the two are joined, is sent again until the partner has it for good, and is
+        done then; UnansweredError when that took more than ``lifetime`` seconds (default: the policy's
+        ``update_lifetime``). With a store it survives restarts. Any other is done when it is handed to the transport:
+        it survives what MQTT's QoS 1 and a persistent session survive. By default values are confirmed where there is
+        a store. Deployed partners know of no receipts, so a value for them is done when it has been handed over.
         """
-        data = Data.encode_value(value, kind)
-        return self._request(lambda now, nonce: self._session.data(partner, data_id, data, now, nonce), answered=False)
+        value_ = Value(data_id, Data.encode_value(value, kind))
+        if confirmed is None:
+            confirmed = self._store is not None
+        if not confirmed:
+            return self._request(lambda now, nonce: self._session.data(partner, *value_, now, nonce), answered=False)
+        lasts = self._session.policy.update_lifetime if lifetime is None else lifetime
+        check_seconds(lasts, "lifetime")
+        check_identity(partner, "partner")
+        future: Future[None] = Future()
+        future.set_running_or_notify_cancel()
+
+        def job() -> None:
+            try:
+                if self._stopping.is_set():
+                    raise TransportError(f"{self!r} is stopped")
+                waiting = Waiting(self._next_number(), partner, value_, self._clock() + lasts, future)
+                self._queue.add(waiting)
+            except SrupError as error:
+                self._resolve(future, error)
+            else:
+                entry = OutboxEntry(waiting.number, partner, "", value_.pack(), waiting.expiry)
+                self._turn.changes.outbox.append(entry)
+
+        self._post(job)
+        return future
 
     def on_action(self, action_id: int) -> Callable[[Handler], Handler]:
         """Decorate what does an action. It is called with the partner's identity.
@@ -343,6 +450,14 @@ class Agent:
         """Decorate what is called with the partner's identity when a membership ends."""
         return self._register(self._handlers, "left")(handler)
 
+    def on_outcome(self, handler: Handler) -> Handler:
+        """Decorate what is called with an :class:`Outcome` when a request ends that was made before a restart."""
+        return self._register(self._handlers, "outcome")(handler)
+
+    def facts(self, partner: int) -> Mapping[str, str]:
+        """Return what is known about a partner by name, such as its ``description`` or ``firmware`` (a digest)."""
+        return dict(self._facts.get(partner, {}))
+
     def on_refused(self, handler: Handler) -> Handler:
         """Decorate what is called with a :class:`Refusal` for every message that is refused."""
         return self._register(self._handlers, "refused")(handler)
@@ -356,9 +471,12 @@ class Agent:
     events: ClassVar[Mapping[type[Event], str]] = {
         ActionRequested: "_action_requested",
         ActionAnswered: "_answered",
+        DataConfirmed: "_data_confirmed",
         DataReceived: "_data_received",
         DataRefused: "_data_refused",
+        DataRepeated: "_data_repeated",
         KeyOffered: "_key_offered",
+        TokenChanged: "_token_changed",
         Unanswered: "_unanswered",
         Unexpected: "_unexpected",
     }
@@ -377,16 +495,138 @@ class Agent:
     # The agent's thread.
 
     def _loop(self) -> None:
+        refusals = 0
         while not self._stopping.is_set():
+            if self._unsaved:
+                self._stopping.wait(_STORE_PAUSES[min(refusals, len(_STORE_PAUSES) - 1)])
+                refusals += 1
+                self._advance()
+                continue
+            refusals = 0
             deadline = self.deadline()
             pause = _IDLE if deadline is None else min(_IDLE, max(0.0, deadline - self._clock()))
-            self._drain(_BATCH, pause)
+            self._advance(_TURN, pause)
+
+    def _advance(self, limit: int | None = None, patience: float = 0.0) -> bool:
+        """Take a turn, or go on with one that could not be made durable; tell whether there was anything to do."""
+        busy = self._gather(limit, patience)
+        error: Exception | None = None
+        if self._store is not None and self._turn.changes:
+            began = time.perf_counter()
+            try:
+                self._store.commit(self._turn.changes)
+            except Exception as refused:  # noqa: BLE001 - whatever it is: without the store nothing may be accepted
+                error = refused
+            else:
+                self._observe("commit", time.perf_counter() - began)
+        return self._conclude(error) and busy
+
+    def _gather(self, limit: int | None = None, patience: float = 0.0) -> bool:
+        """Do what is in the inbox or due, unless a turn waits to be made durable; tell whether there was anything."""
+        if self._unsaved:
+            return True
+        self._taking = threading.get_ident()
+        try:
+            busy = self._drain(limit, patience)
             self._tick()
+            self._close_turn()
+        finally:
+            self._taking = None
+        return busy or bool(self._turn.effects or self._turn.calls)
+
+    def _conclude(self, error: Exception | None) -> bool:
+        """Let the turn take effect outside; if the store refused it nothing happens, and the turn waits: False."""
+        if isinstance(error, LeaseLostError):
+            self._give_up(error)
+            return False
+        if error is not None:
+            if not isinstance(error, StoreError):
+                self.counts["faults"] += 1
+            self.counts["not stored"] += 1
+            if str(error) != self.store_error:
+                log.error("%r accepts nothing until its store works again: %a", self, str(error))
+            self._unsaved, self.store_error = True, str(error)
+            return False
+        if self.store_error is not None:
+            log.warning("%r: its store works again", self)
+        self._unsaved, self.store_error = False, None
+        turn, self._turn = self._turn, Turn()
+        for effect in turn.effects:
+            self._fenced(effect)
+        self._submit(turn.calls)
+        return True
 
     def _tick(self) -> None:
-        self._fenced(lambda: self._perform(self._session.tick(self._clock())))
-        if self._retired is not None and self._clock() >= self._retired[1]:
+        now = self._clock()
+        self._fenced(lambda: self._perform(self._session.tick(now)))
+        if self._retired is not None and now >= self._retired[1]:
             self._retired = None
+        for waiting in self._queue.expire(now):
+            self._turn.changes.settled.append((waiting.partner, waiting.number))
+            error = UnansweredError(f"{waiting.partner:x} was not there in time")
+            self._end_request(waiting.future, waiting.partner, None, error)
+
+    def _close_turn(self) -> None:
+        """Send what can be sent now, and put together what the store is to keep."""
+        now = self._clock()
+        for partner in [partner for partner in self._queue.held() if self._session.binds(partner)]:
+            self._queue.release(partner)
+        for device in self._queue.awake(now):
+            self._fenced(lambda device=device: self._work_off(device, now))  # type: ignore[misc]
+        # Here: a deployed peer hears only what lies above all that it has sent meanwhile. And before the receipts.
+        while self._unknown:
+            peer, token = self._unknown.popleft()
+            self._fenced(lambda peer=peer, token=token: self._perform(self._session.refuse_data(peer, token, now)))  # type: ignore[misc]
+        for device in self._session.receipts_due(now):
+            self._fenced(lambda device=device: self._perform(self._session.receipt(device, now, self._entropy(16))))  # type: ignore[misc]
+        if self._store is None:
+            return
+        changes, changed = self._turn.changes, self._session.changes()
+        changes.partners, changes.forgotten = changed.partners, changed.forgotten
+        changes.exchanges, changes.ended = changed.exchanges, changed.ended
+        changes.facts += changed.facts
+        for ended, entries in ((self._finished, changes.finished), (self._handed_over, changes.settled)):
+            while ended:
+                entries.append(ended.popleft())
+
+    def _work_off(self, partner: int, now: float) -> None:
+        """Send a partner the values that wait for it, as many as it can take."""
+        while (waiting := self._queue.first(partner)) is not None and self._session.is_member(partner):
+            if self._session.binds(partner):
+                if not self._session.has_room(partner):
+                    return  # a receipt will wake the queue
+                left = waiting.expiry - now
+                sends = self._session.confirmed_data(partner, *waiting.value, now, self._entropy(16), left)
+                if waiting.future is not None:
+                    self._pending[partner, sends[0].message.token] = waiting.future
+            else:
+                sends = self._session.data(partner, *waiting.value, now, self._entropy(16))
+                if waiting.future is not None:
+                    self._resolve(waiting.future, None)
+            self._queue.drop_first(partner)
+            self._turn.changes.settled.append((partner, waiting.number))
+            self._perform(sends)
+
+    def _give_up(self, error: LeaseLostError) -> None:
+        """Touch nothing any more: somebody else serves these partners now, with all that was not made durable here."""
+        log.error("%r stops: %a", self, str(error))
+        self._unsaved, self.store_error = True, str(error)
+        self.counts["leases lost"] += 1
+        self._stopping.set()
+        self._transport.stop(0.0)
+        self._stopped.set()
+
+    def _know(self, identity: int, name: str, value: str) -> None:
+        """Note a fact, if it is news."""
+        known = self._facts.setdefault(identity, {})
+        if known.get(name) != value:
+            known[name] = value
+            self._turn.changes.facts.append(Fact(identity, name, value))
+
+    def _next_number(self) -> int:
+        """Return the number of a new inbox or outbox entry: above all earlier ones, those before a restart included."""
+        self._number = max(self._number + 1, int(self._clock() * 1e6))
+        return self._number
 
     def _fenced(self, job: Callable[[], Result]) -> Result | None:
         try:
@@ -422,21 +662,34 @@ class Agent:
             return
         for delivery, message in zip(batch, opened, strict=True):
             self._fenced(lambda d=delivery, m=message: self._handle(d, m, as_of))  # type: ignore[misc]
-            delivery.ack()
+            self._turn.effects.append(delivery.ack)
+        self._observe("batch", len(batch))
 
     def _handle(self, delivery: Delivery, opened: Message | SrupError, as_of: int) -> None:
         """Let a message take effect, or say why not."""
         if isinstance(opened, UnknownSenderError) and opened.sender_id == self.identity:
             return  # our own: both ends share a device's topic (FLOWS.md, "Identities, topics, transport")
         try:
-            with self._keys.lock:  # whoever takes a key away does so before this message has its effect, or after it
+            # Whoever takes a key away does so before this message has its effect, or after it.
+            with self._keys.lock:
                 message, self._signer = self._genuine(delivery.payload, opened, as_of)
                 self._recognise(message.sender_id)
                 self.counts["verified"] += 1
                 self._check_address(parse_topic(delivery.topic), message.sender_id)
-                self._perform(self._session.receive(message, self._clock(), self._entropy(16)))
+                now = self._clock()
+                outputs = self._session.receive(message, now, self._entropy(16))
+                if self._store is not None:
+                    self._turn.changes.audit.append(_audit_row(message, outputs, now))
+                self._perform(outputs)
         except SrupError as error:
             self._refuse(Refusal(delivery.topic, delivery.payload, error))
+
+    def _give(self, give: Callable[[], object]) -> None:
+        """Give the world outside a message, a result or a subscription: when the turn, if one is taken, is durable."""
+        if self._taking == threading.get_ident():
+            self._turn.effects.append(give)
+        else:
+            give()
 
     def _genuine(self, wire: bytes, opened: Message | SrupError, as_of: int) -> tuple[Message, PublicKey]:
         """Return what its sender's key has signed, or the one that is retiring, and that key; raise why nothing has."""
@@ -461,31 +714,61 @@ class Agent:
         ordinary = isinstance(error, ReplayError) and parse_topic(refusal.topic).server is None
         level = logging.INFO if ordinary else logging.WARNING
         log.log(level, "%r refused a message on %a: %s: %a", self, refusal.topic, type(error).__name__, str(error))
-        if self._backlog() < _MAX_REFUSALS:  # junk costs its sender nothing, and must not fill the memory here (T9)
-            self._tell("refused", refusal)
+        if (
+            self._submitted_jobs - self._started_jobs < _MAX_REFUSALS
+        ):  # junk costs its sender nothing, and must not fill the memory here (T9)
+            handler = self._handlers.get("refused")
+            if handler is not None:  # at once: nothing has changed that would have to be durable first
+                self._submit([Call(lambda: handler(refusal))])
         else:
             self.counts["refusals not told"] += 1
 
-    def _perform(self, outputs: Sequence[Output]) -> SrupError | None:
-        """Send what is to be sent and tell what is to be told, each on its own; return why something was not sent."""
-        trouble = None
+    def _perform(self, outputs: Sequence[Output]) -> list[Dispatch]:
+        """Send what is to be sent and tell what is to be told, each on its own; return what became of the sends."""
+        dispatches = []
         for output in outputs:
             if isinstance(output, Send):
-                trouble = self._fenced(lambda send=output: self._publish(send)) or trouble  # type: ignore[misc]
+                if (dispatch := self._fenced(lambda send=output: self._publish(send))) is not None:  # type: ignore[misc]
+                    dispatches.append(dispatch)
             elif (method := self.events.get(type(output))) is not None:
                 self._fenced(lambda event=output, method=method: getattr(self, method)(event))  # type: ignore[misc]
-        return trouble
+        return dispatches
 
-    def _publish(self, send: Send) -> SrupError | None:
-        """Sign and send; return what is in the way. The session sends again what waits for an answer."""
+    def _publish(self, send: Send) -> Dispatch:
+        """Sign, and send when the turn is durable. The session sends again what waits for an answer."""
+        topic = self._topic(send)
         try:
-            self._transport.publish(self._topic(send), encode(send.message, self._key_for(send.to)))
+            dispatch = Dispatch(topic, encode(send.message, self._key_for(send.to)))
         except SrupError as error:
-            self.counts["unsent"] += 1
-            log.warning("%r could not send %s: %s", self, type(send.message).__name__, error)
-            return error
-        self.counts["sent"] += 1
-        return None
+            self._unsent(send, error)
+            return Dispatch(topic, b"", error)
+        number = 0
+        if self._store is not None and not self._session.repeats(send):
+            number, now = self._next_number(), self._clock()
+            expiry = now + self._session.policy.update_lifetime
+            self._turn.changes.outbox.append(OutboxEntry(number, send.to, topic, dispatch.wire, expiry))
+        self._give(lambda: self._transmit(send, dispatch, number))
+        return dispatch
+
+    def _transmit(self, send: Send, dispatch: Dispatch, number: int) -> None:
+        try:
+            self._to_broker(send.to, number, dispatch.topic, dispatch.wire)
+        except SrupError as error:
+            dispatch.error = error
+            self._unsent(send, error)
+        else:
+            self.counts["sent"] += 1
+
+    def _to_broker(self, partner: int, number: int, topic: str, wire: bytes) -> None:
+        """Publish; forget the outbox entry of this number when the broker has the message."""
+        if number:
+            self._transport.publish(topic, wire, lambda: self._handed_over.append((partner, number)))
+        else:
+            self._transport.publish(topic, wire)
+
+    def _unsent(self, send: Send, error: SrupError) -> None:
+        self.counts["unsent"] += 1
+        log.warning("%r could not send %s: %s", self, type(send.message).__name__, error)
 
     def _key_for(self, _partner: int) -> PrivateKey:
         """Return what signs for this partner."""
@@ -520,6 +803,7 @@ class Agent:
         it is sent again.
         """
         future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
 
         def job() -> None:
             try:
@@ -527,34 +811,50 @@ class Agent:
                     raise TransportError(f"{self!r} is stopped")
                 outputs = make(self._clock(), self._entropy(16))
             except Exception as error:  # noqa: BLE001 - it belongs to the caller
-                future.set_exception(error)
+                self._resolve(future, error)
                 return
             tokens = [(output.to, output.message.token) for output in outputs if isinstance(output, Send)]
             if answered:
                 self._pending.update(dict.fromkeys(tokens, future))
-            trouble = self._perform(outputs)
-            if trouble is not None and not (answered and isinstance(trouble, TransportError)):
+            dispatches = self._perform(outputs)
+            trouble = next((each.error for each in dispatches if each.error is not None), None)
+            if trouble is not None:
                 for token in tokens:
                     self._pending.pop(token, None)
-                future.set_exception(trouble)
+                self._resolve(future, trouble)
             elif not answered:
-                future.set_result(None)
+                self._turn.futures.append(future)
+                self._give(lambda: _end(future, next((each.error for each in dispatches if each.error), None)))
 
-        future.set_running_or_notify_cancel()
+        self._post(job)
+        return future
+
+    def _post(self, job: Callable[[], None]) -> None:
+        """Have a job done on the agent's thread."""
         self._inbox.put(job)
         if self._stopped.is_set():
             self._drain()  # nobody else would
-        return future
 
     def _settle(self, event: Event, result: object) -> None:
         """End the request that this event answers, with a result or an exception."""
         future = self._pending.pop((event.peer, event.token), None)
-        if future is None:
-            return
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
+        self._end_request(future, event.peer, self._session.request(event.peer, event.token), result)
+
+    def _end_request(self, future: "Future[Any] | None", partner: int, request: Message | None, result: object) -> None:
+        """End a request; whoever made it before a restart has no future, and is told in another way."""
+        if future is not None:
+            self._resolve(future, result)
+        elif self._store is not None:
+            error = isinstance(result, Exception)
+            told = (type(result).__name__, str(result)) if error else result
+            live = (Outcome(partner, request, result),)
+            self._announce("outcome", partner, partner, request, error, told, live=live)
+
+    def _resolve(self, future: "Future[Any]", result: object) -> None:
+        """End a future with a result or an exception, when the turn is durable."""
+        if self._taking == threading.get_ident():
+            self._turn.futures.append(future)
+        self._give(lambda: _end(future, result))
 
     def _drive(self, method: Callable[..., Sequence[Output]], *arguments: Any) -> None:
         """Carry a decision of the application into the session, on the agent's thread."""
@@ -583,28 +883,56 @@ class Agent:
 
         return decorate
 
-    def _apply(self, job: Callable[[], None], executor: Executor | None = None) -> None:
-        """Run a job on the application's thread, or another one."""
+    def _apply(self, job: Callable[[], object], executor: Executor | None = None) -> None:
+        """Run a job on the application's thread, or another one, when the turn is durable."""
+        if executor is not None:
+            self._give(lambda: self._start_job(executor, partial(self._fenced, job)))
+        else:
+            self._call(Call(job))
 
-        def counted() -> None:
-            self._started_jobs += 1  # on the application's thread alone
-            job()
+    def _call(self, call: Call) -> None:
+        if self._taking == threading.get_ident():
+            self._turn.calls.append(call)
+        else:
+            self._submit([call])
 
+    def _submit(self, calls: Sequence[Call]) -> None:
+        if not calls:
+            return
+        with self._submitting:
+            self._submitted_jobs += len(calls)
+        self._start_job(self._application, partial(self._run_calls, calls))
+
+    def _start_job(self, executor: Executor, job: Callable[[], object]) -> None:
         try:
-            if executor is not None:
-                executor.submit(self._fenced, job)
-            else:
-                with self._submitting:
-                    self._submitted_jobs += 1
-                self._application.submit(self._fenced, counted)
+            future = executor.submit(job)
         except RuntimeError:
             log.info("%r is stopped; a handler was not called", self)
+            return
+        if not future.done():
+            self._jobs.add(future)
+            future.add_done_callback(self._jobs.discard)
+
+    def _run_calls(self, calls: Sequence[Call]) -> None:
+        """Call handlers, one after the other; a call that is not made now is made after a restart if it is kept."""
+        for job, handling, number in calls:
+            if self._stopping.is_set():
+                return
+            self._started_jobs += 1  # on the application's thread alone
+            self.handling = handling
+            self._fenced(job)
+            self.handling = None
+            if number and handling is not None:
+                idle = not self._finished
+                self._finished.append((handling.partner, number))
+                if idle:
+                    self._inbox.put(_nothing)
 
     def _backlog(self) -> int:
-        """Return how many handlers wait for their turn."""
-        return self._submitted_jobs - self._started_jobs
+        """Return how many handlers wait to be called."""
+        return self._submitted_jobs - self._started_jobs + len(self._turn.calls)
 
-    def _apply_for(self, peer: int, job: Callable[[], None]) -> None:
+    def _apply_for(self, peer: int, token: bytes, job: Callable[[], object], number: int = 0) -> None:
         """Run a job for a partner on the application's thread, unless its key is taken away before the turn comes."""
         pin = self._keys.pin(peer)
 
@@ -612,15 +940,47 @@ class Agent:
             if pin is not None and self._keys.pin(peer) is pin:
                 job()
             else:
+                self.counts["not done"] += 1
                 log.warning("%r: %x lost its key; what it asked for is not done", self, peer)
 
-        self._apply(due)
+        name = f"{peer:x}/{number}" if number else token.hex()
+        self._call(Call(due, Handling(peer, name, self._again), number))
+
+    def _keep(self, peer: int, token: bytes, kind: str, body: bytes) -> int:
+        """Keep something that the application is to be told until it has been told; return its number."""
+        if self._store is None:
+            return 0
+        number = self._next_number()
+        self._turn.changes.inbox.append(InboxEntry(number, peer, token, kind, body))
+        return number
 
     def _tell(self, name: str, *arguments: object) -> None:
         """Call a handler that has nothing to answer, if there is one."""
         handler = self._handlers.get(name)
         if handler is not None:
-            self._apply(lambda: handler(*arguments))
+            self._call(Call(lambda: handler(*arguments)))
+
+    def _announce(self, name: str, peer: int, *arguments: Any, live: Sequence[Any] | None = None) -> None:
+        """Call a handler that has nothing to answer, if there is one; after a crash before its end, once more.
+
+        ``arguments`` can be kept; the handler gets them, or ``live`` ones, which :meth:`_revive` makes of them later.
+        """
+        if name in self._handlers:
+            number = self._keep(peer, b"", name, body.dump(arguments, lambda _: None).encode())
+            self._call_announced(name, peer, arguments if live is None else live, number)
+
+    def _call_announced(self, name: str, peer: int, values: Sequence[Any], number: int) -> None:
+        handler = self._handlers[name]
+        handling = Handling(peer, f"{peer:x}/{number}", self._again) if number else None
+        self._call(Call(lambda: handler(*values), handling, number))
+
+    def _revive(self, name: str, arguments: Sequence[Any]) -> Sequence[Any]:
+        """Return the arguments of a handler from what is kept of them."""
+        if name != "outcome":
+            return arguments
+        partner, request, error, told = arguments
+        kinds: dict[str, type[SrupError]] = {kind.__name__: kind for kind in (PolicyError, UnansweredError)}
+        return (Outcome(partner, request, kinds.get(told[0], SrupError)(told[1]) if error else told),)
 
     def _ask(self, handler: Callable[..., Any], *arguments: object, failure: Status, success: Status) -> Status:
         """Call a handler and translate what it returns or raises; on the application's thread."""
@@ -644,39 +1004,72 @@ class Agent:
             return failure
         return failure if result is False else success
 
+    def _is_over(self, event: Event) -> bool:
+        """Tell, when the turn of an order has come, that nobody waits for it any more: then it is not done."""
+        if self._session.awaits(event.peer, event.token):
+            return False
+        self.counts["not done"] += 1
+        log.warning("%r does not do what %x wanted: it has expired, or we are not joined any more", self, event.peer)
+        return True
+
     # Events.
 
     def _action_requested(self, event: ActionRequested) -> None:
         handler = self._actions.get(event.action_id)
 
         def job() -> None:
+            if self._is_over(event):
+                return
             status = Status.ACTION_UNKNOWN
             if handler is not None:
                 status = self._ask(handler, event.peer, failure=Status.ACTION_FAIL, success=Status.ACTION_SUCCESS)
             self._drive(self._session.answer_action, event.peer, event.token, status)
 
-        self._apply_for(event.peer, job)
+        self._apply_for(event.peer, event.token, job)
 
     def _answered(self, event: ActionAnswered) -> None:
         self._settle(event, event.status)
 
     def _data_received(self, event: DataReceived) -> None:
-        kind, handler = self._data.get(event.data_id) or self._data.get(None) or (None, None)
-        value = None
-        if kind is not None:
-            try:
-                value = decode_data(event.data, kind)
-            except SrupError as error:
-                log.warning("%r: value %a of %x: %s", self, event.data_id, event.peer, error)
-                handler = None
-        if handler is not None:
-            self._apply_for(event.peer, lambda: handler(event.peer, event.data_id, value))
-        elif event.data_id != IDENTIFICATION_RESPONSE:
-            self._drive(self._session.refuse_data, event.peer, event.token)
+        taken = self._take_data(event.peer, event.token, Value(event.data_id, event.data))
+        if not taken and event.data_id != IDENTIFICATION_RESPONSE:
+            self._unknown.append((event.peer, event.token))
+
+    def _take_data(self, peer: int, token: bytes, value: Value, number: int = 0) -> bool:
+        """Hand a value to its handler, if there is one that can read it."""
+        kind, handler = self._data.get(value.data_id) or self._data.get(None) or (None, None)
+        if kind is None or handler is None:
+            return False
+        try:
+            read = decode_data(value.data, kind)
+        except SrupError as error:
+            log.warning("%r: value %a of %x: %s", self, value.data_id, peer, error)
+            return False
+        number = number or self._keep(peer, token, _DATA, value.pack())
+        self._apply_for(peer, token, lambda: handler(peer, value.data_id, read), number)
+        return True
+
+    def _data_repeated(self, event: DataRepeated) -> None:
+        self.counts["repeated"] += 1
+
+    def _token_changed(self, event: TokenChanged) -> None:
+        future = self._pending.pop((event.peer, event.former), None)
+        if future is not None:
+            self._pending[event.peer, event.token] = future
+
+    def _data_confirmed(self, event: DataConfirmed) -> None:
+        self._queue.wake(event.peer)
+        future = self._pending.pop((event.peer, event.token), None)
+        if future is not None:
+            self._resolve(future, None)
 
     def _data_refused(self, event: DataRefused) -> None:
         self.counts["data refused"] += 1
         log.warning("%r: %x does not know a value that we sent", self, event.peer)
+        self._queue.wake(event.peer)
+        future = self._pending.pop((event.peer, event.token), None)
+        if future is not None:
+            self._resolve(future, PolicyError(f"{event.peer:x} does not know this value"))
 
     def _key_offered(self, event: KeyOffered) -> None:
         assert self._signer is not None  # noqa: S101 - an offer comes in a message
@@ -697,7 +1090,7 @@ class Agent:
                 status = self._ask(handler, event.peer, key, failure=Status.ACTION_FAIL, success=Status.ACTION_SUCCESS)
             self._drive(self._decide_key, event, signer, key, status)
 
-        self._apply_for(event.peer, job)
+        self._apply_for(event.peer, event.token, job)
 
     def _decide_key(
         self, event: KeyOffered, signer: PublicKey, key: PublicKey, status: Status, now: float
@@ -710,8 +1103,8 @@ class Agent:
                 rotation.check_succession(self._keys, event.peer, signer, key, now)
             except PolicyError as error:
                 return self._refuse_key(event, str(error), now)
-            outputs = self._session.answer_key(event.peer, event.token, status, now)
             self._keys.rotate(event.peer, key, now + self._session.policy.key_overlap)
+            outputs = self._session.answer_key(event.peer, event.token, status, now)
         log.info("%r takes the new key of %x: %r", self, event.peer, key)
         return outputs
 
@@ -723,11 +1116,81 @@ class Agent:
     def _unanswered(self, event: Unanswered) -> None:
         self.counts["unanswered"] += 1
         log.warning("%r: %x did not answer %s", self, event.peer, event.request.__name__)
-        self._settle(event, UnansweredError(f"{event.peer:x} did not answer {event.request.__name__}"))
+        self._queue.wake(event.peer)
+        error = UnansweredError(f"{event.peer:x} did not answer {event.request.__name__}")
+        self._end_request(self._pending.pop((event.peer, event.token), None), event.peer, event.message, error)
 
     def _unexpected(self, event: Unexpected) -> None:
         self.counts["unexpected"] += 1
         log.warning("%r: unexpected %s of %x: %s", self, event.message.__name__, event.peer, event.why)
 
+    # What survives a restart.
+
+    def _restore(self, state: State) -> None:
+        """Go on where the process before this one ended. What was handed to handlers and not finished is so again."""
+        assert self._store is not None  # noqa: S101 - who else has kept the state
+        now = self._clock()
+        again = self._session.restore(state, now)
+        replaced = self._keys.keep(list(state.keys), state.barred, self._store.commit)
+        for partner in self._session.partners():
+            if partner in replaced or partner not in self._keys:
+                self._session.revoke(partner, now)
+        again = [event for event in again if isinstance(event, Event) and event.peer in self._keys]
+        for fact in state.facts:
+            if fact.value is not None and fact.name not in (STREAM_IN, STREAM_OUT):
+                self._facts.setdefault(fact.identity, {})[fact.name] = fact.value
+        self._taking, self._again = threading.get_ident(), True
+        try:
+            self._restore_role(state)
+            self._perform(again)
+            for entry in state.inbox:
+                self._fenced(lambda entry=entry: self._resume_entry(entry))  # type: ignore[misc]
+            for unsent in state.outbox:
+                self._fenced(lambda unsent=unsent: self._resend_entry(unsent, now))  # type: ignore[misc]
+        finally:
+            self._taking, self._again = None, False
+
+    def _restore_role(self, state: State) -> None:
+        """Take over what the role knows besides the session."""
+
+    def _resume_entry(self, entry: InboxEntry) -> None:
+        self._number = max(self._number, entry.number)
+        if entry.kind == _DATA:
+            told = self._take_data(entry.partner, entry.token, Value.unpack(entry.body), entry.number)
+        elif told := entry.kind in self._handlers:
+            arguments = body.load(entry.body.decode(), lambda partner, token: None)
+            self._call_announced(entry.kind, entry.partner, self._revive(entry.kind, arguments), entry.number)
+        if not told:
+            log.warning("%r: no handler takes what was accepted before: %a of %x", self, entry.kind, entry.partner)
+
+    def _resend_entry(self, entry: OutboxEntry, now: float) -> None:
+        self._number = max(self._number, entry.number)
+        if entry.topic == "":
+            self._queue.add(Waiting(entry.number, entry.partner, Value.unpack(entry.body), entry.expiry))
+        elif now < entry.expiry:
+            self._give(lambda: self._to_broker(entry.partner, entry.number, entry.topic, entry.body))
+        else:
+            self._turn.changes.settled.append((entry.partner, entry.number))
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.identity:x}>"
+
+
+_DATA: Final = "data"
+"""The kind of an inbox entry that holds a value."""
+
+
+def _audit_row(message: Message, outputs: Sequence[Output], now: float) -> AuditRow:
+    unexpected = next((output.why for output in outputs if isinstance(output, Unexpected)), None)
+    outcome = "accepted" if unexpected is None else f"unexpected: {unexpected}"
+    return AuditRow(now, message.sender_id, message.sequence_id, message.layout.type, message.token, outcome)
+
+
+def _end(future: "Future[Any]", result: object) -> None:
+    """End a future, unless something else has ended it."""
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self, get_args
 
 from .. import rotation
-from ..errors import KeyServiceError, PolicyError, SealError, TransportError, UpdateError
+from ..errors import KeyServiceError, PolicyError, SealError, TransportError, UnansweredError, UpdateError
 from ..fetch import Fetcher, FetchPolicy, HttpFetcher, check_digest
 from ..joinvalue import JoinValue
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, ObservedJoinRequest
+from ..records import State
 from ..session import DeviceSession, Policy, Send
 from ..session.events import (
     ActivationRequested,
@@ -29,6 +30,7 @@ from ..session.events import (
     ObserverNamed,
     Unanswered,
 )
+from ..store import Store
 from ..transport.base import Transport
 from ..transport.topics import Address, device_topic
 from ..update import FETCH_FAILURES
@@ -43,6 +45,12 @@ CURRENT: Final = "current"
 
 REJOIN: Final = 900.0
 """After how many seconds, a random part more, a member asks its server again."""
+
+_SERVER: Final = "server"
+"""A fact about ourselves: the server that we were configured with, and the one that we were sent to."""
+
+_FLOOR: Final = "version floor"
+"""A fact about ourselves."""
 
 JoinKind = Literal["simple", "human", "observed"]
 
@@ -70,6 +78,11 @@ class Device(Agent):
     ``servers`` are the keys of other servers that the device may come to obey: when its present one sends it there, or,
     those named by ``commanders``, when they send a JoinCommand themselves. With a ``version_floor`` it takes only
     firmware whose order names a version, and none below; what it activates becomes the floor.
+
+    With a ``store``, the path of an SQLite database or a :class:`srup.store.Store`, the device goes on after a restart
+    where it ended, a crash included: membership, replay window, orders under way, answers and values that the server
+    does not have yet, the version floor. An activation that started the device anew is handed over again, and
+    :attr:`handling` says so: look whether the firmware runs.
     """
 
     _session_type: ClassVar[type[DeviceSession]] = DeviceSession
@@ -95,6 +108,7 @@ class Device(Agent):
         servers: Mapping[int, PublicKey] | None = None,
         commanders: Collection[int] = (),
         version_floor: int | None = None,
+        store: Store | str | os.PathLike[str] | None = None,
     ) -> None:
         check_identity(identity)
         check_identity(server, "server")
@@ -119,7 +133,7 @@ class Device(Agent):
         if identity in keys or not set(commanders) <= set(keys):
             raise ValueError("servers are others than the device, and commanders are among them")
         session = self._session_type(identity, keys, policy, first, description, commanders, version_floor)
-        super().__init__(session, key, keys, transport, clock, entropy)
+        super().__init__(session, key, keys, transport, clock, entropy, store=store)
         self.server = server
         self._servers = keys
         self._configured_join = join, observer
@@ -132,10 +146,12 @@ class Device(Agent):
             fetcher = self._own_fetcher = HttpFetcher(fetch)
         self._fetcher = fetcher
         self._offered: PrivateKey | None = None  # our next key, while the server has not answered
+        self._offer: tuple[int, bytes] | None = None  # to which server, under which token
         self._downloads: Executor = Inline()
         self._joined: Future[None] = Future()
         self._wants_in = True
         self._is_in = False
+        self._configured_server = server
         self._was_connected = False
         self._join_again_at = math.inf
 
@@ -203,9 +219,9 @@ class Device(Agent):
     def on_observation(self, handler: Handler) -> Handler:
         """Decorate what reads the value that another device shows. It is called with that device's identity.
 
-        It may take a while: the other device gets the value at the same time, and has to show it first. What it returns
-        is compared with the value that the server sent (see :meth:`JoinValue.matches`). None, and whatever it raises,
-        says that nothing could be read.
+        It may take a while, on a thread of its own: the other device gets the value at the same time, and has to show
+        it first. What it returns is compared with the value that the server sent (see :meth:`JoinValue.matches`). None,
+        and whatever it raises, says that nothing could be read.
         """
         return self._register(self._handlers, "observation")(handler)
 
@@ -235,12 +251,23 @@ class Device(Agent):
         """The lowest firmware version that is taken; keep it, and give it again at the next start."""
         return self._session.version_floor
 
-    def send(self, data_id: str, value: bytes | str | int | float, kind: DataKind | None = None) -> "Future[None]":
+    def send(
+        self,
+        data_id: str,
+        value: bytes | str | int | float,
+        kind: DataKind | None = None,
+        *,
+        confirmed: bool | None = None,
+        lifetime: float | None = None,
+    ) -> "Future[None]":
         """Send a value to the server (see :meth:`send_data`)."""
-        return self.send_data(self.server, data_id, value, kind)
+        return self.send_data(self.server, data_id, value, kind, confirmed=confirmed, lifetime=lifetime)
 
     def resign(self) -> "Future[None]":
-        """Leave the server; done when it confirms, UnansweredError when it does not (we are out all the same)."""
+        """Leave the server; done when it confirms, UnansweredError when it does not: we are out at once.
+
+        What it has ordered is not done any more, unless a handler or a download is at it.
+        """
         self._wants_in = False
         return self._request(lambda now, nonce: self._session.resign(self.server, now, nonce))
 
@@ -250,7 +277,8 @@ class Device(Agent):
         Store ``new_key`` before. Raises PolicyError when the server refuses it, when the device is not joined or when
         the answer to another new key is due; then the old key stays. UnansweredError after ``lifetime`` seconds
         (default: the policy's) means that the server may have taken it: the old key still signs, and is good for the
-        server's ``key_overlap``; offer the same key again before that is over, after a restart too.
+        server's ``key_overlap``; offer the same key again before that is over, after a restart too. It comes at once
+        when the device is sent to another server meanwhile, which knows the old key: offer the new one there.
         """
         check_type(new_key, PrivateKey, "new_key")
 
@@ -259,13 +287,13 @@ class Device(Agent):
                 raise PolicyError("the server has not yet answered the change to another key")
             data = rotation.offer(self.identity, self.server, self._key.public_key, new_key)
             sends = self._session.rotate(self.server, data, now, nonce, lifetime)
-            self._offered = new_key
+            self._offered, self._offer = new_key, (self.server, sends[0].message.token)
             return sends
 
         return self._request(begin)
 
     def deregister(self) -> "Future[None]":
-        """Leave the server for good: it drops our key and we drop its. UnansweredError when it does not confirm."""
+        """Leave the server for good, as with :meth:`resign`: it drops our key and we drop its, when it confirms."""
         self._wants_in = False
         return self._request(lambda now, nonce: self._session.deregister(self.server, now, nonce))
 
@@ -307,6 +335,27 @@ class Device(Agent):
         ActivationRequested: "_activation_requested",
     }
 
+    def _restore_role(self, state: State) -> None:
+        for server in self._session.servers:
+            if server not in self._servers:
+                log.warning("%r and server %x have parted for good; another store lets it begin anew", self, server)
+                self._session.forget(server)
+        facts = self._facts.get(self.identity, {})
+        sent_from, _, sent_to = facts.get(_SERVER, "").partition(" ")
+        if sent_from == f"{self._configured_server:x}" and (sent := int(sent_to, 16)) in self._servers:
+            self.server = sent
+        if _FLOOR in facts and self._session.version_floor is not None:
+            self._session.version_floor = max(self._session.version_floor, int(facts[_FLOOR]))
+        self._is_in = self.joined
+
+    def _close_turn(self) -> None:
+        if self._store is not None:
+            if self.server != self._configured_server:
+                self._know(self.identity, _SERVER, f"{self._configured_server:x} {self.server:x}")
+            if self._session.version_floor is not None:
+                self._know(self.identity, _FLOOR, str(self._session.version_floor))
+        super()._close_turn()
+
     def _subscribe(self) -> None:
         self._transport.subscribe(device_topic(self.identity))
 
@@ -333,14 +382,26 @@ class Device(Agent):
         return [*super()._own_keys(), *offered]  # the server may have taken it already
 
     def _key_answered(self, event: KeyAnswered) -> None:
-        new, self._offered = self._offered, None
-        if event.status is Status.ACTION_SUCCESS and new is not None and event.peer == self.server:
+        if (event.peer, event.token) != self._offer:
+            self._settle(event, PolicyError(f"the offer that server {event.peer:x} answers has been given up"))
+            return
+        new, self._offered, self._offer = self._offered, None, None
+        if event.status is Status.ACTION_SUCCESS and new is not None:
             self._retired = self._key, self._clock() + self._session.policy.key_overlap
             self._key = new
             log.info("%r: server %x has taken the new key %r", self, event.peer, new)
             self._settle(event, None)
         else:
             self._settle(event, PolicyError(f"server {event.peer:x} answers {event.status.name}"))
+
+    def _give_offer_up(self, successor: int) -> None:
+        """End the change of our key: it was to be that server's affair, and the next one knows us by the old key."""
+        if self._offer is not None:
+            why = f"{self._offer[0]:x} sent us to {successor:x} and has not answered; offer the key to that one"
+            future = self._pending.pop(self._offer, None)
+            self._offered = self._offer = None
+            if future is not None:
+                self._resolve(future, UnansweredError(why))
 
     # Joining and leaving.
 
@@ -393,8 +454,8 @@ class Device(Agent):
 
     def _unanswered(self, event: Unanswered) -> None:
         super()._unanswered(event)
-        if event.request is Data:
-            self._offered = None
+        if (event.peer, event.token) == self._offer:
+            self._offered = self._offer = None
         if event.request in _JOINS and event.peer == self.server:
             if not self.joined:
                 self._tell("not_joined", None)
@@ -415,6 +476,10 @@ class Device(Agent):
         if self._is_in:
             self._joined.set_result(None)
             self._tell("joined")
+            self._queue.wake(event.peer)
+            if self._store is not None and not self._session.binds(event.peer):
+                self._queue.hold(event.peer, self._clock() + 2 * self._session.policy.first_retry)
+            self._perform(self._session.hurry(event.peer, self._clock()))
         else:
             self._joined.set_exception(PolicyError(f"server {event.peer:x} answers {event.status.name}"))
             if not self._join_observed_instead():
@@ -457,6 +522,7 @@ class Device(Agent):
         if event.server != self.server:
             if self.joined:
                 self._perform(self._session.resign(self.server, self._clock(), self._entropy(16)))
+            self._give_offer_up(event.server)
             self.server, self._is_in = event.server, False
             self._join_kind, self._observer = self._configured_join  # an observer of the old server's is none here
             self._named_observer = None
@@ -481,7 +547,7 @@ class Device(Agent):
             status = self._fenced(observe) or Status.OBSERVED_JOIN_FAIL
             self._drive(self._session.answer_observation, event.peer, event.token, status)
 
-        self._apply(job)
+        self._apply(job, self._aside)
 
     def _left(self, event: Left) -> None:
         log.info("%r is no longer a member of server %x", self, event.peer)
@@ -494,17 +560,19 @@ class Device(Agent):
                 self._expect_answer()
         self._settle(event, None)
         if news:
-            self._tell("left", event.peer)
+            self._announce("left", event.peer, event.peer)
 
     def _deregistered(self, event: Deregistered) -> None:
         log.info("%r and server %x have dropped each other's key", self, event.peer)
         self._servers.remove(event.peer)
-        self._tell("deregistered", event.peer)
+        self._announce("deregistered", event.peer, event.peer)
 
     # Updates.
 
     def _fetch_requested(self, event: FetchRequested) -> None:
         def job() -> None:
+            if self._is_over(event):
+                return
             try:
                 path = self._fetcher.fetch(event.url, event.digest, self.firmware)
             except UpdateError as error:
@@ -539,13 +607,18 @@ class Device(Agent):
             status = self._ask(handler, path, failure=Status.ACTIVATE_FAIL, success=Status.ACTIVATE_SUCCESS)
             return status is Status.ACTIVATE_SUCCESS
 
+        pin = self._keys.pin(event.peer)
+
         def job() -> None:
+            if self._is_over(event) or self._keys.pin(event.peer) is not pin:
+                self._drive(self._session.activation_failed, event.peer, event.token)
+                return
             active = activate()
             decision = self._session.activated if active else self._session.activation_failed
             self._drive(decision, event.peer, event.token)
             self._tell("update", event.digest, Status.ACTIVATE_SUCCESS if active else Status.ACTIVATE_FAIL)
 
-        self._apply(job)
+        self._apply_for(event.peer, event.token, job)
 
     def _point_current_at(self, path: Path) -> None:
         link = path.with_name(CURRENT)

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from threading import Lock
 from typing import Any, ClassVar, Final, Literal, Self, get_args
@@ -15,9 +15,10 @@ from ..joinvalue import JoinValue
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, JoinCommand
+from ..records import State
 from ..seal import seal
 from ..session import Policy, Send, ServerSession
-from ..session.base import Output
+from ..session.base import Output, check_seconds
 from ..session.events import (
     Deregistered,
     HumanJoinRequested,
@@ -33,6 +34,8 @@ from ..session.events import (
     Unanswered,
     UpdateChanged,
 )
+from ..session.server import Order
+from ..store import Store
 from ..transport.base import Transport
 from ..transport.topics import Address, device_filter, join_filter
 from ..update import UpdateState
@@ -59,6 +62,7 @@ class PendingJoin:
         self.status: Status | None = None
         self._server = server
         self._token = token
+        self._shown = False  # the moderator has been called
         self._pin = server.devices.pin(device)
         self._decision = Lock()  # taken once, by whoever decides first
 
@@ -88,6 +92,8 @@ class PendingJoin:
     def __repr__(self) -> str:
         return f"<PendingJoin of {self.device:x}: {self.status.name if self.status else 'waits'}>"
 
+
+_UNDER_WAY: Final = (UpdateState.FETCHING, UpdateState.READY, UpdateState.ACTIVATING)
 
 _OFFERS: Final = 16
 """To how many devices a new key is offered in a row; each offer takes two signatures."""
@@ -145,6 +151,10 @@ class Server(Agent):
     ``admission`` says what a device that is not a member must go through: a "simple" join, one that a "human" moderates
     (:meth:`on_moderation`), or one that is "observed" by one of the devices ``observers``. A stricter join than that is
     always possible, if there is somebody to moderate it.
+
+    With a ``store``, the path of an SQLite database or a :class:`srup.store.Store`, the server goes on after a restart
+    where it ended, a crash included: members, keys, replay windows, orders and requests under way, and what handlers
+    had not finished (see :attr:`handling`); :attr:`orders` and :meth:`on_outcome` tell of what was ordered before.
     """
 
     _session_type: ClassVar[type[ServerSession]] = ServerSession
@@ -163,6 +173,7 @@ class Server(Agent):
         first_sequence_id: int | None = None,
         admission: Admission = "simple",
         observers: Collection[int] = (),
+        store: Store | str | os.PathLike[str] | None = None,
     ) -> None:
         check_identity(identity)
         if admission not in get_args(Admission):
@@ -174,7 +185,7 @@ class Server(Agent):
         transport = transport_to(broker, identity)
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
         session = self._session_type(identity, policy, first)
-        super().__init__(session, key, devices, transport, clock, entropy, threads)
+        super().__init__(session, key, devices, transport, clock, entropy, threads, store)
         self.devices = devices
         self._session: ServerSession = session
         self._members: set[int] = set()
@@ -183,6 +194,7 @@ class Server(Agent):
         self._admission = admission
         self._observers = tuple(observers)
         self._joins: dict[tuple[int, bytes], PendingJoin] = {}
+        self._moderation_due = False
         self._pins: dict[int, PublicKey | None] = {}  # the keys by which devices are known, signed rotations aside
 
     @classmethod
@@ -207,6 +219,11 @@ class Server(Agent):
         return cls(enrolment.identity, enrolment.key, devices=devices, **options)
 
     @property
+    def orders(self) -> list[UpdateOrder]:
+        """The updates under way, those from before a restart included."""
+        return list(self._orders.values())
+
+    @property
     def members(self) -> frozenset[int]:
         """The identities of the devices that are joined now."""
         return frozenset(self._members)
@@ -220,9 +237,10 @@ class Server(Agent):
         return self._register(self._handlers, "join")(handler)
 
     def on_moderation(self, handler: Handler) -> Handler:
-        """Decorate what shows a :class:`PendingJoin` to a person. It may return before the person has answered.
+        """Decorate what shows a :class:`PendingJoin` to a person. It may wait for the answer or return before.
 
-        Without a handler human-moderated joins are refused.
+        It is called for one join at a time, on a thread of its own, and not for those that are over by then. Without a
+        handler human-moderated joins are refused.
         """
         return self._register(self._handlers, "moderation")(handler)
 
@@ -327,6 +345,8 @@ class Server(Agent):
         starts with the old key and rotates again.
         """
         check_type(new_key, PrivateKey, "new_key")
+        lasts = self._session.policy.key_overlap if overlap is None else overlap
+        check_seconds(lasts, "overlap")
         done: Future[frozenset[int]] = Future()
         done.set_running_or_notify_cancel()
 
@@ -334,7 +354,6 @@ class Server(Agent):
             if self._rollout is not None:
                 raise PolicyError("another rotation of the server's key is not over")
             rotation.check_usable(new_key.public_key, self._key.public_key)
-            lasts = self._session.policy.key_overlap if overlap is None else overlap
             self._rollout = Rollout(new_key, now + lasts, self.devices, done)
             for device in self._members:
                 self._rollout.invite(device)
@@ -393,6 +412,39 @@ class Server(Agent):
         Identified: "_identified",
         UpdateChanged: "_update_changed",
     }
+
+    def _restore_role(self, state: State) -> None:
+        for device in self._session.members:
+            self._members.add(device)
+            self._transport.subscribe(device_filter(device))
+            if state.adopted:  # so that it learns which sequence ids we listen to now
+                self._perform(self._session.identify(device, self._clock(), self._entropy(16)))
+        for exchange in self._session.exchanges():
+            if isinstance(exchange.detail, Order) and exchange.state in _UNDER_WAY:
+                assert isinstance(exchange.state, UpdateState)  # noqa: S101 - orders have no other states
+                device, token = exchange.partner.identity, exchange.token
+                self._orders[device, token] = self._order(device, token, exchange.detail, exchange.state)
+
+    def _order(self, device: int, token: bytes, ordered: Order, state: UpdateState) -> UpdateOrder:
+        order = UpdateOrder(self, device, ordered.url, ordered.digest)
+        order._token.set_result(token)
+        order.state = state
+        return order
+
+    def _announce_order(self, order: UpdateOrder) -> None:
+        token, ordered = order._token.result(), Order(order.url, order.digest, False)
+        kept = order.device, token, ordered, order.state.name, order.status
+        self._announce("update", order.device, *kept, live=(order,))
+
+    def _revive(self, name: str, arguments: Sequence[Any]) -> Sequence[Any]:
+        if name != "update":
+            return super()._revive(name, arguments)
+        device, token, ordered, state, status = arguments
+        order = self._orders.get((device, token))
+        if order is None:  # it ended just before a restart
+            order = self._order(device, token, ordered, UpdateState[state])
+            order.status = status
+        return (order,)
 
     def _subscribe(self) -> None:
         self._transport.subscribe(join_filter(self.identity))
@@ -479,7 +531,7 @@ class Server(Agent):
                 )
             self._drive(self._session.answer_join, device, token, status)
 
-        self._apply_for(device, job)
+        self._apply_for(device, token, job)
 
     def _human_join_requested(self, event: HumanJoinRequested) -> None:
         if "moderation" not in self._handlers:
@@ -490,7 +542,17 @@ class Server(Agent):
         if self._show(event.peer, event.token, value):
             pending = PendingJoin(self, event.peer, event.token, value, event.expires)
             self._joins[event.peer, event.token] = pending
-            self._tell("moderation", pending)
+            if not self._moderation_due:  # while one call waits for its turn another one would find nothing to do (T9)
+                self._moderation_due = True
+                self._apply(self._moderate_joins, self._aside)
+
+    def _moderate_joins(self) -> None:
+        """Call the moderator for each join that still waits for it, the oldest first; on a thread of its own."""
+        self._moderation_due = False
+        handler = self._handlers["moderation"]
+        while (pending := next((join for join in self.pending_joins if not join._shown), None)) is not None:
+            pending._shown = True
+            self._fenced(lambda join=pending: handler(join))  # type: ignore[misc]
 
     def _observed_join_requested(self, event: ObservedJoinRequested) -> None:
         device, token, observer = event.peer, event.token, event.observer
@@ -544,13 +606,14 @@ class Server(Agent):
         pending = self._joins.pop((event.peer, event.token), None)
         if pending is not None:
             pending.status = event.status
+        self._queue.wake(event.peer)
         if event.status is Status.JOIN_SUCCESS and event.peer not in self._members:
             self._members.add(event.peer)
             self._transport.subscribe(device_filter(event.peer))
-            self._tell("joined", event.peer)
+            self._announce("joined", event.peer, event.peer)
         elif event.status is not Status.JOIN_SUCCESS:
             self._leave(event.peer)
-            self._tell("not_joined", event.peer, event.status)
+            self._announce("not_joined", event.peer, event.peer, event.status)
 
     def _join_command_answered(self, event: JoinCommandAnswered) -> None:
         self._settle(event, event.status)
@@ -577,12 +640,12 @@ class Server(Agent):
     def _end_all(self, device: int, why: str) -> None:
         """End every request and order for a device with PolicyError."""
         for peer, token in [request for request in self._pending if request[0] == device]:
-            self._pending.pop((peer, token)).set_exception(PolicyError(f"{device:x} {why}"))
+            self._resolve(self._pending.pop((peer, token)), PolicyError(f"{device:x} {why}"))
         for peer, token in [order for order in self._orders if order[0] == device]:
             order = self._orders.pop((peer, token))
             order.state = UpdateState.FAILED
-            order._done.set_exception(PolicyError(f"{device:x} {why}"))
-            self._tell("update", order)
+            self._resolve(order._done, PolicyError(f"{device:x} {why}"))
+            self._announce_order(order)
 
     def _stop_listening(self, device: int) -> None:
         if device not in self._members:
@@ -592,12 +655,12 @@ class Server(Agent):
         log.info("%r drops the key of %x", self, event.peer)
         self.devices.remove(event.peer)
         self._stop_listening(event.peer)
-        self._tell("deregistered", event.peer)
+        self._announce("deregistered", event.peer, event.peer)
 
     def _left(self, event: Left) -> None:
         log.info("%r: %x has left", self, event.peer)
         self._leave(event.peer)
-        self._tell("left", event.peer)
+        self._announce("left", event.peer, event.peer)
 
     def _leave(self, device: int) -> None:
         if device in self._members:
@@ -605,6 +668,7 @@ class Server(Agent):
             self._transport.unsubscribe(device_filter(device))
 
     def _identified(self, event: Identified) -> None:
+        self._know(event.peer, "description", event.text)
         self._settle(event, event.text)
 
     def _update_changed(self, event: UpdateChanged) -> None:
@@ -617,11 +681,10 @@ class Server(Agent):
         outcome = self._outcome(event)
         if outcome is not None:
             del self._orders[event.peer, event.token]
-            if isinstance(outcome, SrupError):
-                order._done.set_exception(outcome)
-            else:
-                order._done.set_result(outcome)
-        self._tell("update", order)
+            self._resolve(order._done, outcome)
+        if event.state is UpdateState.ACTIVATED:
+            self._know(event.peer, "firmware", order.digest)
+        self._announce_order(order)
 
     def _outcome(self, event: UpdateChanged) -> UpdateState | SrupError | None:
         """Return how the order ended, None while it goes on."""

@@ -232,7 +232,7 @@ class SyndicationServer(Server):
             log.warning("%r: value %a of %x: %s", self, event.data_id, event.source, error)
             handler = None
         if handler is not None:
-            self._apply_for(event.peer, lambda: handler(event.peer, event.source, event.data_id, value))
+            self._apply_for(event.peer, event.token, lambda: handler(event.peer, event.source, event.data_id, value))
         else:
             self._drive(self._session.refuse_data, event.peer, event.token)
 
@@ -278,7 +278,7 @@ class SyndicationServer(Server):
 
             self._drive(decide)
 
-        self._apply_for(event.peer, job)
+        self._apply_for(event.peer, event.token, job)
 
     def _syndicated_action_requested(self, event: SyndicatedActionRequested) -> None:
         self._moderate("syndicated action", event.peer, event.token, event.target, event.action_id)
@@ -305,7 +305,7 @@ class SyndicationServer(Server):
 
             self._drive(decide)
 
-        self._apply_for(device, job)
+        self._apply_for(device, token, job)
 
 
 class AwayNetwork(NamedTuple):
@@ -449,7 +449,7 @@ class SyndicationDevice(_Side):
                 log.exception("%r could not enter the away network", self)
             self._drive(lambda now: self._session.answer_init(event.token, status, now))
 
-        self._apply_for(event.peer, job)
+        self._apply_for(event.peer, event.token, job)
 
     def _offer_expired(self, event: SyndicationEnded) -> None:
         away = self._away

@@ -14,9 +14,11 @@ import srup
 from srup.cli.keyex import app as keyex
 from srup.keys import SCHEMES
 
+from .bench import app as bench
 from .device import device
 from .server import server
 from .simulate import simulate
+from .store import app as store
 from .terminal import console
 from .terminal import fail as _fail
 
@@ -26,6 +28,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(keyex, name="keyex")
+app.add_typer(bench, name="bench")
+app.add_typer(store, name="store")
 app.command()(server)
 app.command()(device)
 app.command()(simulate)

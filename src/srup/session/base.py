@@ -1,32 +1,52 @@
 """What both ends have in common: partners, freshness, exchanges, retransmission."""
 
 import heapq
+import struct
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from hashlib import sha256
 from itertools import count
 from typing import Any, ClassVar, Final, NamedTuple
 
 from .. import tokens
-from ..errors import EncodeError, PolicyError, SrupError
+from ..errors import EncodeError, PolicyError, SrupError, StoreError
 from ..messages import Action, Data, Message, Response
-from ..replay import ReplayWindow
+from ..records import Changes, ExchangeRecord, Fact, PartnerRecord, State
+from ..replay import WINDOW_SIZE, ReplayWindow
 from ..update import Step, Table, Trigger, Word
-from ..wire import KEY_ROTATION, Status
+from ..wire import DATA_RECEIPT, KEY_ROTATION, Status
+from . import body
 from .events import (
     ActionAnswered,
     ActionRequested,
+    DataConfirmed,
     DataReceived,
     DataRefused,
+    DataRepeated,
     Event,
     KeyAnswered,
     KeyOffered,
+    Left,
+    TokenChanged,
     Unanswered,
     Unexpected,
 )
 
-__all__ = ["Exchange", "Now", "Opening", "Output", "Partner", "Policy", "Send", "Session", "check_status"]
+__all__ = [
+    "Exchange",
+    "Now",
+    "Opening",
+    "Output",
+    "Partner",
+    "Policy",
+    "Send",
+    "Session",
+    "check_number",
+    "check_seconds",
+    "check_status",
+]
 
 MAX_EXCHANGES: Final = 256
 """How many exchanges each side may have open with the other at a time (T9)."""
@@ -35,13 +55,41 @@ MAX_SPENT: Final = 4096
 """How many finished exchanges of a partner are remembered because their tokens are still good (T9, T11)."""
 
 MAX_SEQUENCE_ID: Final = (1 << 64) - 1
+
+ID_BLOCK: Final = 64
+"""How many sequence ids of ours are reserved at a time, so that not every message needs a write (OPERATIONS.md)."""
+
+RECEIPT_PAUSE: Final = 1.0
+"""In seconds: a partner gets no more than one receipt in that time; it covers all that has come meanwhile."""
+
+STREAM_OUT: Final = "stream out"
+"""The fact about a partner that says which place the last value has that we have sent it with a receipt."""
+
+STREAM_IN: Final = "stream in"
+"""The fact about a partner that says which place the last value has that we have taken from it for good."""
+
+_RECEIPT: Final = struct.Struct("<QQ")
 NO_EXPIRY: Final = 10**18 - 1
 """The latest expiry that a token can name: what an end without a clock writes into its own."""
 
 
+def check_seconds(value: object, what: str, *, zero: bool = False) -> None:
+    """Raise ValueError, which says ``what`` is wrong, unless it is a time: above 0, or 0 where that means something."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= NO_EXPIRY and (value or zero):
+        return
+    least = "0 or more" if zero else "more than 0"
+    raise ValueError(f"{what} must be a number of seconds, {least} and below 10**18, not {value!r}")
+
+
+def check_number(value: object, what: str, least: int, most: int) -> None:
+    """Raise ValueError, which says ``what`` is wrong, unless this is an int in these bounds."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{what} must be an int from {least} to {most}, not {value!r}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What an end insists on. Times are in seconds.
+    """What an end insists on. Times are in seconds; ValueError names the one that makes no sense.
 
     ``require_bound_tokens`` refuses deployed peers, which do not bind tokens (T3); a partner that has bound one must go
     on doing so in any case. A device without a clock says ``has_clock=False``: then expiry is not checked (T4).
@@ -49,7 +97,8 @@ class Policy:
     join that waits for a person or an observer. Unanswered requests are
     sent again after ``first_retry``, then after twice that time and so on up to ``max_retry``; partners that do not
     bind tokens may take a retransmission for a new command, so they get none. When a partner changes its key by a
-    signed rotation, the old one goes on counting for ``key_overlap``; it must be longer than an offer is good for.
+    signed rotation, the old one goes on counting for ``key_overlap``: longer than an offer is good for, which is
+    ``lifetime``, or else the answer that gets lost could not be had again; or 0, not at all.
     """
 
     require_bound_tokens: bool = False
@@ -61,6 +110,19 @@ class Policy:
     first_retry: float = 5.0
     max_retry: float = 900.0
     key_overlap: float = 86400.0
+
+    def __post_init__(self) -> None:
+        for name in ("require_bound_tokens", "has_clock"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        for name in ("lifetime", "update_lifetime", "join_lifetime", "first_retry", "max_retry"):
+            check_seconds(getattr(self, name), name)
+        for name in ("clock_skew", "key_overlap"):
+            check_seconds(getattr(self, name), name, zero=True)
+        if self.max_retry < self.first_retry:
+            raise ValueError(f"max_retry, {self.max_retry}, must not be below first_retry, {self.first_retry}")
+        if 0 < self.key_overlap <= self.lifetime:
+            raise ValueError(f"key_overlap, {self.key_overlap}, must be longer than lifetime, {self.lifetime}, or 0")
 
 
 class Send(NamedTuple):
@@ -78,6 +140,17 @@ class Now(NamedTuple):
 
     time: float
     nonce: bytes
+
+
+@body.kept
+class Place(NamedTuple):
+    """Where a value stands among those that a partner must take in order: the number counts from 1 in each stream.
+
+    A stream begins when its sender knows of none; a later one has a greater name.
+    """
+
+    stream: int = 0
+    number: int = 0
 
 
 class Opening(NamedTuple):
@@ -116,6 +189,7 @@ class Partner:
     member: bool = False
     binds: bool = False  # has sent a bound token: from then on it must (T3)
     last_sent: int = 0
+    reserved: int = 0  # after a restart, ids of ours begin above this one
     decided: int = 0  # the sequence id of the newest message of theirs that was about being joined or not
     window: ReplayWindow = field(default_factory=ReplayWindow)
     exchanges: dict[bytes, Exchange] = field(default_factory=dict)
@@ -132,12 +206,22 @@ class ActionState(Enum):
 
 
 class DataState(Enum):
-    """A value: there is no answer to it but a refusal."""
+    """A value: there is no answer to it but a refusal, unless it asks for a receipt."""
 
     NEW = "nothing happened yet"
     TAKEN = "handed to the owner"
     SENT = "on its way, or taken"
+    UNCONFIRMED = "the partner is to say that it has it for good"
+    CONFIRMED = "the partner has it for good"
     REFUSED = "the partner does not know its data_id"
+    UNANSWERED = "the time is over"
+
+
+class ReceiptState(Enum):
+    """A receipt, which names the values that a partner has for good (docs/extensions.md, "Receipts")."""
+
+    NEW = "nothing happened yet"
+    TAKEN = "noted"
 
 
 class KeyState(Enum):
@@ -155,6 +239,7 @@ class KeyState(Enum):
 _A = ActionState
 _D = DataState
 _K = KeyState
+_R = ReceiptState
 _ACTION_RESULTS: Final = (Status.ACTION_SUCCESS, Status.ACTION_UNKNOWN, Status.ACTION_FAIL)
 _KEY_RESULTS: Final = (Status.ACTION_SUCCESS, Status.ACTION_FAIL)
 _KEY_REFUSALS: Final = (Status.ACTION_FAIL, Status.DATA_TYPE_UNKNOWN)  # the second by who does not know of rotations
@@ -167,10 +252,15 @@ COMMON_TABLE: Final[Table] = {
     **{(_A.ASKED, status): Step(_A.ANSWERED, "action_answered") for status in _ACTION_RESULTS},
     **{(_A.ANSWERED, status): Step(_A.ANSWERED) for status in _ACTION_RESULTS},
     (_A.ASKED, Word.EXPIRE): Step(_A.UNANSWERED, "unanswered"),
+    (_A.RUNNING, Word.LEAVE): Step(_A.ANSWERED),
     (_A.RUNNING, Word.EXPIRE): Step(_A.ANSWERED),
     (_D.NEW, Data): Step(_D.TAKEN, "data_received"),
     (_D.SENT, Status.DATA_TYPE_UNKNOWN): Step(_D.REFUSED, "data_refused"),
     (_D.REFUSED, Status.DATA_TYPE_UNKNOWN): Step(_D.REFUSED),
+    (_D.UNCONFIRMED, Word.CONFIRM): Step(_D.CONFIRMED, "data_confirmed"),
+    (_D.UNCONFIRMED, Status.DATA_TYPE_UNKNOWN): Step(_D.REFUSED, "data_refused"),
+    (_D.UNCONFIRMED, Word.EXPIRE): Step(_D.UNANSWERED, "unanswered"),
+    (_R.NEW, Data): Step(_R.TAKEN, "receipt_received"),
     (_K.NEW, Data): Step(_K.DECIDING, "key_offered"),
     (_K.DECIDING, Data): Step(_K.DECIDING, "same_key"),
     (_K.DECIDING, Word.ANSWER): Step(_K.ANSWERED, "answer"),
@@ -195,7 +285,8 @@ class Session:
     """One end of the protocol. Methods return what is to be sent and what is to be told, in order.
 
     ``identity`` is one's own. ``first_sequence_id`` lies above every sequence id that this end has ever sent: 1 with a
-    store that remembers them, something that grows with time without one.
+    store that remembers them, something that grows with time without one. A ``lifetime`` is in seconds; ValueError for
+    one that makes no sense.
     """
 
     table: ClassVar[Table] = COMMON_TABLE
@@ -203,14 +294,22 @@ class Session:
         Action: Opening(_A.NEW),
         Data: Opening(_D.NEW, remembered=False),
     }
-    values: ClassVar[Mapping[str, Opening]] = {KEY_ROTATION: Opening(_K.NEW)}
+    values: ClassVar[Mapping[str, Opening]] = {
+        KEY_ROTATION: Opening(_K.NEW),
+        DATA_RECEIPT: Opening(_R.NEW, members_only=False, remembered=False),
+    }
     """Values that begin an exchange of their own kind, by their ``data_id``."""
+    resumed: ClassVar[Mapping[Enum, str]] = {_A.RUNNING: "action_again"}
+    """What the owner is told again after a restart, because it was to decide: methods that make the event, by state."""
+    volatile: ClassVar[frozenset[Enum]] = frozenset({_K.DECIDING})
+    """States that do not outlast the process: whoever waits asks again."""
     for_strangers: ClassVar[frozenset[type[Message]]] = frozenset()
     """Requests of ours that do not need a membership."""
     repeatable: ClassVar[frozenset[type[Message]]] = frozenset()
     """Requests of ours that do no harm when a deployed peer takes a retransmission for a new one."""
 
     def __init__(self, identity: int, policy: Policy | None = None, first_sequence_id: int = 1) -> None:
+        check_number(first_sequence_id, "first_sequence_id", 1, MAX_SEQUENCE_ID)
         self.identity = identity
         self.policy = policy or Policy()
         self._first_sequence_id = first_sequence_id
@@ -218,6 +317,136 @@ class Session:
         self._timers: list[tuple[float, int, Exchange]] = []
         self._order = count()
         self._open = 0
+        self._kept = False  # whether somebody asks for changes()
+        self._touched: dict[int, Partner] = {}  # what has changed since the last changes()
+        self._stirred: dict[tuple[int, bytes], None] = {}
+        self._dropped: list[int] = []
+        self._places_in: dict[int, Place] = {}  # the last that was taken, by partner
+        self._places_out: dict[int, Place] = {}  # the last that was given out, by partner
+        self._places_changed: dict[tuple[int, str], Place | None] = {}
+        self._receipts: dict[int, None] = {}  # who is owed a receipt
+        self._receipt_due: dict[int, float] = {}  # when a partner that had one may have the next
+
+    # What survives a restart.
+
+    def changes(self) -> Changes:
+        """Return what has changed since the last call, or since :meth:`restore`, for a store."""
+        changes = Changes(forgotten=self._dropped)
+        for partner in self._touched.values():
+            window = partner.window
+            changes.partners.append(
+                PartnerRecord(
+                    partner.identity, partner.member, partner.binds, partner.reserved, window.highest, window.seen
+                )
+            )
+        for partner_id, token in self._stirred:
+            side = self._partners.get(partner_id)
+            exchange = side.exchanges.get(token) if side else None
+            if exchange is None or exchange.state in self.volatile:
+                changes.ended.append((partner_id, token))
+            else:
+                changes.exchanges.append(ExchangeRecord(partner_id, token, exchange.expiry, self._dump(exchange)))
+        for (partner_id, name), place in self._places_changed.items():
+            changes.facts.append(Fact(partner_id, name, None if place is None else f"{place.stream} {place.number}"))
+        self._touched, self._stirred, self._dropped, self._places_changed = {}, {}, [], {}
+        return changes
+
+    def repeats(self, send: Send) -> bool:
+        """Tell whether this message, if it gets lost, is sent again, or asked for again by its recipient.
+
+        Deployed peers ask for nothing twice and get nothing twice, and a value comes again only if it wants a receipt.
+        """
+        side = self._partner(send.to)
+        exchange = side.exchanges.get(send.message.token)
+        if exchange is not None and exchange.mine:
+            return exchange.retry > 0.0
+        return self._binds(side)
+
+    def request(self, partner: int, token: bytes) -> Message | None:
+        """Return what we asked a partner under this token, if it is remembered."""
+        side = self._partners.get(partner)
+        exchange = side.exchanges.get(token) if side else None
+        return exchange.request if exchange is not None and exchange.mine else None
+
+    def restore(self, state: State, now: float) -> list[Output]:
+        """Go on where a session ended whose changes a store has kept; return what its owner has to be told again.
+
+        Requests that are sent again are due once ``first_retry`` is over. If the state was ``adopted`` it may be older
+        than what this end did last: all that was signed before now is refused then, and sequence ids begin anew above
+        the first one (T2).
+        """
+        self._kept = True
+        for record in state.partners:
+            window = ReplayWindow(record.highest, record.seen)
+            decided = 0 if record.member else record.highest  # what was sent before does not bring anybody back in
+            self._partners[record.identity] = Partner(
+                record.identity, record.member, record.binds, record.reserved, record.reserved, decided, window
+            )
+        for fact in state.facts:
+            places = {STREAM_IN: self._places_in, STREAM_OUT: self._places_out}.get(fact.name)
+            if places is not None and fact.value is not None:
+                places[fact.identity] = Place(*map(int, fact.value.split()))
+        known: dict[tuple[int, bytes], Exchange] = {}
+        bodies = []
+        for kept in state.exchanges:
+            if (partner := self._partners.get(kept.partner)) is not None:
+                known[kept.partner, kept.token] = exchange = Exchange(
+                    partner, kept.token, _A.NEW, kept.expiry, mine=False
+                )
+                bodies.append((exchange, kept.body))
+        for exchange, text in bodies:
+            self._load(exchange, text, known)
+            exchange.partner.exchanges[exchange.token] = exchange
+            self._open += 1
+            exchange.retry = min(exchange.retry, self.policy.first_retry)
+            self._schedule(exchange, now)
+        if state.adopted:
+            for partner in self._partners.values():
+                self._lift(partner)
+        again = [(each, self.resumed[each.state]) for each in known.values() if each.state in self.resumed]
+        return [event for exchange, method in again for event in getattr(self, method)(exchange)]
+
+    def _lift(self, partner: Partner) -> None:
+        """Refuse all that a partner has signed so far, and send with ids that it cannot have seen."""
+        floor = max(self._first_sequence_id - 1, partner.window.highest, partner.last_sent)
+        partner.window = ReplayWindow(floor, (1 << WINDOW_SIZE) - 1)
+        partner.last_sent = partner.reserved = floor
+        self._touch(partner)
+
+    def _dump(self, exchange: Exchange) -> str:
+        kept = {
+            "state": f"{type(exchange.state).__name__}.{exchange.state.name}",
+            "mine": exchange.mine,
+            "request": exchange.request,
+            "status": exchange.status,
+            "retry": exchange.retry,
+            "spends": exchange.spends,
+            "detail": exchange.detail,
+        }
+        return body.dump({name: value for name, value in kept.items() if value not in (None, False, 0.0)}, _named)
+
+    def _load(self, exchange: Exchange, text: str, known: Mapping[tuple[int, bytes], Exchange]) -> None:
+        kept = body.load(text, lambda partner, token: known.get((partner, token)))
+        state = self._states().get(kept.pop("state", ""))
+        if state is None:
+            raise StoreError(f"an exchange of {exchange.partner.identity:x} is in a state that this version has not")
+        exchange.state = state
+        for name, value in kept.items():
+            setattr(exchange, name, value)
+
+    @classmethod
+    def _states(cls) -> Mapping[str, Enum]:
+        states = {state for state, _ in cls.table} | {step.state for step in cls.table.values()}
+        return {f"{type(state).__name__}.{state.name}": state for state in states}
+
+    def _touch(self, partner: Partner) -> None:
+        """Note that a partner has changed, or the exchange :meth:`_stir` names, if there is a store to be told."""
+        if self._kept:
+            self._touched[partner.identity] = partner
+
+    def _stir(self, exchange: Exchange) -> None:
+        if self._kept:
+            self._stirred[exchange.partner.identity, exchange.token] = None
 
     # What comes in.
 
@@ -249,8 +478,16 @@ class Session:
             expiry = bound.expiry + self.policy.clock_skew + 1 if bound and dated else now + self.policy.update_lifetime
             exchange = Exchange(partner, message.token, opening.state, expiry, mine=False, spends=dated)
         step = None if exchange is None else self.table.get((exchange.state, trigger))
+        asks_receipt = bound is not None and bound.receipt
+        if asks_receipt and exchange is None:
+            # Seen, and not taken: a repetition of it would be confirmed.
+            raise PolicyError(f"{partner.identity:x} is not joined, and wants {type(message).__name__} taken for good")
         outputs: list[Output]
-        if exchange is None or step is None:
+        place = Place(*bound.place) if bound is not None and bound.place is not None else None
+        if place is not None and not self._is_next(partner, place):
+            partner.window.accept(message.sequence_id)
+            outputs = [DataRepeated(partner.identity, message.token)]
+        elif exchange is None or step is None:
             partner.window.accept(message.sequence_id)
             outputs = [
                 Unexpected(partner.identity, message.token, type(message), self._why(partner, exchange, message))
@@ -266,9 +503,14 @@ class Session:
             except SrupError:
                 partner.window.highest, partner.window.seen = before
                 raise
+        if place is not None and self._is_next(partner, place):
+            self._set_place(STREAM_IN, self._places_in, partner.identity, place)
+        if asks_receipt:
+            self._receipts[partner.identity] = None
         # A Response only repeats a token, which a deployed peer may have from anyone.
         partner.binds = partner.binds or (bound is not None and not isinstance(message, Response))
         self._partners[partner.identity] = partner
+        self._touch(partner)
         return outputs
 
     def tick(self, now: float) -> list[Output]:
@@ -290,8 +532,10 @@ class Session:
         return outputs
 
     def deadline(self) -> float | None:
-        """Return when :meth:`tick` has something to do next, None for never."""
-        return self._timers[0][0] if self._timers else None
+        """Return when :meth:`tick` or :meth:`receipts_due` has something to do next, None for never."""
+        timers = [self._timers[0][0]] if self._timers else []
+        receipts = [self._receipt_due.get(partner, 0.0) for partner in self._receipts]
+        return min(timers + receipts, default=None)
 
     # What both ends can be told to do.
 
@@ -310,6 +554,96 @@ class Session:
         """Send a value. There is no answer to it, except DataRefused when the partner does not know ``data_id``."""
         return self._ask(partner, _D.SENT, Data, now, nonce, None, resend=False, data_id=data_id, data=data)
 
+    def confirmed_data(
+        self, partner: int, data_id: str, data: bytes, now: float, nonce: bytes, lifetime: float | None = None
+    ) -> list[Send]:
+        """Send a value, again and again until the partner has it for good: DataConfirmed, DataRefused or Unanswered.
+
+        The partner takes such values in the order of these calls, and each of them once. It is good for ``lifetime``
+        seconds (default: the policy's ``update_lifetime``). PolicyError for a partner that does not bind its tokens,
+        which cannot know of receipts (docs/extensions.md, "Receipts").
+        """
+        if not self.binds(partner):
+            raise PolicyError(f"{partner:x} does not bind its tokens, and knows of no receipts")
+        lifetime = self.policy.update_lifetime if lifetime is None else lifetime
+        place = self._next_place(partner, now)
+        sends = self._ask(
+            partner, _D.UNCONFIRMED, Data, now, nonce, lifetime, detail=place, place=place, data_id=data_id, data=data
+        )
+        self._set_place(STREAM_OUT, self._places_out, partner, place)
+        return sends
+
+    def receipts_due(self, now: float) -> list[int]:
+        """Return the partners that are to get a receipt now; say :meth:`receipt` for each."""
+        return [partner for partner in self._receipts if self._receipt_due.get(partner, 0.0) <= now]
+
+    def receipt(self, partner: int, now: float, nonce: bytes) -> list[Send]:
+        """Tell a partner up to which place its values are here for good."""
+        side = self._partner(partner)
+        self._receipts.pop(partner, None)
+        self._receipt_due = {other: due for other, due in self._receipt_due.items() if due > now}
+        self._receipt_due[partner] = now + RECEIPT_PAUSE
+        token = tokens.bind(self.identity, partner, self._token_expiry(now + self.policy.lifetime), nonce)
+        place = _RECEIPT.pack(*self._places_in.get(partner, Place()))
+        return [self._send(Exchange(side, token, _R.TAKEN, now, mine=True), Data, data_id=DATA_RECEIPT, data=place)]
+
+    def binds(self, partner: int) -> bool:
+        """Tell whether a partner binds its tokens, and so is no deployed peer."""
+        return self._binds(self._partner(partner))
+
+    def has_room(self, partner: int) -> bool:
+        """Tell whether one more request of ours to this partner would not be one too many."""
+        side = self._partners.get(partner)
+        open_ = sum(each.mine and self._is_open(each) for each in side.exchanges.values()) if side else 0
+        return open_ < MAX_EXCHANGES
+
+    def hurry(self, partner: int, now: float) -> list[Output]:
+        """Send again at once what this partner has not answered: it is here."""
+        side = self._partners.get(partner)
+        outputs: list[Output] = []
+        for exchange in list(side.exchanges.values()) if side else ():
+            if exchange.mine and exchange.retry:
+                exchange.retry = self.policy.first_retry
+                outputs += self._send_again(exchange)
+                self._schedule(exchange, now)
+        return outputs
+
+    @property
+    def members(self) -> frozenset[int]:
+        """The partners that are joined with us."""
+        return frozenset(partner.identity for partner in self._partners.values() if partner.member)
+
+    def partners(self) -> list[int]:
+        """Return the identities of all that are known, members or not."""
+        return list(self._partners)
+
+    def revoke(self, partner: int, now: float) -> list[Output]:
+        """Forget a partner whose key counts no longer, with all that is under way; nothing is sent.
+
+        Left follows if it was a member. Should the identity come back with another key, it is a new partner.
+        """
+        side = self._partners.pop(partner, None)
+        if side is None:
+            return []
+        outputs: list[Output] = []
+        for exchange in list(side.exchanges.values()):
+            self._forget(exchange)
+            withdrawal = self.table.get((exchange.state, Word.WITHDRAW))
+            if withdrawal is not None:  # a person is still to decide about it, or a join waits for its word
+                outputs += self._take(exchange, withdrawal, None, Now(now, b""))
+        self._receipts.pop(partner, None)
+        for name, places in ((STREAM_IN, self._places_in), (STREAM_OUT, self._places_out)):
+            if places.pop(partner, None) is not None and self._kept:
+                self._places_changed[partner, name] = None
+        if self._kept:
+            self._dropped.append(partner)
+            self._touched.pop(partner, None)
+        return [*outputs, Left(partner, b"")] if side.member else outputs
+
+    def exchanges(self) -> list[Exchange]:
+        """Return all that is under way or remembered, to be looked at only."""
+        return [exchange for partner in self._partners.values() for exchange in partner.exchanges.values()]
+
     def refuse_data(self, partner: int, token: bytes, now: float) -> list[Output]:
         """Answer a DataReceived whose ``data_id`` nobody here knows."""
         side = self._partners.get(partner)
@@ -327,6 +661,15 @@ class Session:
         check_status(status, _KEY_RESULTS)
         return self._drive(partner, token, Word.ANSWER, status, now)
 
+    def awaits(self, partner: int, token: bytes) -> bool:
+        """Tell whether what a partner asked for is still to be done: not when it expired or the membership ended.
+
+        Any thread may ask, just before it does it.
+        """
+        side = self._partners.get(partner)
+        exchange = side.exchanges.get(token) if side else None
+        return exchange is not None and not exchange.mine and self._is_open(exchange)
+
     def is_member(self, partner: int) -> bool:
         """Tell whether this partner and we are joined."""
         known = self._partners.get(partner)
@@ -336,6 +679,7 @@ class Session:
 
     def begin_action(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """A partner asks for an action."""
+        exchange.detail = cause.action_id
         return [ActionRequested(exchange.partner.identity, exchange.token, cause.action_id)]
 
     def action_answered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
@@ -345,6 +689,31 @@ class Session:
     def data_received(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """A partner sent a value."""
         return [DataReceived(exchange.partner.identity, exchange.token, cause.data_id, cause.data)]
+
+    def receipt_received(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
+        """A partner has the values of ours up to this place for good."""
+        if len(cause.data) != _RECEIPT.size:
+            raise PolicyError(f"a {DATA_RECEIPT} holds a place in {_RECEIPT.size} bytes, not in {len(cause.data)}")
+        partner, there = exchange.partner, Place(*_RECEIPT.unpack(cause.data))
+        here = self._places_out.get(partner.identity, Place())
+        waiting = [mine for mine in partner.exchanges.values() if mine.mine and mine.state is _D.UNCONFIRMED]
+        first = min((mine.detail for mine in waiting), default=None)
+        # It waits for what we do not have any more, as after a restore from a backup; an old receipt must not say so.
+        behind = first is not None and there < Place(first.stream, first.number - 1)
+        if waiting and (there.stream > here.stream or (behind and cause.sequence_id == partner.window.highest)):
+            return self._begin_stream(partner, waiting, max(there.stream, here.stream) + 1, now)
+        step = self.table[_D.UNCONFIRMED, Word.CONFIRM]
+        arrived = [mine for mine in waiting if mine.detail <= there]
+        return [output for mine in arrived for output in self._take(mine, step, cause, now)]
+
+    def data_confirmed(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
+        """A partner has a value of ours for good: there is nothing left to remember."""
+        self._forget(exchange)
+        return [DataConfirmed(exchange.partner.identity, exchange.token)]
+
+    def action_again(self, exchange: Exchange) -> list[Event]:
+        """An action was being done when the process ended."""
+        return [ActionRequested(exchange.partner.identity, exchange.token, exchange.detail)]
 
     def data_refused(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """A partner does not know a value of ours."""
@@ -384,7 +753,7 @@ class Session:
     def unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """A request of ours expired."""
         request = type(exchange.request) if exchange.request is not None else Message
-        return [Unanswered(exchange.partner.identity, exchange.token, request)]
+        return [Unanswered(exchange.partner.identity, exchange.token, request, exchange.request)]
 
     # Mechanism.
 
@@ -426,8 +795,45 @@ class Session:
             token=exchange.token,
             **fields,
         )
-        exchange.partner.last_sent = message.sequence_id
+        self._use(exchange.partner, message.sequence_id)
         return Send(exchange.partner.identity, message)
+
+    def _use(self, partner: Partner, sequence_id: int) -> None:
+        """Note the latest sequence id of ours; reserve a block of them where that one is not reserved yet."""
+        partner.last_sent = sequence_id
+        if sequence_id > partner.reserved:
+            partner.reserved = min(sequence_id + ID_BLOCK - 1, MAX_SEQUENCE_ID)
+            self._touch(partner)
+
+    def _next_place(self, partner: int, now: float) -> Place:
+        last = self._places_out.get(partner) or Place(max(1, int(now * 1e6)))
+        return Place(last.stream, last.number + 1)
+
+    def _is_next(self, partner: Partner, place: Place) -> bool:
+        """Tell whether a value follows the last one, or begins a stream that is later than the last one's."""
+        last = self._places_in.get(partner.identity, Place())
+        return place == Place(last.stream, last.number + 1) or (place.stream > last.stream and place.number == 1)
+
+    def _set_place(self, name: str, places: dict[int, Place], partner: int, place: Place) -> None:
+        places[partner] = place
+        if self._kept:
+            self._places_changed[partner, name] = place
+
+    def _begin_stream(self, partner: Partner, waiting: list[Exchange], stream: int, now: Now) -> list[Output]:
+        """Send what waits as a new stream: one of us has forgotten how far the old one came, and takes none of it."""
+        outputs: list[Output] = []
+        for number, mine in enumerate(sorted(waiting, key=lambda each: each.detail), 1):
+            self._forget(mine)
+            former, mine.detail = mine.token, Place(stream, number)
+            nonce = sha256(now.nonce + number.to_bytes(8, "big")).digest()[: tokens.NONCE_SIZE]
+            expiry = self._token_expiry(mine.expiry)
+            mine.token = tokens.bind(self.identity, partner.identity, expiry, nonce, place=mine.detail)
+            partner.exchanges[mine.token] = mine
+            self._open += 1
+            self._stir(mine)
+            outputs += [TokenChanged(partner.identity, mine.token, former), *self._send_again(mine)]
+            self._set_place(STREAM_OUT, self._places_out, partner.identity, mine.detail)
+        return outputs
 
     def _send_again(self, exchange: Exchange) -> list[Send]:
         if exchange.request is None or not exchange.retry:
@@ -453,25 +859,30 @@ class Session:
         resend: bool = True,
         detail: Any = None,
         version: int | None = None,
+        receipt: bool = False,
+        place: Place | None = None,
         **fields: Any,
     ) -> list[Send]:
         """Begin an exchange of our own and send its request."""
+        if lifetime is not None:
+            check_seconds(lifetime, "lifetime")
         side = self._partner(partner)
         if not side.member and cls not in self.for_strangers:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
         expiry = now + (self.policy.lifetime if lifetime is None else lifetime)
-        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version)
+        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version, receipt, place)
         exchange = Exchange(side, token, state, expiry, mine=True, detail=detail)
         self._check_room(exchange)
         send = self._send(exchange, cls, **fields)
         self._expect(exchange, send.message, resend)
-        self._remember(exchange, now)
         self._partners[partner] = side
+        self._touch(side)
+        self._remember(exchange, now)
         return [send]
 
     def _token_expiry(self, expiry: float) -> float:
         """Return what to write into a token: a partner cannot check a time that nobody here knows."""
-        return expiry if self.policy.has_clock else NO_EXPIRY
+        return min(expiry, NO_EXPIRY) if self.policy.has_clock else NO_EXPIRY
 
     def _binds(self, partner: Partner) -> bool:
         """Tell whether a partner binds its tokens, or would not be heard if it did not: then it is no deployed peer."""
@@ -507,6 +918,10 @@ class Session:
         except SrupError:
             exchange.state, exchange.retry = before
             raise
+        partner = exchange.partner
+        self._touch(partner)
+        if exchange.token in partner.exchanges:
+            self._stir(exchange)
         return outputs
 
     def _remember(self, exchange: Exchange, now: float) -> None:
@@ -519,6 +934,7 @@ class Session:
                 self._forget(oldest)
             known[exchange.token] = exchange
             self._open += 1
+        self._stir(exchange)
         self._schedule(exchange, now)
 
     def _is_open(self, exchange: Exchange) -> bool:
@@ -551,6 +967,15 @@ class Session:
             outputs += self._take(exchange, self.table[exchange.state, Word.EXPIRE], None, Now(now, b""))
         return outputs
 
+    def _drop_orders(self, partner: Partner, now: float) -> list[Output]:
+        """End what a partner has asked for, now that the membership ends; nothing more of it is done or answered."""
+        outputs: list[Output] = []
+        for exchange in partner.exchanges.values():
+            step = self.table.get((exchange.state, Word.LEAVE))
+            if step is not None:
+                outputs += self._take(exchange, step, None, Now(now, b""))
+        return outputs
+
     def _schedule(self, exchange: Exchange, now: float) -> None:
         due = min(exchange.expiry, now + exchange.retry) if exchange.retry else exchange.expiry
         if due != exchange.due:
@@ -563,6 +988,7 @@ class Session:
     def _forget(self, exchange: Exchange) -> None:
         del exchange.partner.exchanges[exchange.token]
         self._open -= 1
+        self._stir(exchange)
 
     @staticmethod
     def _is_current(due: float, exchange: Exchange) -> bool:
@@ -575,3 +1001,7 @@ class Session:
         if isinstance(message, Response):
             return "it answers nothing that is known"
         return "it begins nothing here" if partner.member else f"{partner.identity:x} is not joined"
+
+
+def _named(value: object) -> tuple[int, bytes] | None:
+    return (value.partner.identity, value.token) if isinstance(value, Exchange) else None

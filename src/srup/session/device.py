@@ -22,8 +22,8 @@ from ..messages import (
 )
 from ..update import DEVICE_TABLE, FETCH_FAILURES, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
-from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, check_status
-from .events import ActivationRequested, Deregistered, FetchRequested, Left, Unexpected
+from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, check_number, check_status
+from .events import ActivationRequested, Deregistered, Event, FetchRequested, Left, Unexpected
 from .join import DEVICE_JOINS, WAITING, DeviceJoins
 
 __all__ = ["TABLE", "DeviceSession", "DeviceState"]
@@ -78,6 +78,11 @@ class DeviceSession(DeviceJoins):
         TerminateCommand: Opening(_S.NEW),
         DeregisterCommand: Opening(_S.NEW, members_only=False, remembered=False),
     }
+    resumed = {
+        **DeviceJoins.resumed,
+        UpdateState.FETCHING: "fetch_again",
+        UpdateState.ACTIVATING: "activation_again",
+    }
     for_strangers = DeviceJoins.for_strangers | {DeregisterRequest, ResignRequest}
 
     def __init__(
@@ -91,7 +96,10 @@ class DeviceSession(DeviceJoins):
         version_floor: int | None = None,
     ) -> None:
         super().__init__(identity, policy, first_sequence_id)
+        if version_floor is not None:
+            check_number(version_floor, "version_floor", 0, tokens.MAX_VERSION)
         self.version_floor = version_floor
+        self._activating: dict[bytes, int] = {}  # the versions that may be active soon, by the token of their order
         self.servers = frozenset(servers)
         self.commanders = frozenset(commanders)
         self.description = description
@@ -105,15 +113,23 @@ class DeviceSession(DeviceJoins):
             outputs += self._disclaim(message, now, nonce)
         return outputs
 
-    def resign(self, server: int, now: float, nonce: bytes) -> list[Send]:
-        """Leave the server; Left follows when it confirms, Unanswered when it does not (we are out all the same)."""
+    def resign(self, server: int, now: float, nonce: bytes) -> list[Output]:
+        """Leave the server: we are out from now on, and what it has ordered or orders still is not done.
+
+        Left follows when it confirms, Unanswered when it does not.
+        """
         if not self.is_member(server):
             raise PolicyError(f"{server:x} is not joined: it would not take ResignRequest")
-        return self._ask(server, _S.LEAVING, ResignRequest, now, nonce, None)
+        sends = self._ask(server, _S.LEAVING, ResignRequest, now, nonce, None)
+        return [*sends, *self._end_membership(self._partner(server), now)]
 
-    def deregister(self, server: int, now: float, nonce: bytes) -> list[Send]:
-        """Leave the server and let it drop our key; Left and Deregistered follow when it confirms, else Unanswered."""
-        return self._ask(server, _S.DEREGISTERING, DeregisterRequest, now, nonce, None)
+    def deregister(self, server: int, now: float, nonce: bytes) -> list[Output]:
+        """Leave the server, as with :meth:`resign`, and let it drop our key.
+
+        Left and Deregistered follow when it confirms, else Unanswered.
+        """
+        sends = self._ask(server, _S.DEREGISTERING, DeregisterRequest, now, nonce, None)
+        return [*sends, *self._end_membership(self._partner(server), now)]
 
     def forget(self, server: int) -> None:
         """Obey this server no more, from now on."""
@@ -129,19 +145,25 @@ class DeviceSession(DeviceJoins):
         check_status(status, FETCH_FAILURES)
         return self._drive(server, token, Word.FETCH_FAILED, status, now)
 
+    # The owner says what became of each ActivationRequested, even if the order is over by then.
+
     def activated(self, server: int, token: bytes, now: float) -> list[Output]:
-        """Report that the firmware is active."""
+        """Report that the firmware is active: nothing older is taken any more."""
+        version = self._activating.pop(token, None)
+        if self.version_floor is not None and version is not None:
+            self.version_floor = max(self.version_floor, version)
         return self._drive(server, token, Word.ACTIVATED, Status.ACTIVATE_SUCCESS, now)
 
     def activation_failed(self, server: int, token: bytes, now: float) -> list[Output]:
         """Report that the firmware is not active."""
+        self._activating.pop(token, None)
         return self._drive(server, token, Word.ACTIVATION_FAILED, Status.ACTIVATE_FAIL, now)
 
     # Effects.
 
     def resign_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
         """The server confirmed that we leave, or failed to; either way we are out, unless it has let us in since."""
-        if exchange.detail is _DISCLAIMED:
+        if exchange.detail == _DISCLAIMED:
             return []
         if cause.sequence_id < exchange.partner.decided:
             return [Left(exchange.partner.identity, exchange.token)]
@@ -156,11 +178,11 @@ class DeviceSession(DeviceJoins):
 
     def leaving_unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """The server did not confirm that we leave; we are out all the same, unless it has let us in since."""
-        if exchange.detail is _DISCLAIMED:
+        if exchange.detail == _DISCLAIMED:
             return []
-        if exchange.request is None or exchange.partner.decided < exchange.request.sequence_id:
-            exchange.partner.member = False
-        return self.unanswered(exchange, cause, now)
+        since = exchange.request is not None and exchange.partner.decided > exchange.request.sequence_id
+        ended = [] if since else self._end_membership(exchange.partner, now.time)
+        return [*ended, *self.unanswered(exchange, cause, now)]
 
     def terminated(self, exchange: Exchange, cause: TerminateCommand, now: Now) -> list[Output]:
         """The server put us out."""
@@ -194,6 +216,14 @@ class DeviceSession(DeviceJoins):
             return [unexpected, *self.answer(exchange, Status.UPDATE_FAIL_FILE, now)]
         return [FetchRequested(exchange.partner.identity, exchange.token, cause.url, cause.digest)]
 
+    def fetch_again(self, exchange: Exchange) -> list[Event]:
+        """A download was under way when the process ended."""
+        return [FetchRequested(exchange.partner.identity, exchange.token, *exchange.detail)]
+
+    def activation_again(self, exchange: Exchange) -> list[Event]:
+        """An activation was under way when the process ended, or has ended it: it may have started the device anew."""
+        return [self._activation(exchange)]
+
     def same_order(self, exchange: Exchange, cause: Initiate, now: Now) -> list[Output]:
         """The same order again; a token is good for one (T11)."""
         if exchange.detail != (cause.url, cause.digest):
@@ -208,21 +238,18 @@ class DeviceSession(DeviceJoins):
         """The server wants what was fetched to be activated."""
         if not exchange.partner.member:
             raise PolicyError(f"{exchange.partner.identity:x} is not our server any more")
-        _, digest = exchange.detail
-        version, floor = self._version(exchange), self._activation_floor(exchange)
+        version, floor = self._version(exchange), self._activation_floor()
         if floor is not None and (version is None or version < floor):
             exchange.state = UpdateState.FAILED
             why = f"the firmware is of version {version}, and by now the floor is {floor}"
             unexpected = Unexpected(exchange.partner.identity, exchange.token, Activate, why)
             return [unexpected, *self.answer(exchange, Status.ACTIVATE_FAIL, now)]
-        return [ActivationRequested(exchange.partner.identity, exchange.token, digest)]
+        return [self._activation(exchange)]
 
-    def confirm_activation(self, exchange: Exchange, cause: Status, now: Now) -> list[Output]:
-        """The firmware is active: nothing older is taken any more."""
-        version = self._version(exchange)
-        if self.version_floor is not None and version is not None:
-            self.version_floor = max(self.version_floor, version)
-        return self.answer(exchange, cause, now)
+    def give_order_up(self, exchange: Exchange, cause: None, now: Now) -> list[Output]:
+        """We leave before the firmware is active; a repetition of the order is answered with a failure."""
+        exchange.status = Status.UPDATE_FAIL_FILE
+        return []
 
     def refuse_activation(self, exchange: Exchange, cause: Activate, now: Now) -> list[Output]:
         """There is nothing to activate under this token."""
@@ -234,19 +261,22 @@ class DeviceSession(DeviceJoins):
     def _disclaim(self, message: Message, now: float, nonce: bytes) -> list[Send]:
         """Tell a server that takes us for a member that we are none: it may not have heard that we have left."""
         server = self._partner(message.sender_id)
-        under_way = any(mine.state is _S.LEAVING or mine.state in WAITING for mine in server.exchanges.values())
+        under_way = any(mine.state in (_S.LEAVING, _S.DEREGISTERING, *WAITING) for mine in server.exchanges.values())
         knows = message.sequence_id < server.decided  # it has let us out since
         if server.member or under_way or knows or not self._binds(server):
             return []
         return self._ask(server.identity, _S.LEAVING, ResignRequest, now, nonce, None, detail=_DISCLAIMED)
 
-    def _activation_floor(self, order: Exchange) -> int | None:
+    def _activation(self, order: Exchange) -> Event:
+        """Have firmware activated; until the owner says what became of it, nothing older is."""
+        version = self._version(order)
+        if version is not None:
+            self._activating[order.token] = version
+        return ActivationRequested(order.partner.identity, order.token, order.detail[1])
+
+    def _activation_floor(self) -> int | None:
         """Return the lowest version that may be activated now: not below what is just being activated (T12)."""
-        if self.version_floor is None:
-            return None
-        others = [other for other in order.partner.exchanges.values() if other is not order]
-        activating = [self._version(other) for other in others if other.state is UpdateState.ACTIVATING]
-        return max([self.version_floor, *(version for version in activating if version is not None)])
+        return None if self.version_floor is None else max(self.version_floor, *self._activating.values(), 0)
 
     @staticmethod
     def _version(order: Exchange) -> int | None:
@@ -262,9 +292,13 @@ class DeviceSession(DeviceJoins):
 
     def _leave(self, exchange: Exchange, cause: Message, now: float) -> list[Output]:
         partner, ours = exchange.partner, exchange.request
-        partner.member, partner.decided = False, max(partner.decided, cause.sequence_id)
+        partner.decided = max(partner.decided, cause.sequence_id)
         self._stop_joining(partner, now, None if ours is None else ours.sequence_id)
-        return [Left(partner.identity, exchange.token)]
+        return [*self._end_membership(partner, now), Left(partner.identity, exchange.token)]
+
+    def _end_membership(self, partner: Partner, now: float) -> list[Output]:
+        partner.member = False
+        return self._drop_orders(partner, now)
 
     def _part_for_good(self, partner: Partner, token: bytes) -> Output:
         self.forget(partner.identity)

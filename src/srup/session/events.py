@@ -10,8 +10,10 @@ __all__ = [
     "ActionAnswered",
     "ActionRequested",
     "ActivationRequested",
+    "DataConfirmed",
     "DataReceived",
     "DataRefused",
+    "DataRepeated",
     "Deregistered",
     "DevicesMissing",
     "DevicesShared",
@@ -43,6 +45,7 @@ __all__ = [
     "SyndicationEnded",
     "SyndicationOffered",
     "SyndicationRequested",
+    "TokenChanged",
     "Unanswered",
     "Unexpected",
     "UpdateChanged",
@@ -70,6 +73,7 @@ class Unanswered(Event):
     """A request of ours expired; whether it took effect is not known."""
 
     request: type[Message]
+    message: Message | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +188,25 @@ class DataReceived(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class DataConfirmed(Event):
+    """The partner has the value that we sent under this token, and no crash there makes it forget it."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataRefused(Event):
     """The partner does not know the ``data_id`` of a value that we sent under this token."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataRepeated(Event):
+    """A value came that must be taken in order, and was taken before or has to wait for an earlier one; no effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChanged(Event):
+    """What was asked under the token ``former`` goes on under this one."""
+
+    former: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ value is opaque here: its owner makes, seals and opens it.
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import Enum
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from ..errors import EncodeError, PolicyError
 from ..messages import (
@@ -26,7 +26,9 @@ from ..messages import (
 from ..update import Step, Table, Word
 from ..wire import JOIN_OBSERVER, Status
 from .base import Exchange, Now, Opening, Output, Partner, Send, Session, check_status
+from .body import kept
 from .events import (
+    Event,
     HumanJoinRequested,
     JoinAnswered,
     JoinCommandAnswered,
@@ -41,13 +43,23 @@ from .events import (
     Unexpected,
 )
 
-__all__ = ["DEVICE_JOINS", "SERVER_JOINS", "WAITING", "DeviceJoins", "JoinState", "ServerJoins"]
+__all__ = ["DEVICE_JOINS", "SERVER_JOINS", "WAITING", "DeviceJoins", "JoinState", "Moderated", "ServerJoins"]
 
 MAX_MODERATED: Final = 1024
 """How many joins may wait for a person or an observer at a time; the oldest gives way to a new one (T9)."""
 
 OBSERVER_SIZE: Final = 8
 """The bytes of an identity in a Data message named JOIN_OBSERVER."""
+
+
+@kept
+class Moderated(NamedTuple):
+    """A join that waits for somebody's word: what carries the value, the value, the observer, and the last moment."""
+
+    response: type[Message]
+    sealed: bytes = b""
+    observer: int | None = None
+    until: float = 0.0  # how long the device may ask for it
 
 
 class JoinState(Enum):
@@ -103,6 +115,7 @@ DEVICE_JOINS: Final[Table] = {
     (_S.NEW, ObservationRequest): Step(_S.OBSERVING, "observation_requested"),
     (_S.OBSERVING, ObservationRequest): Step(_S.OBSERVING),
     (_S.OBSERVING, Word.ANSWER): Step(_S.ANSWERED, "answer"),
+    (_S.OBSERVING, Word.LEAVE): Step(_S.UNANSWERED),
     (_S.OBSERVING, Word.EXPIRE): Step(_S.UNANSWERED),
     (_S.ANSWERED, ObservationRequest): Step(_S.ANSWERED, "repeat_answer"),
 }
@@ -126,6 +139,7 @@ SERVER_JOINS: Final[Table] = {
     (_S.COMMANDED, Word.EXPIRE): Step(_S.UNANSWERED, "unanswered"),
     **{(_S.OBSERVING, status): Step(_S.ANSWERED, "observed") for status in _OBSERVATIONS},
     **{(_S.ANSWERED, status): Step(_S.ANSWERED) for status in _OBSERVATIONS},
+    (_S.OBSERVING, Word.WITHDRAW): Step(_S.UNANSWERED, "observed"),  # the observer is gone
     (_S.OBSERVING, Word.EXPIRE): Step(_S.UNANSWERED, "observed"),
 }
 """The server's side."""
@@ -147,6 +161,11 @@ class DeviceJoins(Session):
     }
     for_strangers: ClassVar[frozenset[type[Message]]] = frozenset(_REQUESTS)
     repeatable = frozenset({JoinRequest})
+    volatile = Session.volatile | {
+        *WAITING,
+        _S.WITHDRAWN,
+        _S.OBSERVING,
+    }  # a new start asks anew, and so does the server
     servers: frozenset[int]
     commanders: frozenset[int]
 
@@ -177,7 +196,8 @@ class DeviceJoins(Session):
             return []  # the server has said something else since, which got here first
         partner.decided = cause.sequence_id
         partner.member = status is Status.JOIN_SUCCESS
-        return [JoinAnswered(partner.identity, exchange.token, status)]
+        dropped = [] if partner.member else self._drop_orders(partner, now.time)
+        return [JoinAnswered(partner.identity, exchange.token, status), *dropped]
 
     def withdrawn_join_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
         """The server answered a join that we ask for no more: that counts for it, but a refusal changes nothing."""
@@ -216,8 +236,10 @@ class DeviceJoins(Session):
         if asked is None or self._binds(partner):
             raise PolicyError(f"{partner.identity:x} sends a value that no join of ours asked for")
         del partner.exchanges[asked.token]
+        self._stir(asked)
         asked.token, asked.state = cause.token, _S.SHOWING
         partner.exchanges[asked.token] = asked
+        self._stir(asked)
         return self.value_received(asked, cause, now)
 
     def join_commanded(self, exchange: Exchange, cause: JoinCommand, now: Now) -> list[Output]:
@@ -254,7 +276,9 @@ class DeviceJoins(Session):
     ) -> list[Send]:
         if server not in self.servers:
             raise PolicyError(f"{server:x} is none of this device's servers")
-        sends = self._ask(server, state, request, now, nonce, lifetime, **fields)
+        # Whoever has values to be confirmed needs to know whether this server gives receipts.
+        receipt = self._kept and not self.binds(server)
+        sends = self._ask(server, state, request, now, nonce, lifetime, receipt=receipt, **fields)
         self._stop_joining(self._partners[server], now, sends[0].message.sequence_id)
         return sends
 
@@ -279,6 +303,13 @@ class ServerJoins(Session):
     }
     for_strangers: ClassVar[frozenset[type[Message]]] = frozenset({JoinCommand})
     repeatable = frozenset({JoinCommand})
+    resumed = {
+        **Session.resumed,
+        _S.DECIDING: "join_again",
+        _S.PREPARING: "moderated_again",
+        _S.COMPARING: "moderated_again",
+    }
+    volatile = Session.volatile | {_S.OBSERVING}  # the observer is asked anew, with a new value
     _moderated: dict[Exchange, None]
 
     def answer_join(
@@ -308,7 +339,9 @@ class ServerJoins(Session):
             raise PolicyError(f"{device:x} cannot observe itself")
         if join is None or join.state is not _S.COMPARING:
             raise PolicyError(f"{device:x} shows no value under this token")
-        left = max(0.0, join.expiry - now)
+        left = join.expiry - now
+        if left <= 0:
+            raise PolicyError(f"the time of the join of {device:x} is up")
         about, state = (device, token), _S.OBSERVING
         return self._ask(
             observer, state, ObservationRequest, now, nonce, left, detail=about, joining_device_id=device, sealed=sealed
@@ -335,26 +368,36 @@ class ServerJoins(Session):
     def human_join_requested(self, exchange: Exchange, cause: HumanJoinRequest, now: Now) -> list[Output]:
         """A device wants in, and a person is to compare what it shows."""
         self._note_wish(exchange.partner, cause)
-        made_room = self._moderate(exchange, HumanJoinResponse, now)
+        made_room = self._moderate(exchange, Moderated(HumanJoinResponse), now)
         return [*made_room, HumanJoinRequested(exchange.partner.identity, exchange.token, exchange.expiry)]
 
     def observed_join_requested(self, exchange: Exchange, cause: ObservedJoinRequest, now: Now) -> list[Output]:
         """A device wants in, and another one is to compare what it shows."""
         self._note_wish(exchange.partner, cause)
-        made_room = self._moderate(exchange, ObservedJoinResponse, now)
+        made_room = self._moderate(exchange, Moderated(ObservedJoinResponse, observer=cause.observer_id), now)
         return [*made_room, ObservedJoinRequested(exchange.partner.identity, exchange.token, cause.observer_id)]
+
+    def join_again(self, exchange: Exchange) -> list[Event]:
+        """A join was to be decided when the process ended."""
+        return [JoinRequested(exchange.partner.identity, exchange.token)]
+
+    def moderated_again(self, exchange: Exchange) -> list[Event]:
+        """Values were being compared when the process ended, and are lost with it: the device gets another one."""
+        exchange.state = _S.PREPARING
+        self._moderated[exchange] = None
+        if exchange.detail.observer is not None:
+            return [ObservedJoinRequested(exchange.partner.identity, exchange.token, exchange.detail.observer)]
+        return [HumanJoinRequested(exchange.partner.identity, exchange.token, exchange.expiry)]
 
     def send_value(self, exchange: Exchange, cause: bytes, now: Now) -> list[Output]:
         """The value is there."""
-        response, _, last = exchange.detail
-        send = self._send(exchange, response, sealed=cause)
-        exchange.detail = response, cause, last
+        send = self._send(exchange, exchange.detail.response, sealed=cause)
+        exchange.detail = exchange.detail._replace(sealed=cause)
         return [send]
 
     def repeat_value(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
         """The device asks again: it may have missed the value."""
-        response, sealed, _ = exchange.detail
-        return [self._send(exchange, response, sealed=sealed)]
+        return [self._send(exchange, exchange.detail.response, sealed=exchange.detail.sealed)]
 
     def answer_to_join(self, exchange: Exchange, cause: tuple[Status, int | None], now: Now) -> list[Output]:
         """It is decided."""
@@ -367,7 +410,9 @@ class ServerJoins(Session):
         outputs += [JoinAnswered(partner.identity, exchange.token, status), *self.answer(exchange, status, now)]
         self._moderated.pop(exchange, None)
         partner.member = status is Status.JOIN_SUCCESS
-        return outputs + (self._obeyed(partner, now, handed_over=False) if partner.member else [])
+        if partner.member:
+            outputs += [*self._obeyed(partner, now, handed_over=False), *self.hurry(partner.identity, now.time)]
+        return outputs
 
     def repeat_join_answer(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
         """Answer as before, unless the device has been put out since: it may have missed both."""
@@ -382,7 +427,7 @@ class ServerJoins(Session):
         outputs: list[Output] = [JoinAnswered(exchange.partner.identity, exchange.token, Status.JOIN_FAIL)]
         with suppress(PolicyError):  # no sequence id is left, which is this device's trouble and not that of the others
             outputs += self.answer(exchange, Status.JOIN_FAIL, now)
-        _, _, exchange.expiry = exchange.detail
+        exchange.expiry = exchange.detail.until
         if exchange.expiry > now.time:
             self._remember(exchange, now.time)
         return outputs
@@ -400,15 +445,17 @@ class ServerJoins(Session):
     def observed(self, exchange: Exchange, cause: Response | None, now: Now) -> list[Output]:
         """The observer said what it saw, or did not in time."""
         device, token = exchange.detail
-        status = Status.OBSERVED_JOIN_FAIL if cause is None else Status(cause.status)
+        status = Status.OBSERVED_JOIN_FAIL
+        if cause is not None and exchange.partner.member:  # the word of one that was put out counts no more
+            status = Status(cause.status)
         return [Observed(exchange.partner.identity, exchange.token, device, token, status)]
 
     # Mechanism.
 
-    def _moderate(self, exchange: Exchange, response: type[Message], now: Now) -> list[Output]:
+    def _moderate(self, exchange: Exchange, moderated: Moderated, now: Now) -> list[Output]:
         """Let a join wait for somebody's word: for so long, and with no more than so many others."""
         outputs = self._withdraw_joins(exchange.partner, now)  # a device has one under way: the latest
-        exchange.detail = response, b"", exchange.expiry
+        exchange.detail = moderated._replace(until=exchange.expiry)
         exchange.expiry = min(exchange.expiry, now.time + self.policy.join_lifetime)
         if len(self._moderated) >= MAX_MODERATED:
             oldest = next(iter(self._moderated))

@@ -8,12 +8,14 @@ from ..errors import PolicyError
 from ..messages import Message, Response
 from ..wire import Status
 from .base import Exchange, Now, Output, Policy, Session
+from .body import kept
 
 __all__ = ["Asked", "Content", "Replying", "good_until"]
 
 _HEADER: Final = ("sequence_id", "sender_id", "token")
 
 
+@kept
 class Content(NamedTuple):
     """A message without its header: what is the same on both hops of a relay, and in every repetition."""
 
@@ -31,6 +33,7 @@ class Content(NamedTuple):
         return cls(Response, (("status", status),))
 
 
+@kept
 @dataclass(slots=True, eq=False)
 class Asked:
     """What a partner asked under a token, until when it counts, and what it was answered."""

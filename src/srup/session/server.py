@@ -1,7 +1,7 @@
 """The server's end: lets devices in, commands and updates them (FLOWS.md, "Flows")."""
 
 from enum import Enum
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from ..errors import EncodeError, PolicyError
 from ..messages import (
@@ -19,10 +19,20 @@ from ..messages import (
 from ..update import SERVER_TABLE, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
 from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send
+from .body import kept
 from .events import Deregistered, Identified, Left, UpdateChanged
 from .join import SERVER_JOINS, ServerJoins
 
-__all__ = ["TABLE", "ServerSession", "ServerState"]
+__all__ = ["TABLE", "Order", "ServerSession", "ServerState"]
+
+
+@kept
+class Order(NamedTuple):
+    """An update order; with ``hold`` it is activated when the owner says so."""
+
+    url: str
+    digest: str
+    hold: bool
 
 
 class ServerState(Enum):
@@ -72,22 +82,6 @@ class ServerSession(ServerJoins):
         sends = self._order_out(device, TerminateCommand, now, nonce)
         return [*sends, *self._part(self._partner(device), sends[0].message.token if sends else b"", now)]
 
-    def revoke(self, device: int, now: float) -> list[Output]:
-        """Forget a device whose key counts no longer, with all that is under way; nothing is sent.
-
-        Left follows if it was a member. Should the identity come back with another key, it is a new partner.
-        """
-        side = self._partners.pop(device, None)
-        if side is None:
-            return []
-        outputs: list[Output] = []
-        for exchange in list(side.exchanges.values()):
-            self._forget(exchange)
-            withdrawal = self.table.get((exchange.state, Word.WITHDRAW))
-            if withdrawal is not None:  # a person is still to decide about it
-                outputs += self._take(exchange, withdrawal, None, Now(now, b""))
-        return [*outputs, Left(device, b"")] if side.member else outputs
-
     def deregister(self, device: int, now: float, nonce: bytes) -> list[Output]:
         """Put a device out for good, joined or not; Deregistered says that its key is to be dropped."""
         sends = self._order_out(device, DeregisterCommand, now, nonce)
@@ -116,7 +110,8 @@ class ServerSession(ServerJoins):
             lifetime = self.policy.update_lifetime
         state = UpdateState.FETCHING
         fields: dict[str, Any] = {"url": url, "digest": digest}
-        return self._ask(device, state, Initiate, now, nonce, lifetime, detail=hold, version=version, **fields)
+        order = Order(url, digest, hold)
+        return self._ask(device, state, Initiate, now, nonce, lifetime, detail=order, version=version, **fields)
 
     def activate(self, device: int, token: bytes, now: float) -> list[Output]:
         """Let a device activate what it has fetched under this token; PolicyError if it has nothing."""
@@ -160,7 +155,7 @@ class ServerSession(ServerJoins):
     def update_ready(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
         """The device has the file."""
         ready = UpdateChanged(exchange.partner.identity, exchange.token, UpdateState.READY, Status(cause.status))
-        if exchange.detail:
+        if exchange.detail.hold:
             return [ready]
         return [ready, *self._take(exchange, self.table[UpdateState.READY, Word.ACTIVATE], None, now)]
 
@@ -194,7 +189,8 @@ class ServerSession(ServerJoins):
         device.member = False
         asked = [exchange for exchange in device.exchanges.values() if exchange.mine and self._is_open(exchange)]
         withdrawn = self._withdraw_joins(device, Now(now, b""))
-        return [*withdrawn, Left(device.identity, token), *self._abandon(asked, now)]
+        dropped = [*self._abandon(asked, now), *self._drop_orders(device, now)]
+        return [*withdrawn, Left(device.identity, token), *dropped]
 
     def _part_for_good(self, device: Partner, token: bytes, now: float) -> list[Output]:
         left = self._part(device, token, now) if device.member else self._withdraw_joins(device, Now(now, b""))

@@ -43,11 +43,11 @@ class Wire(MemoryTransport):
         super().__init__(party.world.network, party.name)
         self._party = party
 
-    def publish(self, topic: str, payload: bytes) -> None:
+    def publish(self, topic: str, payload: bytes, on_settled: Callable[[], object] | None = None) -> None:
         """See :meth:`MemoryTransport.publish`."""
         self._party.may_die()
         self._party.world.sent(self._party, topic, payload)
-        super().publish(topic, payload)
+        super().publish(topic, payload, on_settled)
         self._party.may_die()
 
 

@@ -5,6 +5,7 @@ from srup.transport.broker import LocalBroker
 from srup.transport.memory import MemoryNetwork, MemoryTransport
 from srup.transport.mosquitto import access_list, broker_configuration
 from srup.transport.mqtt import MqttTransport
+from srup.transport.reactor import Reactor
 from srup.transport.topics import (
     Address,
     device_filter,
@@ -21,6 +22,7 @@ __all__ = [
     "MemoryNetwork",
     "MemoryTransport",
     "MqttTransport",
+    "Reactor",
     "Transport",
     "access_list",
     "broker_configuration",

@@ -38,7 +38,7 @@ class Transport(Protocol):
     def start(self, on_delivery: Callable[[Delivery], None], on_state: Callable[[bool, str], None]) -> None:
         """Connect in the background, again and again; return at once. TransportError if it was started before.
 
-        Both callbacks run on the transport's thread and only enqueue. ``on_state(connected, why)`` reports changes;
+        The callbacks run on the transport's thread and only enqueue. ``on_state(connected, why)`` reports changes;
         once it says True, the subscriptions made so far hear. A message whose ``on_delivery`` raises is settled: it
         would raise again, and enough of them would fill the broker's window and silence the link.
         """
@@ -49,9 +49,11 @@ class Transport(Protocol):
     def unsubscribe(self, topic_filter: str) -> None:
         """Stop hearing what matches; remembered in the same way. Nothing happens if it was not subscribed."""
 
-    def publish(self, topic: str, payload: bytes) -> None:
+    def publish(self, topic: str, payload: bytes, on_settled: Callable[[], object] | None = None) -> None:
         """Send with QoS 1, not retained; never blocks. Queued while offline, and sent in the order of the calls.
 
+        ``on_settled()`` is called once, on the transport's thread, when the broker has acknowledged the message (with
+        MQTT 5 perhaps by refusing it) and it is not sent again; never if the transport stops before.
         TransportError when stopped, when the queue is full, or if the topic cannot be published to.
         """
 
@@ -63,7 +65,7 @@ class Transport(Protocol):
 
 
 class Fence:
-    """The callbacks of :meth:`Transport.start`, which may raise without harm to the link (THREATS.md T8)."""
+    """The callbacks given to a transport, which may raise without harm to the link (THREATS.md T8)."""
 
     def __init__(self, on_delivery: Callable[[Delivery], None], on_state: Callable[[bool, str], None]) -> None:
         self.faults = 0
@@ -78,6 +80,13 @@ class Fence:
         except Exception:  # noqa: BLE001 - whatever a message provokes in the application, the link stays up
             self.fault("on_delivery raised for a message on %a", delivery.topic)
             delivery.ack()
+
+    def settle(self, topic: str, on_settled: Callable[[], object]) -> None:
+        """Tell that a message has been acknowledged."""
+        try:
+            on_settled()
+        except Exception:  # noqa: BLE001 - as above
+            self.fault("on_settled raised for a message on %a", topic)
 
     def report(self, connected: bool, why: str) -> None:
         """Report a state, unless it is the one reported last."""

@@ -225,7 +225,7 @@ class MemoryTransport:
         self._network = network
         self._client_id = client_id
         self._max_queued = max_queued
-        self._outbox: deque[tuple[str, bytes]] = deque()
+        self._outbox: deque[tuple[str, bytes, Callable[[], object] | None]] = deque()
         self._fence: Fence | None = None
         self._online = False
         self._stopped = False
@@ -263,7 +263,7 @@ class MemoryTransport:
         with self._network._lock:
             self._session.filters.pop(topic_filter, None)
 
-    def publish(self, topic: str, payload: bytes) -> None:
+    def publish(self, topic: str, payload: bytes, on_settled: Callable[[], object] | None = None) -> None:
         """See :meth:`Transport.publish`; deliver at once where there are no faults."""
         check_topic(topic)
         with self._network._lock:
@@ -271,7 +271,7 @@ class MemoryTransport:
                 raise TransportError("the transport is stopped")
             if len(self._outbox) >= self._max_queued:
                 raise TransportError(f"{self._max_queued} messages are queued already")
-            self._outbox.append((topic, payload))
+            self._outbox.append((topic, payload, on_settled))
         self._flush()
 
     def stop(self, timeout: float = 5.0) -> None:
@@ -312,8 +312,11 @@ class MemoryTransport:
                 return
             sent = list(self._outbox)
             self._outbox.clear()
-            for topic, payload in sent:
+            for topic, payload, _ in sent:
                 self._network._publish(topic, payload)
+        for topic, _, on_settled in sent:
+            if on_settled is not None and self._fence is not None:
+                self._fence.settle(topic, on_settled)
         self._network._settle_down()
 
     def _hear(self, delivery: Delivery) -> None:

@@ -1,9 +1,9 @@
 """A transport over MQTT, on paho-mqtt: version 5 where the broker knows it, 3.1.1 where it does not.
 
 paho's own loop waits with ``select()``, which cannot see file descriptors above 1,023, and hands its queue and its
-locks to whoever calls it. Here one thread owns each connection and waits with :mod:`selectors`; all other threads only
-append to queues and wake it. A connection has a paho client of its own (:class:`_Link`), so nothing of a dead one
-lives on, and the queue of unsent messages is ours, bounded and in order.
+locks to whoever calls it. Here the thread of a :class:`Reactor` owns the connection, or thousands of them; all other
+threads only append to queues and wake it. A connection has a paho client of its own (:class:`_Link`), so nothing of a
+dead one lives on, and the queue of unsent messages is ours, bounded and in order.
 
 What was sent and not acknowledged when a connection ends is sent again on the next one, as a new message: a receiver
 may hear it twice, which QoS 1 allows.
@@ -21,12 +21,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cache, partial
+from math import inf
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from srup.errors import TransportError
 from srup.transport.base import MAX_QUEUED, Delivery, Fence, log
+from srup.transport.reactor import Reactor
 from srup.transport.topics import check_filter, check_topic
 
 try:
@@ -49,7 +52,7 @@ _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 _CONNECT_TIMEOUT: Final = 5.0  # seconds for TCP and again for the TLS handshake
 _ANSWER_TIMEOUT: Final = 10.0  # seconds until the broker has answered our CONNECT
 _FAREWELL_TIMEOUT: Final = 1.0  # seconds until the broker has closed the connection after our DISCONNECT
-_TICK: Final = 1.0  # seconds; paho's keep-alive needs to be looked after
+_TICK: Final = 1.0  # seconds; paho's keep-alive needs to be looked after, the longer it is the more seldom
 _IN_FLIGHT: Final = 20  # messages sent and not acknowledged; more than this is slower
 _RECEIVE_MAXIMUM: Final = 1000  # deliveries that the broker (version 5) may have open with us
 _FILTERS_PER_PACKET: Final = 8  # AWS IoT Core takes no more
@@ -58,7 +61,14 @@ _SUSPICIOUS: Final = 4  # connections in a row that did not last
 _UNSUPPORTED_VERSION: Final = 0x84  # reason codes: MQTT 5.0, section 2.4
 _TAKEN_OVER: Final = 0x8E
 
+_NOBODY: Final = Fence(lambda _delivery: None, lambda _connected, _why: None)  # there before a transport has started
 _chance: Final = secrets.SystemRandom()  # a fleet that lost its broker must not return in step
+
+
+class _Message(NamedTuple):
+    topic: str
+    payload: bytes
+    on_settled: Callable[[], object] | None
 
 
 class MqttTransport:
@@ -69,9 +79,10 @@ class MqttTransport:
     authorities in ``ca_file``, or the system's; ``cert_file`` and ``key_file`` (PEM, unencrypted; the key may be in
     ``cert_file``) are the client's certificate. ``keepalive`` is in seconds. After a failure the next attempt waits
     ``min_pause`` seconds, then twice as long each time up to ``max_pause``, less a random part of at most half;
-    a connection that lasted ``max_pause`` seconds counts as a success. ``before_connect`` is called on the network
-    thread before each connection and may renew the files, which are read again each time. TransportError names an
-    argument that is wrong.
+    a connection that lasted ``max_pause`` seconds counts as a success. ``before_connect`` is called before each
+    connection, on a thread that may block, and may renew the files, which are read again each time. ``reactor`` is the
+    network thread, to be shared with other transports; without it there is one for this transport alone.
+    TransportError names an argument that is wrong.
     """
 
     def __init__(
@@ -90,6 +101,7 @@ class MqttTransport:
         max_pause: float = 30.0,
         max_queued: int = MAX_QUEUED,
         before_connect: Callable[[], object] | None = None,
+        reactor: Reactor | None = None,
     ) -> None:
         if not _HAS_PAHO:
             raise TransportError("MQTT needs paho-mqtt: pip install 'srup[mqtt]'")
@@ -115,42 +127,39 @@ class MqttTransport:
         self._max_queued = max_queued
         self._before_connect = before_connect
 
-        self._lock = threading.Lock()  # guards the next five; held for a few instructions, never in a callback
-        self._outbox: deque[tuple[str, bytes]] = deque()
+        self._reactor = Reactor(f"srup-mqtt-{client_id}") if reactor is None else reactor
+        self._lock = threading.Lock()  # guards the next six; held for a few instructions, never in a callback
+        self._outbox: deque[_Message] = deque()
         self._wanted: dict[str, None] = {}
         self._unwanted: dict[str, None] = {}  # unsubscribed, and the broker has not confirmed it yet
-        self._news: deque[tuple[bool, str]] = deque()  # (wanted, filter), what the present link does not know yet
+        self._news: list[tuple[bool, str]] = []  # (wanted, filter), what the present link does not know yet
+        self._acks: list[tuple[_Link, int]] = []
         self._started = False
 
-        self._acks: deque[tuple[_Link, int]] = deque()
         self._version = MQTTProtocolVersion.MQTTv5
-        self._fence: Fence | None = None
-        self._thread: threading.Thread | None = None
-        self._stopping = threading.Event()
-        self._deadline = 0.0  # of stopping, on the monotonic clock
-        self._waker: socket.socket | None = None  # a byte into it ends the thread's wait
-        self._awake = False
+        self._fence = _NOBODY
+        self._stopping = False
+        self._deadline = inf  # of stopping, on the monotonic clock
+        self._awake = False  # the network thread will look at the queues
+
+        self._link: _Link | None = None  # none in the pauses between connections
+        self._connecting = False  # the link is in the hands of a connector thread
+        self._failures = 0
+        self._resume_at = 0.0  # when the pause ends
 
     @property
     def faults(self) -> int:
         """How often a callback, or the network thread itself, raised; each was logged and the link went on."""
-        return self._fence.faults if self._fence is not None else 0
+        return self._fence.faults
 
     def start(self, on_delivery: Callable[[Delivery], None], on_state: Callable[[bool, str], None]) -> None:
         """See :meth:`Transport.start`."""
         with self._lock:
-            if self._started or self._stopping.is_set():
+            if self._started or self._stopping:
                 raise TransportError(f"{self!r} was started before")
             self._started = True
         self._fence = Fence(on_delivery, on_state)
-        sleeper, self._waker = socket.socketpair()
-        sleeper.setblocking(False)
-        self._waker.setblocking(False)
-        # A daemon: name resolution cannot be interrupted, and must not keep a program from ending.
-        self._thread = threading.Thread(
-            target=self._run, args=(self._fence, sleeper, self._waker), name=f"srup-mqtt-{self._client_id}", daemon=True
-        )
-        self._thread.start()
+        self._reactor.enter(self)
 
     def subscribe(self, topic_filter: str) -> None:
         """See :meth:`Transport.subscribe`."""
@@ -173,25 +182,21 @@ class MqttTransport:
             self._news.append((False, topic_filter))
         self._wake()
 
-    def publish(self, topic: str, payload: bytes) -> None:
+    def publish(self, topic: str, payload: bytes, on_settled: Callable[[], object] | None = None) -> None:
         """See :meth:`Transport.publish`."""
         check_topic(topic)
         _require(len(payload) <= _MAX_PAYLOAD, f"{len(payload)} bytes are more than an MQTT packet holds")
         with self._lock:
-            _require(not self._stopping.is_set(), "the transport is stopped")
+            _require(not self._stopping, "the transport is stopped")
             _require(len(self._outbox) < self._max_queued, f"{self._max_queued} messages are queued already")
-            self._outbox.append((topic, payload))
+            self._outbox.append(_Message(topic, payload, on_settled))
         self._wake()
 
     def stop(self, timeout: float = 5.0) -> None:
         """See :meth:`Transport.stop`; an attempt to connect that is under way may take some seconds longer."""
-        with self._lock:
-            if not self._stopping.is_set():
-                self._deadline = time.monotonic() + timeout
-                self._stopping.set()
-        self._wake()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout + 2 * _CONNECT_TIMEOUT)
+        patience = self.halt(timeout)
+        if self._started:
+            self._reactor.wait(self, patience)
 
     def __repr__(self) -> str:
         return f"MqttTransport({self._where()!r}, {self._client_id!r})"
@@ -201,69 +206,86 @@ class MqttTransport:
         return f"{'mqtts' if self._tls else 'mqtt'}://{host}:{self._port}"
 
     def _wake(self) -> None:
-        if self._awake or self._waker is None:
-            return
-        self._awake = True
-        with suppress(OSError):  # full: it is awake already; closed: it has ended
-            self._waker.send(b"\0")
+        if self._started and not self._awake:
+            self._awake = True
+            self._reactor.wake(self)
 
-    # The network thread.
+    # What the reactor asks for (see Member). The network thread runs everything from here on but _connect.
 
-    def _run(self, fence: Fence, sleeper: socket.socket, waker: socket.socket) -> None:
-        failures = 0
+    def halt(self, timeout: float) -> float:
+        """Begin to stop; a connector may have to finish what it does."""
+        with self._lock:
+            if not self._stopping:
+                self._deadline = time.monotonic() + timeout
+                self._resume_at = 0.0  # what waits is tried once more, now
+                self._stopping = True
+        self._wake()
+        return timeout + 2 * _CONNECT_TIMEOUT
+
+    def attend(self, ready: int, now: float) -> float | None:
+        """Take the next steps from pause to connection to farewell."""
+        self._awake = False  # before looking at the queues: no call gets lost
+        link = self._link
+        if self._connecting:
+            return inf
+        if link is None:
+            if self._finished(now):
+                self._say_it_is_over()
+                return None
+            if now < self._resume_at:
+                return min(self._resume_at, self._deadline)
+            self._begin()
+            return inf
+        if link.ended is None:
+            link.move(ready)
+            link.check_time(now)
+            if link.accepted and link.ended is None:
+                self._exchange(link)
+            if link.ended is None and not self._finished(now, link):
+                link.watch()
+                return min(link.due, self._deadline)
+            link.take_leave(now)
+        if not link.is_gone(now):
+            return link.due
+        self._link = None
+        self._requeue(link)
+        self._rest(link, now)
+        return now
+
+    def recover(self, now: float) -> float:
+        """Give the connection up after whatever paho or a hostile broker threw (T8)."""
+        self._fault(self._link)
+        return now
+
+    def _fault(self, link: _Link | None) -> None:
+        self._fence.fault("the connection to %s failed unexpectedly", self._where())
+        if link is not None:
+            link.end("internal error")
+
+    def _begin(self) -> None:
+        """Have a connector make the next connection."""
+        self._link = link = _Link(self)
+        self._connecting = True
+        self._reactor.employ(partial(self._connect, link))
+
+    def _connect(self, link: _Link) -> None:
+        """Do what blocks, on a connector thread."""
         try:
-            while not self._finished():
-                link = _Link(self, fence)
-                try:
-                    self._serve(link, fence, sleeper)
-                except Exception:  # noqa: BLE001 - the thread outlives whatever paho or a hostile broker throws (T8)
-                    fence.fault("the connection to %s failed unexpectedly", self._where())
-                    link.end("internal error")
-                finally:
-                    link.close()
-                self._requeue(link)
-                if link.version_refused and self._version == MQTTProtocolVersion.MQTTv5:
-                    self._version = MQTTProtocolVersion.MQTTv311
-                    continue
-                failures = 0 if link.lasted(self._max_pause) else failures + 1
-                doubtful = failures >= _SUSPICIOUS and link.accepted and not self._stopping.is_set()
-                suspicion = self._suspicion() if doubtful else ""
-                fence.report(False, f"{link.ended or 'stopped'}{suspicion}")
-                self._pause(link, failures)
-        finally:
-            fence.report(False, "stopped")
-            sleeper.close()
-            waker.close()
-            if self._outbox:
-                log.warning("%r stopped with %d messages unsent", self, len(self._outbox))
+            if self._finished(time.monotonic()):
+                link.end("stopped")
+            else:
+                link.connect()
+        except Exception:  # noqa: BLE001 - as in recover
+            self._fault(link)
+        self._connecting = False
+        self._wake()
 
-    def _serve(self, link: _Link, fence: Fence, sleeper: socket.socket) -> None:
-        """Connect and exchange messages until the link ends or the transport is done."""
-        link.connect()
-        with selectors.DefaultSelector() as selector:
-            selector.register(sleeper, selectors.EVENT_READ)
-            watched = 0
-            while True:
-                if link.accepted:
-                    self._exchange(link, fence)
-                sock = link.socket
-                if sock is None or self._finished(link):
-                    return
-                if watched != (events := link.interest):
-                    if watched:
-                        selector.modify(sock, events)
-                    else:
-                        selector.register(sock, events)
-                    watched = events
-                for key, ready in selector.select(self._patience()):
-                    if key.fileobj is sleeper:
-                        sleeper.recv(4096)
-                        self._awake = False  # after reading, before looking at the queues: no call gets lost
-                    else:
-                        link.move(ready)
-                link.check_time()
+    def _say_it_is_over(self) -> None:
+        self._fence.report(False, "stopped")
+        if self._outbox:
+            log.warning("%r stopped with %d messages unsent", self, len(self._outbox))
 
-    def _exchange(self, link: _Link, fence: Fence) -> None:
+    def _exchange(self, link: _Link) -> None:
         """Hand the link what other threads left for it, as far as it takes it."""
         if not link.greeted:
             link.greeted = True
@@ -273,8 +295,9 @@ class MqttTransport:
             # All of them, session or not: a broker that came back from an older state has the session, not the filter.
             link.subscribe(wanted)
             link.unsubscribe(unwanted)
-        while self._news:
-            wanted_now, topic_filter = self._news.popleft()
+        with self._lock:
+            (news, self._news), (acks, self._acks) = (self._news, []), (self._acks, [])
+        for wanted_now, topic_filter in news:
             if wanted_now:
                 link.subscribe([topic_filter])
             else:
@@ -282,14 +305,13 @@ class MqttTransport:
         for topic_filter in link.forgotten():
             with self._lock:
                 self._unwanted.pop(topic_filter, None)
-        while self._acks:
-            origin, mid = self._acks.popleft()
+        for origin, mid in acks:
             if origin is link:  # a packet id of an earlier connection may mean another message by now
                 link.acknowledge(mid)
         while self._outbox and link.has_room:
             link.publish(self._outbox.popleft())
         if link.hears and link.ended is None:
-            fence.report(True, f"connected to {self._where()} with MQTT {link.dialect}")
+            self._fence.report(True, f"connected to {self._where()} with MQTT {link.dialect}")
 
     def _suspicion(self) -> str:
         """MQTT 3.1.1 and some brokers of version 5 let a session be stolen without telling the victim."""
@@ -297,50 +319,77 @@ class MqttTransport:
 
     def _requeue(self, link: _Link) -> None:
         """Put what a link leaves unacknowledged back to the head of the queue, in order."""
-        self._acks.clear()
         with self._lock:
+            self._acks.clear()
             self._outbox.extendleft(reversed(link.in_flight.values()))
 
-    def _pause(self, link: _Link, failures: int) -> None:
-        """Wait before the next connection, and decide which version it speaks."""
+    def _rest(self, link: _Link, now: float) -> None:
+        """Report why the link is over; decide when the next one is made, and which version it speaks."""
+        was_5 = self._version == MQTTProtocolVersion.MQTTv5
         if link.version_refused or link.ignored:
-            was_5 = self._version == MQTTProtocolVersion.MQTTv5
             self._version = MQTTProtocolVersion.MQTTv311 if was_5 else MQTTProtocolVersion.MQTTv5
-        doublings = min(max(failures - 1, 0), 32)
+        if link.version_refused and was_5:
+            self._resume_at = now
+            return
+        self._failures = 0 if link.lasted(self._max_pause) else self._failures + 1
+        doubtful = self._failures >= _SUSPICIOUS and link.accepted and not self._stopping
+        self._fence.report(False, f"{link.ended}{self._suspicion() if doubtful else ''}")
+        doublings = min(max(self._failures - 1, 0), 32)
         longest = self._max_pause if link.taken_over else min(self._max_pause, self._min_pause * 2.0**doublings)
-        seconds = longest * _chance.uniform(0.5, 1.0)
-        if not self._stopping.is_set():
-            self._stopping.wait(seconds)
-        elif not self._finished():
-            time.sleep(max(0.0, min(seconds, self._deadline - time.monotonic())))
+        self._resume_at = now + longest * _chance.uniform(0.5, 1.0)
 
-    def _patience(self) -> float:
-        """How long the thread may wait for the network, in seconds."""
-        return max(0.0, min(_TICK, self._deadline - time.monotonic())) if self._stopping.is_set() else _TICK
-
-    def _finished(self, link: _Link | None = None) -> bool:
-        """Whether the thread may end: it was told to, and has nothing left to send or no time left to send it."""
-        if not self._stopping.is_set():
+    def _finished(self, now: float, link: _Link | None = None) -> bool:
+        """Whether it may end: it was told to, and has nothing left to send or no time left to send it."""
+        if not self._stopping:
             return False
         idle = not self._outbox and (link is None or not (link.in_flight or link.wants_write or self._acks))
-        return idle or time.monotonic() >= self._deadline
+        return idle or now >= self._deadline
 
 
 class _Link:
-    """One connection with its paho client, used by the network thread only and thrown away when it ends.
+    """One connection with its paho client, used by one thread at a time and thrown away when it ends.
 
-    paho calls back from within :meth:`move`; the callbacks note what happened, and the network thread acts on it.
+    A connector runs :meth:`connect`, and the network thread everything after that. paho calls back from within
+    :meth:`move`; the callbacks note what happened, and the network thread acts on it.
     """
 
-    def __init__(self, owner: MqttTransport, fence: Fence) -> None:
+    __slots__ = (
+        "_answered",
+        "_client",
+        "_descriptor",
+        "_fence",
+        "_forgotten",
+        "_is_5",
+        "_line",
+        "_owner",
+        "_reached",
+        "_resumed",
+        "_subscribing",
+        "_unsubscribing",
+        "_watched",
+        "_window",
+        "accepted",
+        "due",
+        "ended",
+        "greeted",
+        "in_flight",
+        "taken_over",
+        "version_refused",
+    )
+
+    def __init__(self, owner: MqttTransport) -> None:
         self.ended: str | None = None  # why; None while it lasts
+        self.due = 0.0  # when to look after it again, on the monotonic clock
         self.accepted = False
         self.greeted = False
         self.version_refused = False
         self.taken_over = False
-        self.in_flight: dict[int, tuple[str, bytes]] = {}  # sent and not acknowledged, by packet id, in order
+        self.in_flight: dict[int, _Message] = {}  # sent and not acknowledged, by packet id, in order
         self._owner = owner
-        self._fence = fence
+        self._fence = owner._fence
+        self._line: socket.socket | None = None  # from our DISCONNECT until the broker has hung up
+        self._descriptor = -1  # what the reactor watches, and for which events
+        self._watched = 0
         self._resumed = False
         self._answered = False
         self._window = _IN_FLIGHT
@@ -353,17 +402,18 @@ class _Link:
             CallbackAPIVersion.VERSION2,
             owner._client_id,
             clean_session=None if self._is_5 else False,
+            userdata=self,
             protocol=owner._version,
             reconnect_on_failure=False,
             manual_ack=True,
         )
         client.connect_timeout = _CONNECT_TIMEOUT
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        client.on_publish = self._on_publish
-        client.on_subscribe = self._on_subscribe
-        client.on_unsubscribe = self._on_unsubscribe
+        client.on_connect = _on_connect
+        client.on_disconnect = _on_disconnect
+        client.on_message = _on_message
+        client.on_publish = _on_publish
+        client.on_subscribe = _on_subscribe
+        client.on_unsubscribe = _on_unsubscribe
         if owner._credentials[0] is not None:
             client.username_pw_set(*owner._credentials)
 
@@ -371,16 +421,6 @@ class _Link:
     def dialect(self) -> str:
         """The version of MQTT it speaks."""
         return "5" if self._is_5 else "3.1.1"
-
-    @property
-    def socket(self) -> Any:
-        """What to wait for; None when the link is over."""
-        return self._client.socket() if self.ended is None else None
-
-    @property
-    def interest(self) -> int:
-        """The events to wait for."""
-        return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._client.want_write() else 0)
 
     @property
     def wants_write(self) -> bool:
@@ -411,10 +451,7 @@ class _Link:
         owner = self._owner
         arguments: dict[str, Any] = {}
         if self._is_5:
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = owner._session_expiry
-            properties.ReceiveMaximum = _RECEIVE_MAXIMUM
-            arguments = {"clean_start": False, "properties": properties}
+            arguments = {"clean_start": False, "properties": _connect_properties(owner._session_expiry)}
         try:
             self._prepare()
             self._client.connect(owner._host, owner._port, owner._keepalive, **arguments)
@@ -423,7 +460,7 @@ class _Link:
         except (OSError, TransportError) as error:
             self.end(f"cannot connect to {owner._where()}: {error}")
         else:
-            self._reached = time.monotonic()
+            self._reached = self.due = time.monotonic()
 
     def _prepare(self) -> None:
         """Read the certificates as they are now."""
@@ -437,6 +474,13 @@ class _Link:
             owner._tls = _tls_context(*owner._tls_files)
             self._client.tls_set_context(owner._tls)
 
+    def watch(self) -> None:
+        """Have the reactor wait for what the connection waits for."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._client.want_write() else 0)
+        if events != self._watched and (sock := self._client.socket()) is not None:
+            self._descriptor, self._watched = sock.fileno(), events
+            self._owner._reactor.watch(self._descriptor, events, self._owner)
+
     def move(self, ready: int) -> None:
         """Read and write what the socket has and takes."""
         if ready & selectors.EVENT_READ:
@@ -446,12 +490,19 @@ class _Link:
                 self._client.loop_read()
         if ready & selectors.EVENT_WRITE:
             self._client.loop_write()
+        if self._client.socket() is None:
+            self.end(f"the connection to {self._owner._where()} was lost")
 
-    def check_time(self) -> None:
+    def check_time(self, now: float) -> None:
         """Keep alive; give up on a broker that does not answer."""
+        if now < self.due:
+            return
+        self.due = now + max(_TICK, self._owner._keepalive / 8)
         self._client.loop_misc()
-        if not self._answered and time.monotonic() - self._reached >= _ANSWER_TIMEOUT:
-            self.end(f"{self._owner._where()} does not answer")
+        if not self._answered:
+            self.due = min(self.due, self._reached + _ANSWER_TIMEOUT)
+            if now >= self._reached + _ANSWER_TIMEOUT:
+                self.end(f"{self._owner._where()} does not answer")
 
     def subscribe(self, filters: list[str]) -> None:
         """Ask for each filter with QoS 1 and, where the broker can, without one's own messages."""
@@ -479,11 +530,11 @@ class _Link:
         """Settle a delivery of this connection."""
         self._client.ack(mid, 1)
 
-    def publish(self, message: tuple[str, bytes]) -> None:
+    def publish(self, message: _Message) -> None:
         """Send a message with QoS 1."""
-        info = self._client.publish(*message, qos=1)
+        info = self._client.publish(message.topic, message.payload, qos=1)
         while info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # 65,535 packet ids later: this one is still in flight
-            info = self._client.publish(*message, qos=1)
+            info = self._client.publish(message.topic, message.payload, qos=1)
         self.in_flight[info.mid] = message
 
     def end(self, why: str) -> None:
@@ -491,79 +542,121 @@ class _Link:
         if self.ended is None:
             self.ended = why
 
-    def close(self) -> None:
-        """Say good-bye if the broker still listens, and give the socket back."""
-        if (sock := self._client.socket()) is None:
+    def take_leave(self, now: float) -> None:
+        """Say good-bye if the broker still listens."""
+        if self.ended is not None or (sock := self._client.socket()) is None:
             return
-        if self.ended is None:
-            self.end("stopped")
-            with suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as line:
-                self._client.disconnect()
-                # A broker drops what it has not read when the next client takes the session, so let it hang up first.
-                line.settimeout(_FAREWELL_TIMEOUT)
-                while line.recv(4096):
+        self.end("stopped")
+        # A broker drops what it has not read when the next client takes the session, so let it hang up first.
+        with suppress(OSError):
+            self._line = socket.socket(fileno=os.dup(sock.fileno()))
+            self._let_go()
+            self._client.disconnect()
+            self.due = now + _FAREWELL_TIMEOUT
+            self._line.setblocking(False)
+            self._descriptor, self._watched = self._line.fileno(), selectors.EVENT_READ
+            self._owner._reactor.watch(self._descriptor, self._watched, self._owner)
+
+    def is_gone(self, now: float) -> bool:
+        """Whether a link that has ended needs no more attention; its socket is given back then."""
+        if self._line is not None and now < self.due:
+            try:
+                while self._line.recv(4096):
                     pass
-        sock.close()
+            except BlockingIOError:
+                return False
+            except OSError:
+                pass  # it has hung up less politely
+        self._let_go()
+        for sock in (self._line, self._client.socket()):
+            if sock is not None:
+                sock.close()
+        return True
 
-    # paho's callbacks, all from within connect, move, check_time, publish and close. Signatures: its API version 2.
+    def _let_go(self) -> None:
+        """Have the reactor watch no longer."""
+        if self._watched:
+            self._owner._reactor.forget(self._descriptor)
+            self._watched = 0
 
-    def _on_connect(
-        self, _client: paho.Client, _data: object, flags: paho.ConnectFlags, reason: ReasonCode, properties: object
-    ) -> None:
-        self._answered = True
+
+# paho's callbacks, all from within connect, move, check_time, publish and take_leave; the user data is the link. They
+# belong to no object, of which a fleet would have thousands. Signatures: its API version 2.
+
+
+def _on_connect(
+    _client: paho.Client, link: _Link, flags: paho.ConnectFlags, reason: ReasonCode, properties: object
+) -> None:
+    link._answered = True
+    if reason.is_failure:
+        link.version_refused = reason.value == _UNSUPPORTED_VERSION
+        link.end(f"{link._owner._where()} refused the connection: {reason}")
+        return
+    link.accepted = True
+    link._resumed = flags.session_present
+    link._window = min(_IN_FLIGHT, getattr(properties, "ReceiveMaximum", _IN_FLIGHT))
+
+
+def _on_disconnect(
+    _client: paho.Client, link: _Link, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
+) -> None:
+    if not flags.is_disconnect_packet_from_server:
+        link.end(f"the connection to {link._owner._where()} was lost")
+    elif reason.value == _TAKEN_OVER:
+        link.taken_over = True
+        link.end(f"another client with the id {link._owner._client_id!a} took the session over")
+    else:
+        link.end(f"{link._owner._where()} ended the connection: {reason}")
+
+
+def _on_message(_client: paho.Client, link: _Link, message: paho.MQTTMessage) -> None:
+    try:
+        topic = message.topic
+    except UnicodeDecodeError:  # MQTT forbids it, so only a broken or hostile broker sends it
+        link._fence.fault("a message arrived whose topic is not UTF-8")
+        link.acknowledge(message.mid)
+        return
+    ticket = [message.mid] if message.qos else []  # taken out by whoever acknowledges first
+    owner = link._owner
+
+    def ack() -> None:
+        with suppress(IndexError):
+            mid = ticket.pop()
+            with owner._lock:
+                owner._acks.append((link, mid))
+            owner._wake()
+
+    link._fence.deliver(Delivery(topic, bytes(message.payload), ack))
+
+
+def _on_publish(_client: paho.Client, link: _Link, mid: int, reason: ReasonCode, _properties: object) -> None:
+    if (message := link.in_flight.pop(mid, None)) is None:
+        return
+    if reason.is_failure:
+        log.warning("the broker refused a message on %a: %s", message.topic, reason)
+    if message.on_settled is not None:
+        link._fence.settle(message.topic, message.on_settled)
+
+
+def _on_subscribe(_client: paho.Client, link: _Link, mid: int, reasons: list[ReasonCode], _properties: object) -> None:
+    for topic_filter, reason in zip(link._subscribing.pop(mid, ()), reasons, strict=False):
         if reason.is_failure:
-            self.version_refused = reason.value == _UNSUPPORTED_VERSION
-            self.end(f"{self._owner._where()} refused the connection: {reason}")
-            return
-        self.accepted = True
-        self._resumed = flags.session_present
-        self._window = min(_IN_FLIGHT, getattr(properties, "ReceiveMaximum", _IN_FLIGHT))
+            log.warning("the broker refused to subscribe to %a: %s", topic_filter, reason)
 
-    def _on_disconnect(
-        self, _client: paho.Client, _data: object, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
-    ) -> None:
-        if not flags.is_disconnect_packet_from_server:
-            self.end(f"the connection to {self._owner._where()} was lost")
-        elif reason.value == _TAKEN_OVER:
-            self.taken_over = True
-            self.end(f"another client with the id {self._owner._client_id!a} took the session over")
-        else:
-            self.end(f"{self._owner._where()} ended the connection: {reason}")
 
-    def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
-        try:
-            topic = message.topic
-        except UnicodeDecodeError:  # MQTT forbids it, so only a broken or hostile broker sends it
-            self._fence.fault("a message arrived whose topic is not UTF-8")
-            self.acknowledge(message.mid)
-            return
-        ticket = [message.mid] if message.qos else []  # taken out by whoever acknowledges first
+def _on_unsubscribe(
+    _client: paho.Client, link: _Link, mid: int, _reasons: list[ReasonCode], _properties: object
+) -> None:
+    link._forgotten += link._unsubscribing.pop(mid, ())
 
-        def ack() -> None:
-            with suppress(IndexError):
-                self._owner._acks.append((self, ticket.pop()))
-                self._owner._wake()
 
-        self._fence.deliver(Delivery(topic, bytes(message.payload), ack))
-
-    def _on_publish(
-        self, _client: paho.Client, _data: object, mid: int, reason: ReasonCode, _properties: object
-    ) -> None:
-        message = self.in_flight.pop(mid, None)
-        if message is not None and reason.is_failure:
-            log.warning("the broker refused a message on %a: %s", message[0], reason)
-
-    def _on_subscribe(
-        self, _client: paho.Client, _data: object, mid: int, reasons: list[ReasonCode], _properties: object
-    ) -> None:
-        for topic_filter, reason in zip(self._subscribing.pop(mid, ()), reasons, strict=False):
-            if reason.is_failure:
-                log.warning("the broker refused to subscribe to %a: %s", topic_filter, reason)
-
-    def _on_unsubscribe(
-        self, _client: paho.Client, _data: object, mid: int, _reasons: list[ReasonCode], _properties: object
-    ) -> None:
-        self._forgotten += self._unsubscribing.pop(mid, ())
+@cache
+def _connect_properties(session_expiry: int) -> Properties:
+    """What a CONNECT says; one object for all, for each is as large as a connection."""
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.SessionExpiryInterval = session_expiry
+    properties.ReceiveMaximum = _RECEIVE_MAXIMUM
+    return properties
 
 
 def _batches(filters: list[str]) -> Iterable[list[str]]:

@@ -1,0 +1,208 @@
+"""From bytes at the broker to what is durable: a Server with an SQLite store, through a Mosquitto of our own.
+
+A publisher in a process of its own sends signed values of many devices with QoS 1; they wait at the broker, or come
+live. ``plain`` is a paho client that acknowledges each message and does nothing else. ``durable`` is a whole
+:class:`srup.Server`: signature, token, window, audit row and inbox entry in one commit with the messages that came
+together, then the acknowledgement, then the application's handler, whose end is recorded. ``one by one`` is the same
+server without group commit and with ``cryptography`` for each message (the pure backend), as a careful user would write
+it today.
+"""
+
+import os
+import socket
+import statistics
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from srup import KeyRing, PrivateKey, Server, TransportError
+from srup.agent import base
+from srup.records import Changes, PartnerRecord
+from srup.store import SqliteStore
+from srup.transport import LocalBroker, MqttTransport
+
+from .material import public_key, rsa_keys, signed_wires
+from .receive import IN_FLIGHT, TIMEOUT, Watch, connect
+from .report import Report, apart, main
+
+SERVER: Final = 0x5E
+FIRST: Final = 1000
+
+
+def topic_of(device: int) -> str:
+    """Return a device's topic."""
+    return f"SRUP/{device:x}"
+
+
+def publish(url: str, keys: int, count: int) -> None:
+    """Send all messages, as :func:`benchmarks.receive.publish` does, each on its device's topic."""
+    devices = [FIRST + number % keys for number in range(count)]
+    packets = []
+    for number, (device, wire) in enumerate(zip(devices, signed_wires(devices, rsa_keys(keys)), strict=True)):
+        topic = topic_of(device).encode()
+        body = struct.pack(f"!H{len(topic)}sH", len(topic), topic, 1 + number % 0xFFFF) + wire
+        packets.append(bytes([0x32, len(body) & 0x7F | 0x80, len(body) >> 7]) + body)
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname or "", address.port or 1883), timeout=TIMEOUT) as line:
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        line.sendall(b"\x10\x15\x00\x04MQTT\x04\x02\x00\x00\x00\x09publisher")
+        if line.recv(4) != b"\x20\x02\x00\x00":
+            raise RuntimeError("the broker refused the publisher")
+        settled = sent = 0
+        while settled < 4 * count:  # bytes of PUBACK
+            room = min(count, settled // 4 + IN_FLIGHT) - sent
+            if room >= IN_FLIGHT // 4 or sent + room == count:
+                line.sendall(b"".join(packets[sent : sent + room]))
+                sent += room
+            settled += len(line.recv(1 << 16))
+
+
+def receive_plain(url: str, keys: int, count: int) -> tuple[float, float, float | None]:
+    """Acknowledge, with paho and nothing else."""
+    watch = Watch(count)
+
+    def on_message(client: Any, _: object, message: Any) -> None:
+        if not watch.began:
+            watch.start()
+        client.ack(message.mid, message.qos)
+        watch.add(1)
+
+    client = connect(url, on_message)
+    client.loop_start()
+    result = watch.result(None)
+    time.sleep(0.2)  # for the last acknowledgements
+    client.disconnect()
+    client.loop_stop()
+    return result
+
+
+def receive_durable(url: str, keys: int, count: int, grouped: bool = True) -> tuple[float, float, float | None]:
+    """Serve with a store, until all is durable, acknowledged and handled."""
+    pool = rsa_keys(keys)
+    ring = KeyRing({device: public_key(pool[device % keys]) for device in range(FIRST, FIRST + keys)})
+    for key in ring.values():
+        _ = key.verifier
+    watch = Watch(count)
+    with tempfile.TemporaryDirectory() as folder:
+        store = SqliteStore(Path(folder) / "server.db")
+        store.open(SERVER)
+        store.commit(Changes(partners=[PartnerRecord(device, True, True, 0, 0, 1) for device in ring]))
+        store.close()
+        server = Server(
+            SERVER, PrivateKey.generate("ed25519"), devices=ring, broker=MqttTransport(url, "receiver"), store=store
+        )
+        arrived = server._arrived
+
+        def on_delivery(delivery: Any) -> None:
+            if not watch.began:
+                watch.start()
+            arrived(delivery)
+
+        server._arrived = on_delivery  # type: ignore[method-assign]
+        server.on_data("temperature", "double")(lambda device, data_id, value: watch.add(1))
+        if not grouped:
+            base._BATCH = base._TURN = 1  # type: ignore[misc]
+        server.start()
+        try:
+            return watch.result(None)
+        finally:
+            server.stop()
+
+
+RECEIVERS: Final[dict[str, Callable[..., tuple[float, float, float | None]]]] = {
+    "plain": receive_plain,
+    "durable": receive_durable,
+    "one by one": lambda url, keys, count: receive_durable(url, keys, count, grouped=False),
+}
+
+
+def receive(name: str, url: str, keys: int, count: int) -> tuple[float, float, float | None]:
+    """Receive in a fresh process."""
+    return RECEIVERS[name](url, keys, count)
+
+
+def make_session(url: str, keys: int) -> None:
+    """Subscribe as the receiver and go, so that the broker keeps what comes."""
+    transport = MqttTransport(url, "receiver")
+    for number in range(keys):
+        transport.subscribe(f"{topic_of(FIRST + number)}/#")
+    connected = threading.Event()
+    transport.start(lambda delivery: None, lambda is_connected, why: connected.set() if is_connected else None)
+    connected.wait(TIMEOUT)
+    transport.stop()
+
+
+@contextmanager
+def broker_with_session(keys: int) -> Iterator[str]:
+    """Give the URL of a fresh Mosquitto that keeps messages for the receiver."""
+    with LocalBroker("mosquitto") as broker:
+        apart(make_session, broker.url, keys)
+        yield broker.url
+
+
+def measure(way: str, name: str, keys: int, count: int) -> tuple[float, float, float | None]:
+    """Publish everything and then receive (backlog), or both at the same time (live)."""
+    pure = {"SRUP_BACKEND": "python"} if name == "one by one" else {}
+    with broker_with_session(keys) as url:
+        publisher = threading.Thread(target=apart, args=(publish, url, keys, count))
+        publisher.start()
+        if way == "backlog":
+            publisher.join()
+        before = os.environ.copy()
+        os.environ.update(pure)  # a spawned process reads it before it imports srup
+        try:
+            return apart(receive, name, url, keys, count)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            publisher.join()
+
+
+def run(short: bool) -> Report:
+    """Measure everything."""
+    keys, count, rounds = (64, 2000, 1) if short else (1000, 20_000, 5)
+    report = Report(
+        "durable",
+        "how many messages per second are durable before they are acknowledged?",
+        ["paho-mqtt"],
+        scheme=f"rsa2048, {keys:,} different keys",
+        store="SQLite, WAL, synchronous=FULL",
+    )
+    try:
+        description = LocalBroker("mosquitto").description.partition(" (")[0]
+        import paho.mqtt.client  # noqa: F401
+    except (TransportError, ImportError) as error:
+        report.note(f"not measured: {error}")
+        return report
+    rows: list[list[object]] = []
+    for way in ("backlog", "live"):
+        tries: dict[str, list[tuple[float, float, float | None]]] = {receiver: [] for receiver in RECEIVERS}
+        for _ in range(rounds):  # in turn: what disturbs one disturbs the others
+            for receiver, results in tries.items():
+                results.append(measure(way, receiver, keys, count // 4 if receiver == "one by one" else count))
+        for receiver, results in tries.items():
+            rate, cpu, _ = max(results)
+            middle = statistics.median(result[0] for result in results)
+            rows.append([f"{way}, {receiver}", rate, middle, cpu * 1e6])
+        best = {receiver: max(results)[0] for receiver, results in tries.items()}
+        medians = {receiver: statistics.median(rate for rate, *_ in results) for receiver, results in tries.items()}
+        for what, rates, aims in (("best", best, (0.75, 5.0)), ("medians", medians, (None, None))):
+            report.ratio(
+                f"{way}: durable / plain paho that only acks, {what}", rates["durable"] / rates["plain"], aims[0]
+            )
+            ratio = rates["durable"] / rates["one by one"]
+            report.ratio(f"{way}: durable / one by one, without group commit, {what}", ratio, aims[1])
+    columns = ["path", "messages/s, best", "median", "CPU µs each, receiver"]
+    report.table(f"through {description}, QoS 1, {count:,} messages", columns, rows)
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main(run, __doc__))

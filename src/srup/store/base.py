@@ -1,0 +1,43 @@
+"""What every store promises: the state of one end, and that a crash loses nothing of what it has confirmed."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from ..records import AuditRow, Changes, State
+
+__all__ = ["Store"]
+
+
+class Store(Protocol):
+    """The durable state of one identity, or of one partition of a server's devices. Any thread may call any method.
+
+    In :class:`Changes` the ``forgotten`` go first: what else is said about the same partner is about a new one. What a
+    partner's keys, facts and audit rows say outlives it. Then comes what is written, of two records with one name the
+    later; what is ended, finished or settled goes last. Ending, finishing or settling what is not there is no error.
+
+    Every method raises StoreError when the state cannot be read or written, or is not what it should be; then nothing
+    has changed, and the caller may try again.
+    """
+
+    def open(self, owner: int) -> State:
+        """Return what is kept for ``owner``; a store that was never used becomes that identity's.
+
+        StoreError when it belongs to another identity, is of a newer version, is damaged, has less than it had (an old
+        backup, lost data), or is in use by another process.
+        """
+
+    def commit(self, changes: Changes) -> None:
+        """Write all of this or nothing; when it returns, it is on durable storage.
+
+        LeaseLostError when somebody else has taken this partition over: nothing has been written then, and nothing can
+        be any more.
+        """
+
+    def audit(self, since: float = 0.0, partner: int | None = None) -> Iterator[AuditRow]:
+        """Return the audit rows from ``since`` on, the oldest first; of one partner or of all."""
+
+    def prune(self, before: float) -> int:
+        """Delete the audit rows that are older than that; return how many."""
+
+    def close(self) -> None:
+        """Let go of the files and connections. A second call does nothing."""

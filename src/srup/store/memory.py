@@ -1,0 +1,177 @@
+"""A store for tests and simulations: it survives the agent that uses it, not the process."""
+
+import copy
+import threading
+from collections.abc import Iterator
+from typing import Any, Final
+
+from ..errors import StoreError
+from ..records import (
+    AuditRow,
+    Changes,
+    ExchangeRecord,
+    Fact,
+    InboxEntry,
+    KeyRecord,
+    OutboxEntry,
+    PartnerRecord,
+    State,
+)
+
+__all__ = ["MemoryStore"]
+
+_UNSIGNED: Final = 1 << 64
+_WINDOW: Final = 1 << 1024
+
+
+class MemoryStore:
+    """A Store in the memory of this process. A crash is a new agent on the same object.
+
+    ``failures`` is how many of the next commits raise StoreError and change nothing; it counts down and may be set at
+    any time.
+    """
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures = failures
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+        self._adopted = False
+        self._contents = _Contents()
+
+    def open(self, owner: int) -> State:
+        """Return what is kept for ``owner``."""
+        with self._lock:
+            if self._owner not in (None, owner):
+                raise StoreError(f"the store belongs to {self._owner:x}, not to {owner:x}")
+            self._owner = owner
+            return self._contents.state(self._adopted)
+
+    def commit(self, changes: Changes) -> None:
+        """Keep all of this or nothing."""
+        if not changes:
+            return
+        with self._lock:
+            if self._owner is None:
+                raise StoreError("the store is not open")
+            if self.failures > 0:
+                self.failures -= 1
+                raise StoreError("the store was told to fail")
+            try:
+                _check(changes)
+            except (TypeError, ValueError) as error:
+                raise StoreError(f"a record cannot be kept: {error}") from None
+            self._contents.apply(changes)
+            self._adopted = False
+
+    def audit(self, since: float = 0.0, partner: int | None = None) -> Iterator[AuditRow]:
+        """Return the audit rows from ``since`` on, the oldest first."""
+        with self._lock:
+            rows = [row for row in self._contents.audit if row.at >= since and partner in (None, row.partner)]
+        return iter(sorted(rows, key=lambda row: row.at))
+
+    def prune(self, before: float) -> int:
+        """Delete the audit rows that are older; return how many."""
+        with self._lock:
+            kept = [row for row in self._contents.audit if row.at >= before]
+            pruned = len(self._contents.audit) - len(kept)
+            self._contents.audit = kept
+        return pruned
+
+    def close(self) -> None:
+        """Do nothing: what is kept stays, for the next agent."""
+
+    def copy(self) -> "MemoryStore":
+        """Return a store with the present contents, which goes its own way: a backup.
+
+        Nothing tells it from the original: opening it later is what a restored backup is without a witness.
+        """
+        with self._lock:
+            other = MemoryStore()
+            other._owner = self._owner
+            other._contents = copy.deepcopy(self._contents)
+            return other
+
+    def adopt(self) -> None:
+        """Say at the next openings, until there has been a commit, that the contents may be old."""
+        with self._lock:
+            self._adopted = True
+
+
+class _Contents:
+    def __init__(self) -> None:
+        self.partners: dict[int, PartnerRecord] = {}
+        self.exchanges: dict[tuple[int, bytes], ExchangeRecord] = {}
+        self.inbox: dict[tuple[int, int], InboxEntry] = {}
+        self.outbox: dict[tuple[int, int], OutboxEntry] = {}
+        self.keys: dict[int, KeyRecord] = {}
+        self.barred: dict[str, None] = {}
+        self.facts: dict[tuple[int, str], Fact] = {}
+        self.audit: list[AuditRow] = []
+
+    def apply(self, changes: Changes) -> None:
+        for identity in changes.forgotten:
+            self.partners.pop(identity, None)
+        if gone := set(changes.forgotten):
+            tables: tuple[dict[Any, Any], ...] = (self.exchanges, self.inbox, self.outbox)
+            for table in tables:
+                for key in [key for key in table if key[0] in gone]:
+                    del table[key]
+        self.partners.update((record.identity, record) for record in changes.partners)
+        self.exchanges.update(((record.partner, record.token), record) for record in changes.exchanges)
+        self.inbox.update(((entry.partner, entry.number), entry) for entry in changes.inbox)
+        self.outbox.update(((entry.partner, entry.number), entry) for entry in changes.outbox)
+        self.keys.update((record.identity, record) for record in changes.keys)
+        self.barred.update(dict.fromkeys(changes.barred))
+        for fact in changes.facts:
+            if fact.value is None:
+                self.facts.pop((fact.identity, fact.name), None)
+            else:
+                self.facts[fact.identity, fact.name] = fact
+        self.audit += changes.audit
+        for exchange in changes.ended:
+            self.exchanges.pop(exchange, None)
+        for entry in changes.finished:
+            self.inbox.pop(entry, None)
+        for entry in changes.settled:
+            self.outbox.pop(entry, None)
+
+    def state(self, adopted: bool) -> State:
+        return State(
+            [*self.partners.values()],
+            [*self.exchanges.values()],
+            sorted(self.inbox.values()),
+            sorted(self.outbox.values()),
+            [*self.keys.values()],
+            [*self.barred],
+            [*self.facts.values()],
+            adopted,
+        )
+
+
+_KINDS: Final[dict[str, type[Any]]] = {
+    "partners": PartnerRecord,
+    "exchanges": ExchangeRecord,
+    "inbox": InboxEntry,
+    "outbox": OutboxEntry,
+    "keys": KeyRecord,
+    "facts": Fact,
+    "audit": AuditRow,
+    "barred": str,
+    "forgotten": int,
+    "ended": tuple,
+    "finished": tuple,
+    "settled": tuple,
+}
+
+
+def _check(changes: Changes) -> None:
+    """Refuse what a store that serialises could not write; raise TypeError or ValueError."""
+    for name, kind in _KINDS.items():
+        for record in getattr(changes, name):
+            if not isinstance(record, kind):
+                raise TypeError(f"{record!r} in {name} is no {kind.__name__}")
+            numbers = [record] if isinstance(record, int) else [value for value in record if isinstance(value, int)]
+            if kind is PartnerRecord and not 0 <= numbers.pop() < _WINDOW:
+                raise ValueError(f"the window in {record!r} is too long")
+            if not all(0 <= number < _UNSIGNED for number in numbers):
+                raise ValueError(f"a number in {record!r} has not 64 bits")

@@ -1,0 +1,622 @@
+"""Agents with a store: what a crash at any moment leaves, and what it does not."""
+
+import hashlib
+
+import pytest
+
+from srup import Device, KeyRing, PolicyError, PrivateKey, Server, Status, StoreError, UnansweredError
+from srup.records import Changes
+from srup.session.base import Place
+from srup.store import MemoryStore
+from srup.transport import MemoryTransport
+from srup.update import UpdateState
+
+from .fleet import DIGEST, SERVER, URL, Fleet, key_of
+
+DAY = 86400.0
+
+
+class DurableFleet(Fleet):
+    """A fleet whose ends all have stores, and crash: what was in memory is gone, the session at the broker stays."""
+
+    def __init__(self, tmp_path, size=1, seed=0, **options):
+        self.stores = {}
+        self.server_options = {"store": self.store(SERVER)} | options.pop("server_options", {})
+        self.handlers = {}
+        super().__init__(tmp_path, size, seed, server_options=self.server_options, **options)
+
+    def store(self, identity):
+        return self.stores.setdefault(identity, MemoryStore())
+
+    def add(self, identity, **options):
+        return super().add(identity, **({"store": self.store(identity)} | options))
+
+    def crash_server(self, **options):
+        """A new process: same identity, key, store, and session at the broker."""
+        self.server = Server(
+            SERVER,
+            key_of(SERVER, self.scheme),
+            **{
+                "devices": KeyRing(),
+                "broker": MemoryTransport(self.network, "server"),
+                "clock": self.clock,
+                "entropy": self.randbytes,
+            }
+            | self.server_options
+            | options,
+        )
+        self.server.on_refused(lambda refusal: self.refusals.append((self.server, refusal)))
+        return self.server
+
+    def crash_device(self, **options):
+        identity = self.device.identity
+        return self.add(identity, **options)
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    return DurableFleet(tmp_path)
+
+
+def test_a_server_knows_its_members_and_their_keys_after_a_crash(fleet):
+    fleet.joined()
+    device = fleet.device.identity
+    server = fleet.crash_server().start(threads=False)
+    assert server.members == {device}
+    assert server.devices[device] == key_of(device).public_key
+    answer = server.action(device, 1)
+    fleet.settle()
+    assert answer.result(0) is Status.ACTION_UNKNOWN
+    assert fleet.faults() == 0
+
+
+def test_a_device_is_a_member_after_a_crash_before_the_server_says_so(fleet):
+    fleet.joined()
+    fleet.network.cut("server")
+    device = fleet.crash_device().start(threads=False)
+    assert device.joined
+    fleet.network.heal("server")
+    fleet.settle()
+    assert fleet.all_joined()
+
+
+def test_t2_a_message_from_before_a_crash_is_a_replay(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    fleet.device.send("n", 1, "uint8")
+    fleet.settle()
+    captured = [entry for entry in fleet.network.log if entry[0] == f"SRUP/{fleet.device.identity:x}"]
+    server = fleet.crash_server()
+    server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    server.start(threads=False)
+    fleet.settle()
+    fleet.errors()
+    for topic, wire in captured:
+        fleet.network.inject(topic, wire)
+    fleet.settle()
+    assert heard == [1]
+    assert "ReplayError" in fleet.errors(server)
+
+
+def test_t2_without_a_store_the_same_replay_gets_in(tmp_path):
+    """The control: it is the store that refuses it."""
+    heard = []
+    fleet = Fleet(tmp_path)
+    fleet.joined()
+    fleet.device.send("n", 1, "uint8")
+    fleet.settle()
+    captured = [entry for entry in fleet.network.log if entry[0] == f"SRUP/{fleet.device.identity:x}"]
+    joins = [entry for entry in fleet.network.log if "servers" in entry[0]]
+    server = Server(
+        SERVER,
+        key_of(SERVER),
+        devices=fleet.ring,
+        broker=MemoryTransport(fleet.network, "server"),
+        clock=fleet.clock,
+        entropy=fleet.randbytes,
+    )
+    server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.server = server
+    server.start(threads=False)
+    fleet.settle()
+    for topic, wire in joins + captured:
+        fleet.network.inject(topic, wire)
+        fleet.settle()
+    assert heard == [1]
+
+
+def test_no_sequence_id_is_used_twice_by_either_end(fleet):
+    fleet.joined()
+    clock = fleet.clock.now
+    for _ in range(5):
+        fleet.device.action(SERVER, 9)
+        fleet.server.action(fleet.device.identity, 9)
+        fleet.settle()
+        fleet.clock.now = clock - 3600.0  # a clock that was set back must not matter
+        fleet.crash_server().start(threads=False)
+        fleet.crash_device().start(threads=False)
+        fleet.settle()
+        fleet.clock.now = clock
+    sent = [(wire[10:18], wire[2:10]) for _, wire in fleet.network.log]
+    assert len(sent) == len(set(sent))
+
+
+def test_what_a_handler_had_not_finished_is_handed_over_again_with_the_same_id(fleet):
+    told = []
+
+    def handler(agent, fatal=False):
+        def take(device, name, value):
+            told.append((value, agent.handling.id, agent.handling.again))
+            if fatal:
+                raise KeyboardInterrupt  # the process ends here
+
+        return take
+
+    fleet.server.on_data("n", "uint8")(handler(fleet.server, fatal=True))
+    fleet.joined()
+    fleet.device.send("n", 1, "uint8")
+    fleet.device.send("n", 2, "uint8")
+    fleet.device.step()
+    with pytest.raises(KeyboardInterrupt):
+        fleet.server.step()
+    server = fleet.crash_server()
+    server.on_data("n", "uint8")(handler(server))
+    server.start(threads=False)
+    fleet.settle()
+    assert [(value, again) for value, _, again in told] == [(1, False), (1, True), (2, True)]
+    assert told[0][1] == told[1][1] != told[2][1]
+    fleet.crash_server()
+    fleet.server.on_data("n", "uint8")(handler(fleet.server))
+    fleet.server.start(threads=False)
+    fleet.settle()
+    assert len(told) == 3
+    assert not list(fleet.stores[SERVER].open(SERVER).inbox)
+
+
+def test_nothing_is_acknowledged_published_or_handed_over_before_it_is_durable(fleet):
+    told = []
+    fleet.server.on_action(1)(told.append)
+    fleet.joined()
+    fleet.stores[SERVER].failures = 3
+    asked = fleet.device.action(SERVER, 1)
+    fleet.device.step()
+    published = len(fleet.network.log)
+    for attempt in range(3):
+        fleet.server.step()
+        assert (told, len(fleet.network.log), asked.done()) == ([], published, False), attempt
+        assert fleet.server.counts["not stored"] == attempt + 1
+    # The broker still owes it: a crash now loses nothing.
+    server = fleet.crash_server()
+    server.on_action(1)(told.append)
+    server.start(threads=False)
+    fleet.settle()
+    assert told == [fleet.device.identity]
+    assert asked.result(0) is Status.ACTION_SUCCESS
+
+
+def test_an_agent_goes_on_when_its_store_works_again(fleet):
+    fleet.joined()
+    fleet.stores[SERVER].failures = 2
+    asked = fleet.device.action(SERVER, 1)
+    for _ in range(4):
+        fleet.settle()
+    assert asked.result(0) is Status.ACTION_UNKNOWN
+    assert fleet.server.counts["not stored"] == 2
+    assert fleet.faults() == 0
+
+
+@pytest.mark.parametrize("crash", ["before it is handed over", "while it is done", "before the answer is there"])
+def test_an_action_is_done_once_whenever_the_device_crashes(fleet, crash):
+    done = []
+    fleet.joined()
+    fleet.device.on_action(1)(done.append)
+    identity = fleet.device.identity
+    asked = fleet.server.action(identity, 1)
+    fleet.server.step()
+    if crash == "before it is handed over":
+        fleet.device._submit = lambda calls: None
+        fleet.device.step()
+    elif crash == "while it is done":
+
+        def fatal(partner):
+            done.append(partner)
+            raise KeyboardInterrupt
+
+        fleet.device.on_action(1)(fatal)
+        with pytest.raises(KeyboardInterrupt):
+            fleet.device.step()
+    else:
+        fleet.network.cut(f"device-{identity:x}")
+        fleet.device._inbox.put(lambda: None)
+        fleet.network.heal(f"device-{identity:x}")
+        fleet.device._transmit = lambda *_: None
+        fleet.device.step()
+    device = fleet.crash_device()
+    again = []
+    device.on_action(1)(lambda partner: (done.append(partner), again.append(device.handling.again)))
+    device.start(threads=False)
+    fleet.run(asked.done, DAY)
+    assert asked.result(0) is Status.ACTION_SUCCESS
+    assert done == [SERVER] * (2 if crash == "while it is done" else 1)
+    assert again == ([] if crash == "before the answer is there" else [True])
+
+
+def test_a_command_for_a_device_that_is_away_waits_and_survives_the_server(fleet):
+    outcomes, done = [], []
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.network.cut(f"device-{identity:x}")
+    fleet.server.action(identity, 7, lifetime=7 * DAY)
+    fleet.settle()
+    server = fleet.crash_server()
+    server.on_outcome(outcomes.append)
+    server.start(threads=False)
+    fleet.clock.now += DAY
+    fleet.settle()
+    device = fleet.crash_device()
+    device.on_action(7)(done.append)
+    fleet.network.heal(f"device-{identity:x}")
+    device.start(threads=False)
+    fleet.run(lambda: outcomes, 60.0)  # at once when it is there, not when the next retry is due
+    assert done == [SERVER]
+    [outcome] = outcomes
+    assert (outcome.partner, outcome.request.action_id, outcome.result) == (identity, 7, Status.ACTION_SUCCESS)
+
+
+def test_a_command_that_expires_is_reported_after_a_crash(fleet):
+    outcomes = []
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.network.cut(f"device-{identity:x}")
+    fleet.server.action(identity, 7, lifetime=3600.0)
+    fleet.settle()
+    server = fleet.crash_server()
+    server.on_outcome(outcomes.append)
+    server.start(threads=False)
+    fleet.run(lambda: outcomes, 3700.0)
+    assert isinstance(outcomes[0].result, UnansweredError)
+    assert outcomes[0].request.action_id == 7
+
+
+@pytest.mark.parametrize("crash", ["server", "device", "both"])
+@pytest.mark.parametrize("moment", range(8))
+def test_an_update_comes_to_its_end_whoever_crashes_when(tmp_path, crash, moment):
+    fleet = DurableFleet(tmp_path)
+    activated, changes = [], []
+    fleet.device.on_activate(lambda path: activated.append(hashlib.sha256(path.read_bytes()).hexdigest()))
+    fleet.joined()
+    fleet.server.update(fleet.device.identity, URL, DIGEST)
+    for step in range(moment):
+        [fleet.server, fleet.device][step % 2].step()
+    if crash in ("server", "both"):
+        fleet.crash_server().on_update(lambda order: changes.append(order.state))
+        fleet.server.start(threads=False)
+    if crash in ("device", "both"):
+        fleet.crash_device().on_activate(lambda path: activated.append(hashlib.sha256(path.read_bytes()).hexdigest()))
+        fleet.device.start(threads=False)
+    ended = [UpdateState.ACTIVATED]
+    if moment == 0 and crash != "device":  # it was not made durable, and the caller knows
+        fleet.settle()
+        assert fleet.server.orders == []
+        return
+    fleet.run(lambda: not fleet.server.orders and activated, 2 * DAY)
+    assert activated == [DIGEST]
+    assert fleet.server.facts(fleet.device.identity)["firmware"] == DIGEST
+    if crash != "device" and changes:
+        assert changes[-1:] == ended
+    assert fleet.faults() == 0
+
+
+def test_an_activation_that_restarts_the_device_is_handed_over_again_and_says_so(fleet):
+    again = []
+
+    def reboot(path):
+        again.append(fleet.device.handling.again)
+        raise KeyboardInterrupt
+
+    fleet.device.on_activate(reboot)
+    fleet.joined()
+    order = fleet.server.update(fleet.device.identity, URL, DIGEST)
+    with pytest.raises(KeyboardInterrupt):
+        fleet.settle()
+    device = fleet.crash_device()
+    device.on_activate(lambda path: again.append(device.handling.again))
+    device.start(threads=False)
+    fleet.run(lambda: order.done, DAY)
+    assert again == [False, True]
+    assert order.result(0) is UpdateState.ACTIVATED
+
+
+def test_a_value_waits_for_the_server_and_survives_the_device(fleet):
+    heard = []
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.network.cut(f"device-{identity:x}")
+    for value in range(300):  # more than can wait for receipts at a time
+        fleet.device.send("n", value, "uint32")
+    fleet.device.step()
+    fleet.crash_device().start(threads=False)
+    fleet.server.on_data("n", "uint32")(lambda device, name, value: heard.append(value))
+    fleet.network.heal(f"device-{identity:x}")
+    fleet.run(lambda: len(heard) >= 300, DAY)
+    assert sorted(heard) == list(range(300))
+    unconfirmed = fleet.device._session.exchanges
+    fleet.run(lambda: not len(fleet.device._queue) and not any(each.mine for each in unconfirmed()), 2 * DAY)
+    assert not list(fleet.stores[identity].open(identity).outbox)
+
+
+def test_a_value_is_done_when_the_server_has_it_for_good_and_not_before(fleet):
+    fleet.joined()
+    fleet.server.on_data("n", "uint8")(lambda *_: None)
+    sent = fleet.device.send("n", 1, "uint8")
+    fleet.device.step()
+    assert not sent.done()
+    fleet.stores[SERVER].failures = 1
+    fleet.server.step()
+    fleet.device.step()
+    assert not sent.done()
+    fleet.run(sent.done, 5.0)
+    assert sent.result(0) is None
+
+
+def test_a_value_that_got_lost_behind_the_brokers_acknowledgement_comes_again(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    lost = MemoryTransport._flush
+    sent = fleet.device.send("n", 1, "uint8")
+    fleet.device._transport._flush = lambda: fleet.device._transport._outbox.clear()  # a broker that dies with it
+    fleet.device.step()
+    fleet.device._transport._flush = lost.__get__(fleet.device._transport)
+    assert (heard, sent.done()) == ([], False)
+    fleet.run(sent.done, 60.0)
+    assert heard == [1]
+
+
+def test_a_value_whose_receipt_got_lost_is_confirmed_again_and_not_taken_again(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    sent = fleet.device.send("n", 1, "uint8")
+    fleet.device.step()
+    fleet.network.cut(f"device-{fleet.device.identity:x}")
+    fleet.server.step()
+    fleet.network._sessions[f"device-{fleet.device.identity:x}"].backlog.clear()  # the receipt
+    fleet.network.heal(f"device-{fleet.device.identity:x}")
+    fleet.settle()
+    assert not sent.done()
+    fleet.run(sent.done, 60.0)
+    assert (heard, sent.result(0)) == ([1], None)
+
+
+@pytest.mark.parametrize("lost", [{0}, {1}, {0, 2}, set(range(5))], ids=repr)
+def test_values_are_taken_in_order_and_once_whatever_gets_lost(fleet, lost):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    transport = fleet.device._transport
+    publish = transport.publish
+    sends = [fleet.device.send("n", value, "uint8") for value in range(5)]
+    places = iter(range(100))
+    transport.publish = lambda *message: None if next(places) in lost else publish(*message)
+    fleet.run(lambda: all(sent.done() for sent in sends), DAY)
+    assert heard == list(range(5))
+    assert fleet.faults() == 0
+
+
+def test_a_sender_that_has_forgotten_its_stream_begins_a_later_one(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    fleet.run(fleet.device.send("n", 1, "uint8").done, 60.0)
+    fleet.stores[fleet.device.identity] = MemoryStore()
+    places = fleet.server._session._places_in
+    places[fleet.device.identity] = Place(places[fleet.device.identity].stream * 2, 7)  # its clock has gone back
+    again = fleet.crash_device().start(threads=False)
+    sends = [again.send("n", 2, "uint8"), again.send("n", 3, "uint8")]
+    fleet.run(lambda: all(sent.done() for sent in sends), 120.0)
+    assert heard == [1, 2, 3]
+
+
+def test_values_go_on_when_the_server_was_restored_from_a_backup(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    backup = fleet.stores[SERVER].copy()
+    backup.adopt()
+    fleet.run(fleet.device.send("n", 1, "uint8").done, 60.0)
+    server = fleet.crash_server(store=backup)
+    server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    server.start(threads=False)
+    sends = [fleet.device.send("n", 2, "uint8"), fleet.device.send("n", 3, "uint8")]
+    fleet.run(lambda: all(sent.done() for sent in sends), DAY)
+    assert heard == [1, 2, 3]
+
+
+def test_an_old_receipt_does_not_begin_a_new_stream(fleet):
+    """Of two receipts that change places the later one counts."""
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    session = fleet.device._session
+    fleet.run(fleet.device.send("n", 1, "uint8").done, 60.0)
+    [[old_topic, old]] = [entry for entry in fleet.network.log if b"DATA_RECEIPT" in entry[1]][-1:]
+    del old_topic
+    fleet.run(fleet.device.send("n", 2, "uint8").done, 60.0)
+    stream = session._places_out[SERVER].stream
+    fleet.network.cut("server")
+    fleet.device.send("n", 3, "uint8")
+    fleet.device.step()
+    session._partners[SERVER].window.seen = 1  # as if it had been held back, and is heard now
+    fleet.network.inject(f"SRUP/{fleet.device.identity:x}", old)
+    fleet.device.step()
+    assert session._places_out[SERVER] == (stream, 3)
+    fleet.network.heal("server")
+    fleet.run(lambda: len(heard) == 3, DAY)
+    assert heard == [1, 2, 3]
+
+
+def test_a_value_that_nobody_knows_is_refused_and_not_confirmed(fleet):
+    fleet.joined()
+    sent = fleet.device.send("unknown", 1, "uint8")
+    fleet.settle()
+    with pytest.raises(PolicyError, match="does not know"):
+        sent.result(0)
+
+
+def test_revoked_stays_revoked(fleet):
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.server.revoke(identity)
+    fleet.settle()
+    ring = KeyRing({identity: key_of(identity).public_key})  # the folder still has it
+    server = fleet.crash_server(devices=ring).start(threads=False)
+    fleet.device.join()
+    fleet.settle()
+    assert server.members == frozenset()
+    assert identity not in server.devices
+    with pytest.raises(PolicyError, match="revoked"):
+        server.devices.add(identity, key_of(identity).public_key)
+
+
+def test_a_rotated_key_stays_rotated(fleet):
+    fleet.joined()
+    identity = fleet.device.identity
+    new = PrivateKey.generate("ed25519")
+    fleet.server.on_key_changed(lambda device, key: True)
+    changed = fleet.device.rotate_key(new)
+    fleet.settle()
+    assert changed.result(0) is None
+    ring = KeyRing({identity: key_of(identity).public_key})
+    server = fleet.crash_server(devices=ring).start(threads=False)
+    assert server.devices[identity] == new.public_key
+    assert server.members == {identity}
+    asked = fleet.device.action(SERVER, 1)
+    fleet.settle()
+    assert asked.result(0) is Status.ACTION_UNKNOWN
+
+
+def test_a_device_whose_key_the_application_has_replaced_is_a_new_one(fleet):
+    fleet.joined()
+    identity = fleet.device.identity
+    ring = KeyRing({identity: PrivateKey.generate("ed25519").public_key})
+    server = fleet.crash_server(devices=ring).start(threads=False)
+    assert server.members == frozenset()
+    server.step()
+    assert [record.identity for record in fleet.stores[SERVER].open(SERVER).partners] == []
+
+
+def test_an_adopted_state_takes_nothing_signed_before_and_finds_its_devices(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    backup = fleet.stores[SERVER].copy()
+    backup.adopt()
+    sent = fleet.device.send("n", 1, "uint8")
+    fleet.run(sent.done, 5.0)
+    captured = [entry for entry in fleet.network.log if entry[0] == f"SRUP/{fleet.device.identity:x}"]
+    fleet.clock.now += 10.0
+    server = fleet.crash_server(store=backup)
+    server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    server.start(threads=False)
+    for topic, wire in captured:
+        fleet.network.inject(topic, wire)
+    fleet.settle()
+    assert heard == [1]  # by the server that is gone
+    fleet.device.send("n", 2, "uint8")
+    fleet.run(lambda: heard == [1, 2], 60.0)
+    asked = server.action(fleet.device.identity, 1)
+    fleet.settle()
+    assert asked.result(0) is Status.ACTION_UNKNOWN
+
+
+def test_the_version_floor_and_the_server_one_was_sent_to_survive(tmp_path):
+    fleet = DurableFleet(tmp_path, size=0)
+    identity, other = 0xD0, 0x5F
+    servers = {other: key_of(other).public_key}
+    device = fleet.add(identity, version_floor=3, servers=servers)
+    fleet.joined()
+    order = fleet.server.update(identity, URL, DIGEST, version=9)
+    fleet.settle()
+    assert order.result(0) is UpdateState.ACTIVATED
+    fleet.server.command_join(identity, other)
+    fleet.settle()
+    assert device.server == other
+    again = fleet.add(identity, version_floor=3, servers=servers).start(threads=False)
+    assert (again.version_floor, again.server) == (9, other)
+
+
+def test_audit_rows_tell_what_was_accepted(fleet):
+    fleet.joined()
+    fleet.device.action(SERVER, 1)
+    fleet.settle()
+    fleet.network.inject(*fleet.network.log[-2])
+    fleet.settle()
+    rows = list(fleet.stores[SERVER].audit())
+    assert [(row.partner, row.type, row.outcome) for row in rows] == [
+        (fleet.device.identity, 0x09, "accepted"),
+        (fleet.device.identity, 0x04, "accepted"),
+    ]
+    assert rows[0].sequence_id < rows[1].sequence_id
+
+
+def test_a_stopped_agent_keeps_what_it_could_not_write(fleet):
+    fleet.joined()
+    fleet.stores[SERVER].failures = 10**6
+    update = fleet.server.update(fleet.device.identity, URL, DIGEST)
+    told = fleet.server.terminate(fleet.device.identity)
+    fleet.server.step()
+    fleet.server.stop(0.1)
+    for ended in (update._done, told):
+        assert ended.exception(0) is not None
+    fleet.stores[SERVER].failures = 0
+    assert fleet.crash_server().start(threads=False).members == {fleet.device.identity}
+
+
+def test_a_store_of_somebody_else_is_refused(fleet):
+    fleet.joined()
+    with pytest.raises(StoreError, match="belongs to"):
+        Device(
+            0xD9,
+            key_of(0xD9),
+            server=SERVER,
+            server_key=key_of(SERVER).public_key,
+            broker=MemoryTransport(fleet.network, "x"),
+            store=fleet.stores[SERVER],
+        ).start(threads=False)
+
+
+def test_with_a_path_the_store_is_a_database(tmp_path):
+    path = tmp_path / "server.db"
+    fleet = DurableFleet(tmp_path, server_options={"store": path})
+    fleet.joined()
+    fleet.server.stop()
+    fleet.crash_server(store=path).start(threads=False)
+    assert fleet.server.members == {fleet.device.identity}
+    with pytest.raises(TypeError, match="store must be"):
+        fleet.crash_server(store=7)
+    fleet.server.stop()
+
+
+def test_deployed_partners_get_what_was_not_sent_before_a_crash_byte_for_byte(tmp_path):
+    """They ask for nothing twice, so what they are owed is kept until the broker has it."""
+    fleet = DurableFleet(tmp_path)
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.server._session._partners[identity].binds = False  # as with a deployed peer
+    fleet.server._transport.publish = lambda *_: None  # the process ends before the transport has it
+    fleet.server.action(identity, 7)
+    fleet.server.step()
+    [owed] = fleet.stores[SERVER].open(SERVER).outbox
+    fleet.crash_server().start(threads=False)
+    fleet.settle()
+    assert (owed.topic, owed.body) in fleet.network.log
+    fleet.settle()
+    fleet.server._inbox.put(lambda: None)
+    fleet.server.step()
+    assert not list(fleet.stores[SERVER].open(SERVER).outbox)
+
+
+def test_changes_are_empty_when_nothing_changed():
+    assert not Changes()
