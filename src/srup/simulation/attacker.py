@@ -104,9 +104,13 @@ class Attacker:
         return self._overheard()
 
     def _redirect(self) -> tuple[str, bytes] | None:
-        """Something that was said before, to somebody else."""
-        heard = self._overheard()
-        return None if heard is None else (self._topic(), heard[1])
+        """Something that was just said, to somebody else."""
+        log = self._world.network.log
+        if not log:
+            return None
+        topic, wire = log[-self._chance.randrange(1, min(6, len(log)) + 1)]
+        others = [device_topic(device) for device in self._world.devices if device_topic(device) != topic]
+        return self._chance.choice(others) if others and self._chance.random() < 0.8 else self._topic(), wire
 
     def _truncate(self) -> tuple[str, bytes] | None:
         heard = self._overheard()

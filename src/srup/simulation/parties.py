@@ -71,7 +71,11 @@ class Party:
         self.up = False
         self.fuse: int | None = None
         self.cut = False
-        self.store = None if world.options.store is None else world.options.store(identity)
+        self.store = self.new_store()
+
+    def new_store(self) -> Any:
+        """Return an empty store, None if there are none in this world."""
+        return None if self.world.options.store is None else self.world.options.store(self.identity)
 
     @property
     def durable(self) -> bool:

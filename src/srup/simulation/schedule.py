@@ -136,7 +136,7 @@ ACTS: Final[dict[str, tuple[int, Act]]] = {
     "crash": (5, _crash),
     "restart": (14, _restart),
     "replay": (10, _attack("replay")),
-    "redirect": (12, _attack("redirect")),
+    "redirect": (16, _attack("redirect")),
     "truncate": (2, _attack("truncate")),
     "flip": (4, _attack("flip")),
     "forge": (6, _attack("forge")),
@@ -151,6 +151,7 @@ def act(world: World, chance: random.Random) -> None:
     name = chance.choices(list(ACTS), [weight for weight, _ in ACTS.values()])[0]
     if ACTS[name][1](world, chance):
         world.counts["acts"] += 1
+        world.counts[f"act {name}"] += 1
     pause = chance.choices((0.0, 1.0, 10.0, 60.0), (3, 6, 3, 1))[0]
     world.pass_time(chance.uniform(0.0, pause))
 

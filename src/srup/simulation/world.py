@@ -440,7 +440,8 @@ class World(Simulator):
         if not issuer.up:
             return False
         what = ("reading", f"{self.ledger.counts['ordered data']} by {issuer}")
-        order = self._order("data", issuer, target, what, self.policy.lifetime)
+        lifetime = self.policy.update_lifetime if issuer.durable else self.policy.lifetime  # with receipts, or without
+        order = self._order("data", issuer, target, what, lifetime)
         self._expect(order, issuer.agent.send_data(target, *what))
         return True
 
@@ -539,6 +540,7 @@ class World(Simulator):
             return False
         device.die()
         old, device.key, device.next_key = device.key, device.new_key(), None
+        device.store = device.new_store()  # whoever begins anew does not go on where another key has ended
         self.note(f"{device} is provisioned anew")
         for server in self.servers.values():
             server.ring.replace(device.identity, device.key.public_key)
