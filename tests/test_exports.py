@@ -21,6 +21,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LEVELS = [
     {"cli", "console"},
     {"demo", "simulation", "bench"},
+    {"monitor"},
     {"agent"},
     {"transport", "store", "fetch", "keyex", "session", "update", "campaign"},
     {"codec", "keys", "keyring", "tokens", "replay", "rotation", "seal", "joinvalue", "records"},

@@ -14,6 +14,7 @@ import srup
 from srup.cli.keyex import app as keyex
 from srup.keys import SCHEMES
 
+from . import logs
 from .bench import app as bench
 from .device import device
 from .server import server
@@ -42,8 +43,7 @@ def _options(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what this terminal has no sign for is shown as another
-    level = logging.INFO if verbose else logging.CRITICAL
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
+    logs.show(logging.INFO if verbose else logging.CRITICAL)
 
 
 @app.command()
