@@ -235,7 +235,7 @@ def test_nothing_below_the_agent_catches_everything(path):
         assert "noqa: BLE001" in lines[0]
     elif name == "transport":
         assert all(line.partition("#")[2].strip() for line in lines), lines
-    elif name not in ("agent", "cli", "console", "demo", "simulation", "simulation"):
+    elif name not in ("agent", "cli", "console", "demo", "simulation"):
         assert not lines
 
 
