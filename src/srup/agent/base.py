@@ -81,6 +81,7 @@ _BATCH: Final = 256  # messages that are verified together at most
 _TURN: Final = 1024  # things that are done in one turn, and made durable in one commit, at most
 _STORE_PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to write to a store that refuses
 _MAX_WAITING: Final = 10_000  # messages and handlers that wait at most; a broker keeps what does not get in
+_HELD_FROM: Final = 5_000  # handlers that wait: from then on nothing is settled, so that the broker sends no more
 _MAX_REFUSALS: Final = 256  # handlers that wait at most when one more refusal is told
 
 
@@ -239,6 +240,7 @@ class Agent:
         self._aside: Executor = Inline()  # for handlers that wait for a person or a camera
         self._jobs: set[Future[Any]] = set()  # of the application's thread
         self._submitting = threading.Lock()
+        self._owed: deque[Callable[[], None]] = deque()  # settles what is settled when the handlers have caught up
         self._submitted_jobs = 0
         self._started_jobs = 0
         self._thread: threading.Thread | None = None
@@ -745,8 +747,19 @@ class Agent:
             return
         for delivery, message in zip(batch, opened, strict=True):
             self._fenced(lambda d=delivery, m=message: self._handle(d, m, as_of))  # type: ignore[misc]
-            self._turn.effects.append(delivery.ack)
+            self._turn.effects.append(partial(self._settle_delivery, delivery.ack))
         self._observe("batch", len(batch))
+
+    def _settle_delivery(self, ack: Callable[[], None] | None = None) -> None:
+        """Settle one more message, and what is owed, unless the handlers are far behind: then the broker has to wait.
+
+        A message that is merely not taken would be lost to us until the next connection.
+        """
+        if ack is not None:
+            self._owed.append(ack)
+        with suppress(IndexError):  # the application's thread settles as well
+            while self._owed and self._backlog() < _HELD_FROM:
+                self._owed.popleft()()
 
     def _handle(self, delivery: Delivery, opened: Message | SrupError, as_of: int) -> None:
         """Let a message take effect, or say why not."""
@@ -1008,6 +1021,8 @@ class Agent:
             self.handling, self._handler_began = handling, time.monotonic()
             self._fenced(job)
             self.handling = self._handler_began = None
+            if self._owed:
+                self._settle_delivery()
             if number and handling is not None:
                 idle = not self._finished
                 self._finished.append((handling.partner, number))

@@ -397,6 +397,7 @@ class Session:
                 bodies.append((exchange, kept.body))
         for exchange, text in bodies:
             self._load(exchange, text, known)
+        for exchange in sorted(known.values(), key=_sent):  # what is sent again is so in its order
             exchange.partner.exchanges[exchange.token] = exchange
             self._open += 1
             exchange.retry = min(exchange.retry, self.policy.first_retry)
@@ -1008,6 +1009,10 @@ class Session:
         if isinstance(message, Response):
             return "it answers nothing that is known"
         return "it begins nothing here" if partner.member else f"{partner.identity:x} is not joined"
+
+
+def _sent(exchange: Exchange) -> int:
+    return 0 if exchange.request is None else exchange.request.sequence_id
 
 
 def _named(value: object) -> tuple[int, bytes] | None:
