@@ -51,7 +51,9 @@ class Order:
     signer: str
     answer: "Future[Any] | None" = None
     effects: list[Effect] = field(default_factory=list)
-    excused: bool = False  # whoever was to be told died
+    accepted: bool = False  # it is in a store: it must come to an end whatever happens
+    told: bool = False  # its end was told after a restart
+    excused: bool = False  # its end need not be told: one of the two has become another one
 
     def __str__(self) -> str:
         return f"{self.kind} {self.number} of {self.issuer:x} for {self.target:x}"

@@ -1,7 +1,7 @@
 """The legitimate parties: a device or server that runs, dies and starts anew, and what its owner keeps meanwhile.
 
-What outlives a process is what the documentation tells an owner to store: keys, the version floor, whom to join. With a
-``store`` everything else does, too.
+What outlives a process is what the documentation tells an owner to store: keys, the version floor, whom to join. In a
+durable world a ``store`` keeps everything else.
 """
 
 import hashlib
@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..agent import Agent, Device, PendingJoin, Server
-from ..agent.base import Refusal
-from ..errors import PolicyError
+from ..agent.base import Outcome, Refusal
+from ..agent.turn import Handling
+from ..errors import PolicyError, StoreError
 from ..joinvalue import JoinValue
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
+from ..records import Changes
+from ..store import MemoryStore
 from ..transport import MemoryTransport
 from ..wire import Status
 from .simulator import Clock
 
 if TYPE_CHECKING:
+    from .ledger import Order
     from .world import World
 
 __all__ = ["ACTIONS", "Crash", "DeviceParty", "Party", "ServerParty"]
@@ -51,10 +55,36 @@ class Wire(MemoryTransport):
         self._party.may_die()
 
 
+class Disk(MemoryStore):
+    """A party's store: it outlives its processes, which may die before or after something has been written to it.
+
+    ``full`` is how many of the next turns are not written.
+    """
+
+    def __init__(self, party: "Party") -> None:
+        super().__init__()
+        self._party = party
+        self.full = 0
+
+    def commit(self, changes: Changes) -> None:
+        """See :meth:`MemoryStore.commit`."""
+        if not changes:
+            return
+        if self._party.stepping:
+            self._party.may_die()
+            if self.full > 0:
+                self.full -= 1
+                raise StoreError("the disk is full")
+        super().commit(changes)
+        if self._party.stepping and not changes.keys and not changes.barred:
+            self._party.recorded()
+            self._party.may_die()
+
+
 class Party:
     """Whoever has an identity and a key. ``life`` counts its processes; ``agent`` is the one that runs if it is ``up``.
 
-    ``fuse`` is after how many more messages and effects it dies; None for not at all.
+    ``fuse`` is after how many more messages, effects and commits it dies; None for not at all.
     """
 
     agent: Agent
@@ -71,11 +101,17 @@ class Party:
         self.up = False
         self.fuse: int | None = None
         self.cut = False
-        self.store = self.new_store()
+        self.stepping = False
+        self.store: Disk | None = None
+        self.renew_store()
 
-    def new_store(self) -> Any:
-        """Return an empty store, None if there are none in this world."""
-        return None if self.world.options.store is None else self.world.options.store(self.identity)
+    def renew_store(self) -> None:
+        """Begin with an empty store, if there are any in this world."""
+        self.store = Disk(self) if self.world.options.durable else None
+        self.given: list[tuple[Order, int]] = []  # orders that are not durable yet, and after how many commits they are
+        self.called: dict[tuple[int, str], int] = {}  # what handlers were called for, and in which life the last time
+        self.unrecorded: set[tuple[int, str]] = set()  # what of it is not known to have ended
+        self.ended: set[tuple[int, str]] = set()  # what of that has ended
 
     @property
     def durable(self) -> bool:
@@ -89,6 +125,7 @@ class Party:
         self.world.note(f"{self.name} starts, life {self.life}")
         self.agent = self.make(Wire(self))
         self.agent.on_refused(self._refused)
+        self.agent.on_outcome(self._outcome)
         self.agent.start(threads=False)
         self.up = True
 
@@ -113,6 +150,8 @@ class Party:
             self.world.network.kill(self.name)
             self.world.dead.append(self.agent)
             self.up = False
+            self.given.clear()
+            self.ended.clear()
 
     def may_die(self) -> None:
         """Die here if it is time."""
@@ -121,12 +160,45 @@ class Party:
             if self.fuse < 0:
                 raise Crash
 
-    def done(self, effect: Callable[[], _Result]) -> _Result:
-        """Carry out an effect; it is possible to die just before and just after it."""
+    def done(self, effect: Callable[[bool], _Result]) -> _Result:
+        """Carry out an effect; it is possible to die just before and just after it.
+
+        It is told whether that may have happened before: not with a store, unless a process ended in the middle of it.
+        """
+        handling = self.agent.handling
+        again = self._begin_handling(handling) if self.durable and handling is not None else not self.durable
         self.may_die()
-        result = effect()
+        result = effect(again)
         self.may_die()
+        if handling is not None:
+            self.ended.add((handling.partner, handling.id))
         return result
+
+    def _begin_handling(self, handling: Handling) -> bool:
+        """Check that a handler may be called for this; tell whether it may have been called for it before."""
+        name = handling.partner, handling.id
+        life = self.called.get(name)
+        if life is not None and (name not in self.unrecorded or life == self.life or not handling.again):
+            self.world.violate("repeated", f"a handler of {self} is called again for {name[0]:x} {name[1]:.40}")
+        self.called[name] = self.life
+        self.unrecorded.add(name)
+        return life is not None
+
+    def given_order(self, order: "Order") -> None:
+        """Take note of an order that this party gives: it counts from the next turn that is durable."""
+        if self.durable:
+            self.given.append((order, 2 if self.agent._unsaved else 1))
+
+    def recorded(self) -> None:
+        """Take note that a turn is durable."""
+        self.unrecorded -= self.ended
+        self.ended.clear()
+        for order, turns in self.given:
+            order.accepted = turns == 1
+        self.given = [(order, turns - 1) for order, turns in self.given if turns > 1]
+
+    def _outcome(self, outcome: Outcome) -> None:
+        self.done(lambda again: None if again and self.durable else self.world.outcome(self, outcome))
 
     def new_key(self) -> PrivateKey:
         """Make the next key of this party."""
@@ -144,8 +216,9 @@ class Party:
 class ServerParty(Party):
     """A server and its operator, who bars devices, compares values, and may be slow about it.
 
-    ``ring`` is the operator's folder of keys, ``revoked`` the fingerprints of those that he has barred. ``banned`` are
-    devices that he has put out and does not want back.
+    ``ring`` are the keys that count, ``folder`` those that the operator has been given: with a store nothing is written
+    back to it. ``revoked`` are the fingerprints of those that he has barred. ``banned`` are devices that he has put out
+    and does not want back.
     """
 
     agent: Server
@@ -155,6 +228,8 @@ class ServerParty(Party):
         self.admission = admission
         self.observers = observers
         self.ring = KeyRing()
+        self.folder: dict[int, PublicKey] = {}
+        self._unregistered: set[int] = set()  # what came in while the server was down
         self.banned: set[int] = set()
         self.revoked: frozenset[str] = frozenset()
         self.vouched: set[int] = set()
@@ -176,16 +251,32 @@ class ServerParty(Party):
         agent.on_data("reading", "text")(self._take)
         agent.on_join(self._decide)
         agent.on_moderation(lambda pending: None)  # decide() finds it
-        agent.on_joined(lambda device: self.world.joined_at(self, device))
-        agent.on_left(lambda device: self.world.note(f"{self}: {device:x} has left"))
+        agent.on_joined(self._joined)
+        agent.on_left(lambda device: self.done(lambda again: self.world.note(f"{self}: {device:x} has left")))
+        agent.on_update(lambda order: self.done(lambda again: self.world.update_told(order)))
         agent.on_key_changed(self._store)
         return agent
 
     def boot(self) -> None:
         """See :meth:`Party.boot`. A rotation that was under way is begun again (:meth:`Server.rotate_key`)."""
+        if self.durable:
+            self.ring = KeyRing(self.folder)
         super().boot()
+        for identity in sorted(self._unregistered):
+            if not self.ring.bars(self.folder[identity]):
+                self.ring.replace(identity, self.folder[identity])
+        self._unregistered.clear()
         if self.next_key is not None:
             self.rotate(self.next_key)
+
+    def register(self, identity: int, key: PublicKey) -> None:
+        """Register a device's key, instead of any that it had."""
+        self.folder[identity] = key
+        self.world.become_new(self.identity, identity)
+        if self.up or not self.durable:
+            self.ring.replace(identity, key)
+        else:
+            self._unregistered.add(identity)
 
     def keys_of(self, device: int) -> frozenset[str]:
         """Return the fingerprints of what counts for a device."""
@@ -224,11 +315,15 @@ class ServerParty(Party):
                 self.vouched.add(pending.device)
             self.world.note(f"{self} about {pending.device:x}: {decision.__name__}")
 
+    def _joined(self, device: int) -> None:
+        told_late = self.agent.handling is not None and self.agent.handling.again
+        self.done(lambda again: self.world.joined_at(self, device, told_late))
+
     def _act(self, device: int, action: int) -> bool:
-        return self.done(lambda: self.world.effect(self, "action", device, action, self.keys_of(device)))
+        return self.done(lambda again: self.world.effect(self, "action", device, action, again, self.keys_of(device)))
 
     def _take(self, device: int, name: str, text: str) -> None:
-        self.done(lambda: self.world.effect(self, "data", device, (name, text), self.keys_of(device)))
+        self.done(lambda again: self.world.effect(self, "data", device, (name, text), again, self.keys_of(device)))
 
     def _decide(self, device: int) -> Status:
         if device in self.banned:
@@ -254,13 +349,14 @@ class DeviceParty(Party):
         super().__init__(world, identity, skew)
         self.join_kind = join
         self.observer = observer
-        self.server = next(iter(world.servers))
+        self.server = self.configured = next(iter(world.servers))
         self.server_keys: dict[int, PublicKey] = {}
         self.commanders: tuple[int, ...] = ()
         self.folder: Path = world.folder / self.name
         self.floor: int | None = None
         self.active: str | None = None
         self.wanted = True
+        self.out = True  # it was refused or has left, and does not ask again by itself
         self.shown: JoinValue | None = None
         self.offering = False  # whether the answer to the offer of the next key is due
         self.leaving: set[int] = set()  # servers that have not confirmed that it leaves
@@ -268,12 +364,15 @@ class DeviceParty(Party):
     def make(self, wire: Wire) -> Device:
         """See :meth:`Party.make`."""
         self.shown, self.offering = None, False
-        others = {server: key for server, key in self.server_keys.items() if server != self.server}
+        if not self.durable or self.configured not in self.server_keys:
+            self.configured = self.server
+        others = {server: key for server, key in self.server_keys.items() if server != self.configured}
+        floor = self.floor if self.floor is None or not self.durable else 0
         agent = Device(
             self.identity,
             self.key,
-            server=self.server,
-            server_key=self.server_keys[self.server],
+            server=self.configured,
+            server_key=self.server_keys[self.configured],
             servers=others,
             commanders=[server for server in self.commanders if server in self.server_keys],
             firmware=self.folder,
@@ -281,7 +380,7 @@ class DeviceParty(Party):
             description=f"device {self.name}",
             join=self.join_kind,  # type: ignore[arg-type]
             observer=self.observer,
-            version_floor=self.floor,
+            version_floor=floor,
             **self.options(wire),
         )
         for action in range(ACTIONS):
@@ -300,7 +399,9 @@ class DeviceParty(Party):
     def boot(self) -> None:
         """See :meth:`Party.boot`. Whoever starts a device wants in."""
         self.wanted = True
+        self.out = not self.durable
         super().boot()
+        self.server = self.agent.server
 
     def rotate(self, key: PrivateKey) -> "Future[None]":
         """Change the device's key; the old one is kept until the server has taken the new one."""
@@ -329,29 +430,34 @@ class DeviceParty(Party):
             self.rotate(self.next_key)
 
     def _act(self, server: int, action: int) -> bool:
-        return self.done(lambda: self.world.effect(self, "action", server, action))
+        return self.done(lambda again: self.world.effect(self, "action", server, action, again))
 
     def _take(self, server: int, name: str, text: str) -> None:
-        self.done(lambda: self.world.effect(self, "data", server, (name, text)))
+        self.done(lambda again: self.world.effect(self, "data", server, (name, text), again))
 
     def _activate(self, path: Path) -> bool:
-        return self.done(lambda: self.world.activated(self, path.name, hashlib.sha256(path.read_bytes()).hexdigest()))
+        actual = hashlib.sha256(path.read_bytes()).hexdigest()
+        return self.done(lambda again: self.world.activated(self, path.name, actual, again))
 
     def _show(self, value: JoinValue) -> None:
         self.shown = value
 
     def _joined(self) -> None:
         self.shown = None
+        self.out = not self.durable
         self.world.joined(self)
         self.insist()
 
     def _not_joined(self, status: Status | None) -> None:
         self.shown = None
+        self.out = self.out or status is not None
         self.world.note(f"{self} is not let in: {status.name if status else 'no answer'}")
 
     def _left(self, server: int) -> None:
         self.shown = None
-        self.world.left(self, server)
+        self.out = True
+        told_late = self.agent.handling is not None and self.agent.handling.again
+        self.done(lambda again: self.world.left(self, server, told_late))
 
     def _observe(self, device: int) -> str | None:
         seen = self.world.devices.get(device)

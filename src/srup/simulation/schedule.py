@@ -134,6 +134,7 @@ ACTS: Final[dict[str, tuple[int, Act]]] = {
     "cut": (2, lambda world, chance: world.cut(_party(world, chance))),
     "heal": (8, _heal),
     "crash": (5, _crash),
+    "full disk": (2, lambda world, chance: world.fill(_party(world, chance), chance.choice((1, 2, 5, 20)))),
     "restart": (14, _restart),
     "replay": (10, _attack("replay")),
     "redirect": (16, _attack("redirect")),

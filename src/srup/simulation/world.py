@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from .. import tokens
 from ..agent import Agent, UpdateOrder
+from ..agent.base import Outcome
 from ..agent.device import REJOIN
 from ..codec import decode
 from ..errors import PolicyError, SrupError, UnansweredError, UpdateError
@@ -23,8 +24,12 @@ from ..fetch import MemoryFetcher
 from ..keys import PrivateKey, PublicKey
 from ..messages import (
     SCHEMA,
+    Action,
+    Data,
     DeregisterRequest,
     HumanJoinRequest,
+    IdRequest,
+    JoinCommand,
     JoinRequest,
     ObservedJoinRequest,
     ResignRequest,
@@ -55,17 +60,13 @@ _STATUS_AT: Final = -1  # the status is the last byte of a Response
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a run is made of besides its seed.
-
-    ``store`` makes what outlives the processes of an identity: it is called once for each, and its result is the
-    argument ``store`` of every agent of that identity; None for agents that keep everything in memory.
-    """
+    """What a run is made of besides its seed. In a ``durable`` world everybody has a store."""
 
     devices: int = 4
     steps: int = 150
     scheme: str = "ed25519"
     attack: bool = True
-    store: Callable[[int], Any] | None = None
+    durable: bool = False
 
 
 class Faults(NamedTuple):
@@ -129,6 +130,9 @@ class World(Simulator):
         self._updates: dict[str, tuple[Order, int | None]] = {}  # by digest, with the version
         self._held: list[UpdateOrder] = []
         self._rotated: dict[int, float] = {}  # when an identity last changed its key
+        self._epochs: Counter[frozenset[int]] = Counter()  # how often two have become new to each other
+        self._used: dict[tuple[int, frozenset[int], int, int], bytes] = {}  # messages by sender, pair, epoch, number
+        self._taken: dict[tuple[int, int], int] = {}  # the last value that was taken, by issuer and target
         self._found = 0
         chance = self.stream("cast")
         admission = chance.choice(("simple", "simple", "human", "observed"))
@@ -142,7 +146,7 @@ class World(Simulator):
             self._add(identity, admission, chance)
         self.attacker = Attacker(self, MOLE, self.key("mole", 0), self.stream("attacker"))
         for server in self.servers.values():
-            server.ring.add(MOLE, self.attacker.key.public_key)
+            server.register(MOLE, self.attacker.key.public_key)
         for party in self.parties:
             party.boot()
 
@@ -162,7 +166,7 @@ class World(Simulator):
         device.floor = chance.choice((None, 0))
         device.commanders = chance.choice(((), (SERVERS[1],)))
         for server in self.servers.values():
-            server.ring.add(identity, device.key.public_key)
+            server.register(identity, device.key.public_key)
             device.server_keys[server.identity] = server.key.public_key
 
     # Chance and notes.
@@ -216,11 +220,14 @@ class World(Simulator):
         party = self.party(agent.identity)
         if not party.up:
             return
+        party.stepping = True
         try:
             agent.step()
         except Crash:
             party.die()
             return
+        finally:
+            party.stepping = False
         if isinstance(party, DeviceParty):
             self._follow(party)
 
@@ -251,6 +258,8 @@ class World(Simulator):
         shown = f"{cls.__name__} {status}".rstrip()
         self.note(f"{party} > {topic}: {shown} #{frame.sequence_id} {frame.token.decode()} ({len(wire)} bytes)")
         bound = tokens.parse(frame.token)
+        if bound is not None and party.durable:
+            self._check_number(party, frozenset(bound[:2]), frame.sequence_id, wire)
         if isinstance(party, DeviceParty) and bound is not None:
             if cls in _JOINS:
                 until = bound.expiry + self.policy.clock_skew + 2.0
@@ -260,16 +269,36 @@ class World(Simulator):
         elif cls is Response:
             self._said.add((party.identity, parse_topic(topic).device, wire[_STATUS_AT]))
 
-    def effect(self, party: Party, kind: str, issuer: int, what: Any, valid: frozenset[str] | None = None) -> bool:
-        """Enter an effect and decide whether it succeeds."""
+    def _check_number(self, party: Party, pair: frozenset[int], number: int, wire: bytes) -> None:
+        """Check that a sequence id is used once; what is published again after a crash is the same message."""
+        if self._used.setdefault((party.identity, pair, self._epochs[pair], number), wire) != wire:
+            self.violate("reused", f"{party} uses the sequence id {number} again")
+
+    def become_new(self, one: int, other: int) -> None:
+        """Note that two know nothing more of each other: a key was replaced, or dropped."""
+        self._epochs[frozenset((one, other))] += 1
+
+    def effect(
+        self, party: Party, kind: str, issuer: int, what: Any, again: bool, valid: frozenset[str] | None = None
+    ) -> bool:
+        """Enter an effect and decide whether it succeeds; ``again``: it may have happened before."""
         good = kind == "data" or not self.chance(0.1)
         self.note(f"{party} takes {kind} {what} of {issuer:x}{'' if good else ', and fails'}")
         if issuer != MOLE or isinstance(party, DeviceParty):
-            self._enter(party, kind, issuer, what, valid, good)
+            order = self._enter(party, kind, issuer, what, again, valid, good)
+            if order is not None and kind == "data" and party.durable:
+                self._check_order(order, again)
         return good
 
+    def _check_order(self, order: Order, again: bool) -> None:
+        """Check that values with a receipt are taken in the order in which they were sent."""
+        last = self._taken.get((order.issuer, order.target), 0)
+        if order.number < last or (order.number == last and not again):
+            self.violate("out of order", f"{order} is taken after the one with number {last}")
+        self._taken[order.issuer, order.target] = order.number
+
     def _enter(
-        self, party: Party, kind: str, issuer: int, what: Any, valid: frozenset[str] | None, good: bool
+        self, party: Party, kind: str, issuer: int, what: Any, again: bool, valid: frozenset[str] | None, good: bool
     ) -> Order | None:
         return self.ledger.effect(
             kind,
@@ -279,12 +308,12 @@ class World(Simulator):
             now=self.clock.now,
             local=party.clock.now,
             life=party.life,
-            durable=party.durable,
+            durable=not again,
             valid=valid,
             good=good,
         )
 
-    def activated(self, device: DeviceParty, digest: str, actual: str) -> bool:
+    def activated(self, device: DeviceParty, digest: str, actual: str, again: bool) -> bool:
         """Enter that a device activates a file."""
         good = not self.chance(0.1)
         self.note(f"{device} activates {digest[:8]}{'' if good else ', and fails'}")
@@ -292,7 +321,7 @@ class World(Simulator):
             self.violate("tampered", f"{device} activates a file whose digest is {actual[:8]}, not {digest[:8]}")
         order, version = self._updates.get(digest, (None, None))
         issuer = 0 if order is None else order.issuer
-        self._enter(device, "update", issuer, digest, None, good)
+        self._enter(device, "update", issuer, digest, again, None, good)
         if device.floor is not None and (version is None or version < device.floor):
             self.violate("rolled back", f"{device} activates version {version}, below {device.floor}")
         if good:
@@ -301,9 +330,11 @@ class World(Simulator):
                 device.floor = max(device.floor, version)
         return good
 
-    def joined_at(self, server: ServerParty, device: int) -> None:
-        """Check that a device that a server has let in wants in, and may."""
+    def joined_at(self, server: ServerParty, device: int, again: bool) -> None:
+        """Check that a device that a server has let in wants in, and may; ``again``: it was let in before a restart."""
         self.note(f"{server} lets {device:x} in")
+        if again:
+            return
         until, signer = self._asked.get((device, server.identity), (0.0, ""))
         if device != MOLE:
             if server.clock.now > until:
@@ -331,9 +362,11 @@ class World(Simulator):
                 self.violate("unwanted", f"{device} is in again at {device.server:x}, although its owner wants out")
             device.wanted = True
 
-    def left(self, device: DeviceParty, server: int) -> None:
-        """Check that somebody who may has ended this membership."""
+    def left(self, device: DeviceParty, server: int, again: bool) -> None:
+        """Check that somebody who may has ended this membership; ``again``: it ended before a restart."""
         self.note(f"{device} has left {server:x}")
+        if again:
+            return
         if server in device.leaving:
             device.leaving.discard(server)
             return
@@ -368,12 +401,12 @@ class World(Simulator):
         for server in self.servers.values():
             known = server.ring.get(device.identity)
             if server.identity != device.server and known is not None and not server.ring.bars(device.key.public_key):
-                server.ring.replace(device.identity, device.key.public_key)
+                server.register(device.identity, device.key.public_key)
 
     def _follow(self, device: DeviceParty) -> None:
         """Notice when a device has turned to another server, and check that it was sent there."""
         server = device.agent.server
-        if server != device.server:
+        if server != device.server and not device.agent._unsaved:
             self.note(f"{device} turns from {device.server:x} to {server:x}")
             known = [self._sent_away.get((by, device.identity, server), 0.0) for by in (device.server, server)]
             if device.clock.now > max(known):
@@ -390,7 +423,9 @@ class World(Simulator):
         until = issuer.clock.now + lifetime + self.policy.clock_skew
         self.note(f"{issuer} orders {kind} {what!s:.40} of {target:x}")
         fingerprint = issuer.key.public_key.fingerprint
-        return self.ledger.order(kind, issuer.identity, target, what, until, issuer.life, fingerprint)
+        order = self.ledger.order(kind, issuer.identity, target, what, until, issuer.life, fingerprint)
+        issuer.given_order(order)
+        return order
 
     def _expect(self, order: Order, future: "Future[Any]") -> None:
         order.answer = future
@@ -399,7 +434,29 @@ class World(Simulator):
     def _answered(self, order: Order, future: "Future[Any]") -> None:
         """Check that an answer is true."""
         error = future.exception()
-        said = error if error is not None else future.result()
+        self._check_answer(order, error if error is not None else future.result())
+
+    def outcome(self, party: Party, outcome: Outcome) -> None:
+        """Check what is told about a request that was made before a restart."""
+        kinds, what = _OUTCOMES.get(type(outcome.request), ((), None))
+        content = None if what is None else what(outcome.request)
+        for order in self.ledger.orders:
+            same = order.kind in kinds and (order.issuer, order.target) == (party.identity, outcome.partner)
+            if same and order.life < party.life and not order.told and content in (None, order.what):
+                order.told = True
+                self._check_answer(order, outcome.result)
+                return
+
+    def update_told(self, order: UpdateOrder) -> None:
+        """Check what is told about an update."""
+        known, _ = self._updates.get(order.digest, (None, None))
+        if known is not None and order.done and not known.told:
+            known.told = True
+            error = order._done.exception()
+            self._check_answer(known, error if error is not None else order.result(0))
+
+    def _check_answer(self, order: Order, said: object) -> None:
+        error = said if isinstance(said, BaseException) else None
         shown = said.name if isinstance(said, (Status, UpdateState)) else f"{said}"
         self.note(f"{order}: {shown}")
         if error is not None and not isinstance(error, (UnansweredError, PolicyError, UpdateError)):
@@ -420,7 +477,7 @@ class World(Simulator):
             return order.done
         if isinstance(said, UpdateError):  # a device that has started anew does not know that it has activated
             target = self.devices[order.target]
-            return not order.done or (not target.durable and target.life not in order.lives())
+            return not order.done or len(order.effects) > 1 or (not target.durable and target.life not in order.lives())
         return isinstance(said, SrupError)
 
     # What operators and owners do.
@@ -523,6 +580,7 @@ class World(Simulator):
         server.revoked |= server.keys_of(device)
         before = [self.devices[device].key, self.devices[device].next_key]
         server.agent.revoke(device)
+        self.become_new(server.identity, device)
         for key in before:
             if key is not None and key.public_key.fingerprint in server.revoked:
                 self.attacker.steal(key, self.clock.now, device, server.identity)
@@ -540,10 +598,12 @@ class World(Simulator):
             return False
         device.die()
         old, device.key, device.next_key = device.key, device.new_key(), None
-        device.store = device.new_store()  # whoever begins anew does not go on where another key has ended
+        device.renew_store()  # whoever begins anew does not go on where another key has ended
         self.note(f"{device} is provisioned anew")
+        for order in self.ledger.orders:
+            order.excused = order.excused or device.identity == order.issuer
         for server in self.servers.values():
-            server.ring.replace(device.identity, device.key.public_key)
+            server.register(device.identity, device.key.public_key)
             device.server_keys[server.identity] = server.key.public_key
         self.leak(device, old, 0.0)
         device.boot()
@@ -637,6 +697,14 @@ class World(Simulator):
         self.network.heal(party.name)
         return True
 
+    def fill(self, party: Party, turns: int) -> bool:
+        """Let a party's disk be full, and for so many attempts to write to it."""
+        if party.store is None or party.store.full:
+            return False
+        self.note(f"the disk of {party} is full")
+        party.store.full = turns
+        return True
+
     def crash(self, party: Party, fuse: int | None = None) -> bool:
         """Let a party die, at once or after so many messages and effects."""
         if not party.up:
@@ -670,6 +738,8 @@ class World(Simulator):
             server.lenient = True
         for party in self.parties:
             party.fuse = None
+            if party.store is not None:
+                party.store.full = 0
             self.heal(party)
             self.restart(party)
         observer = self.devices[FIRST_DEVICE]
@@ -710,7 +780,7 @@ class World(Simulator):
             self.spread(device)
             device.die()
             device.boot()
-        elif registered is not None and not device.agent.joined and device.shown is None:
+        elif registered is not None and not device.agent.joined and device.shown is None and device.out:
             device.agent.join()
         device.insist()
 
@@ -728,6 +798,7 @@ class World(Simulator):
             issuer = self.party(order.issuer)
             if order.answer is not None and not order.answer.done() and issuer.life == order.life:
                 self.violate("lost", f"{order} never ends")
+            self._check_kept(order, issuer)
         for device in self.devices.values():
             self._check_membership(device)
         for party in self.parties:
@@ -735,6 +806,17 @@ class World(Simulator):
                 self._check_idle(party)
         self._probe()
         self.settle()
+
+    def _check_kept(self, order: Order, issuer: Party) -> None:
+        """Check that what was made durable has not been lost in a crash."""
+        if not order.accepted or order.excused:
+            return
+        answered = order.told or (order.answer is not None and order.answer.done())
+        failed = order.told or (answered and order.answer is not None and order.answer.exception() is not None)
+        if order.kind == "data" and not order.effects and not failed:
+            self.violate("lost", f"{order} was never taken, and nobody was told")
+        elif order.kind in _TOLD and not answered and issuer.life > order.life:
+            self.violate("lost", f"{order} has come to no end that was told after a restart")
 
     def _check_membership(self, device: DeviceParty) -> None:
         believed = device.server if device.up and device.agent.joined else None
@@ -769,6 +851,10 @@ class World(Simulator):
                 hangs = (exchange.state, Word.EXPIRE) in session.table and exchange.expiry < party.clock.now - 1.0
                 if hangs:
                     self.violate("hanging", f"{party}: an exchange with {partner.identity:x} is {exchange.state}")
+        if party.store is not None:
+            kept = party.store.open(party.identity)
+            for entry in (*kept.inbox, *kept.outbox):
+                self.violate("hanging", f"{party}: the store keeps {entry!s:.100}")
         if party.agent._pending:
             self.violate("hanging", f"{party} still waits for {len(party.agent._pending)} answers")
 
@@ -791,6 +877,19 @@ class World(Simulator):
             if not answered or (order.kind in ("action", "data") and not order.effects):
                 self.violate("disagreement", f"{order} has no effect, although nothing is in its way")
 
+
+_OUTCOMES: Final[dict[Any, tuple[tuple[str, ...], Callable[[Any], object] | None]]] = {
+    Action: (("action",), lambda request: request.action_id),
+    Data: (("data",), lambda request: (request.data_id, request.data.decode())),
+    IdRequest: (("identify",), None),
+    JoinCommand: (("summon", "send"), lambda request: request.device_id),
+    ResignRequest: (("resign",), None),
+    DeregisterRequest: (("deregister",), None),
+}
+"""Which orders an :class:`Outcome` may be about, by the type of its request, and what they have in common with it."""
+
+_TOLD: Final = ("action", "identify", "update", "summon", "send")
+"""Orders whose end is told to whoever has started anew since."""
 
 _TRUTHS: Final[dict[str, Callable[[World, Order, object], bool]]] = {
     "action": World._true_action,
