@@ -20,7 +20,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from inspect import isawaitable, iscoroutine, iscoroutinefunction
 from typing import Any, ClassVar, Final, NamedTuple, Self, TypeVar, get_args
@@ -42,10 +42,10 @@ from ..errors import (
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, Message, ObservedJoinRequest, decode_data
-from ..records import AuditRow, Fact, InboxEntry, OutboxEntry, State
+from ..records import AuditRow, Changes, Fact, InboxEntry, OutboxEntry, State
 from ..seal import unseal
 from ..session import body
-from ..session.base import Output, Send, Session, check_seconds
+from ..session.base import Exchange, Output, Send, Session, check_seconds
 from ..session.events import (
     ActionAnswered,
     ActionRequested,
@@ -115,7 +115,10 @@ class Refusal(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a request ended that was made before this start: ``result`` is what its future would have given or raised."""
+    """How a request ended that was made before this start: ``result`` is what its future would have given or raised.
+
+    ``request`` is what was sent; a value that had not been sent has the ``sequence_id`` 0.
+    """
 
     partner: int
     request: Message | None
@@ -592,7 +595,8 @@ class Agent:
         if self._store is not None and self._turn.changes:
             began = time.perf_counter()
             try:
-                self._store.commit(self._turn.changes)
+                with self._keys.lock if self._turn.changes.keys else nullcontext():
+                    self._store.commit(self._turn.changes)
             except Exception as refused:  # noqa: BLE001 - whatever it is: without the store nothing may be accepted
                 error = refused
             else:
@@ -646,9 +650,7 @@ class Agent:
         if self._retired is not None and now >= self._retired[1]:
             self._retired = None
         for waiting in self._queue.expire(now):
-            self._turn.changes.settled.append((waiting.partner, waiting.number))
-            error = UnansweredError(f"{waiting.partner:x} was not there in time")
-            self._end_request(waiting.future, waiting.partner, None, error)
+            self._end_waiting(waiting, UnansweredError(f"{waiting.partner:x} was not there in time"))
 
     def _close_turn(self) -> None:
         """Send what can be sent now, and put together what the store is to keep."""
@@ -690,6 +692,12 @@ class Agent:
             self._queue.drop_first(partner)
             self._turn.changes.settled.append((partner, waiting.number))
             self._perform(sends)
+
+    def _end_waiting(self, waiting: Waiting, error: SrupError) -> None:
+        """End a value that will not be sent."""
+        self._turn.changes.settled.append((waiting.partner, waiting.number))
+        unsent = Data(sequence_id=0, sender_id=self.identity, token=_UNSENT, **waiting.value._asdict())
+        self._end_request(waiting.future, waiting.partner, unsent, error)
 
     def _give_up(self, error: LeaseLostError) -> None:
         """Touch nothing any more: somebody else serves these partners now, with all that was not made durable here."""
@@ -949,6 +957,21 @@ class Agent:
             live = (Outcome(partner, request, result),)
             self._announce("outcome", partner, partner, request, error, told, live=live)
 
+    def _end_partner(self, partner: int, asked: Sequence[Exchange], why: str) -> None:
+        """End all that was asked of a partner that is another one now; the session has forgotten it already."""
+        error = PolicyError(f"{partner:x} {why}")
+        for exchange in asked:
+            self._end_exchange(exchange, error)
+        for peer, token in [request for request in self._pending if request[0] == partner]:
+            self._resolve(self._pending.pop((peer, token)), error)
+        for waiting in self._queue.drop(partner):
+            self._end_waiting(waiting, error)
+
+    def _end_exchange(self, exchange: Exchange, error: SrupError) -> None:
+        """End one of our requests, made before a restart or not."""
+        partner = exchange.partner.identity
+        self._end_request(self._pending.pop((partner, exchange.token), None), partner, exchange.request, error)
+
     def _resolve(self, future: "Future[Any]", result: object) -> None:
         """End a future with a result or an exception, when the turn is durable."""
         if self._taking == threading.get_ident():
@@ -1172,9 +1195,10 @@ class Agent:
         self.counts["data refused"] += 1
         self._log(logging.WARNING, "%r: %x does not know a value that we sent", event.peer, partner=event.peer)
         self._queue.wake(event.peer)
-        future = self._pending.pop((event.peer, event.token), None)
-        if future is not None:
-            self._resolve(future, PolicyError(f"{event.peer:x} does not know this value"))
+        if event.message is not None:
+            future = self._pending.pop((event.peer, event.token), None)
+            error = PolicyError(f"{event.peer:x} does not know this value")
+            self._end_request(future, event.peer, event.message, error)
 
     def _key_offered(self, event: KeyOffered) -> None:
         assert self._signer is not None  # noqa: S101 - an offer comes in a message
@@ -1240,24 +1264,56 @@ class Agent:
         assert self._store is not None  # noqa: S101 - who else has kept the state
         now = self._clock()
         again = self._session.restore(state, now)
-        replaced = self._keys.keep(list(state.keys), state.barred, self._store.commit)
-        for partner in self._session.partners():
-            if partner in replaced or partner not in self._keys:
-                self._session.revoke(partner, now)
-        again = [event for event in again if isinstance(event, Event) and event.peer in self._keys]
+        others = set(self._keys.keep(list(state.keys), state.barred, self._save_keys))
+        others |= {fact.identity for fact in state.facts if fact.name == _REPLACED}
+        others |= {partner for partner in self._session.partners() if partner not in self._keys}
+        asked = {partner: self._session.asked_of(partner) for partner in others}
+        for partner in others:
+            self._session.revoke(partner, now)
+        again = [event for event in again if isinstance(event, Event) and event.peer not in others]
         for fact in state.facts:
-            if fact.value is not None and fact.name not in self._session.facts:
+            if fact.value is not None and fact.name != _REPLACED and fact.name not in self._session.facts:
                 self._facts.setdefault(fact.identity, {})[fact.name] = fact.value
         self._taking, self._again = threading.get_ident(), True
         try:
             self._restore_role(state)
             self._perform(again)
             for entry in state.inbox:
-                self._fenced(lambda entry=entry: self._resume_entry(entry))  # type: ignore[misc]
+                if entry.kind == _DATA and entry.partner in others:
+                    self._turn.changes.finished.append((entry.partner, entry.number))  # the other one has sent it
+                else:
+                    self._fenced(lambda entry=entry: self._resume_entry(entry))  # type: ignore[misc]
             for unsent in state.outbox:
-                self._fenced(lambda unsent=unsent: self._resend_entry(unsent, now))  # type: ignore[misc]
+                if unsent.topic and unsent.partner in others:
+                    self._turn.changes.settled.append((unsent.partner, unsent.number))
+                else:
+                    self._fenced(lambda unsent=unsent: self._resend_entry(unsent, now))  # type: ignore[misc]
+            for partner in sorted(others):
+                self._turn.changes.facts.append(Fact(partner, _REPLACED, None))
+                self._end_partner(partner, asked[partner], "has another key now, or none")
         finally:
             self._taking, self._again = None, False
+
+    def _save_keys(self, changes: Changes) -> None:
+        """Keep a change of keys, under their lock: what a turn changes becomes durable with it, anything else at once.
+
+        A partner that gets another key is another one, of which nothing must go on that is kept under its identity.
+        """
+        assert self._store is not None  # noqa: S101 - who else has kept them
+        for record in changes.keys:
+            pin = self._keys.pin(record.identity)
+            other = record.pin is None and pin is not None and (record.key is None or pin.to_pem() != record.key)
+            if other and record.identity in self._session.partners():
+                changes.facts.append(Fact(record.identity, _REPLACED, "yes"))
+        kept = self._turn.changes
+        if self._taking == threading.get_ident():
+            kept.keys += changes.keys
+            kept.barred += changes.barred
+            kept.facts += changes.facts
+        else:
+            self._store.commit(changes)
+            later = {record.identity for record in changes.keys}
+            kept.keys = [record for record in kept.keys if record.identity not in later]
 
     def _restore_role(self, state: State) -> None:
         """Take over what the role knows besides the session."""
@@ -1285,6 +1341,12 @@ class Agent:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.identity:x}>"
 
+
+_UNSENT: Final = b"unsent"
+"""The token of a value that was never sent, in the Outcome about it."""
+
+_REPLACED: Final = "replaced"
+"""The fact that a partner's key was replaced or dropped since what is kept about it was agreed with the former one."""
 
 _DATA: Final = "data"
 """The kind of an inbox entry that holds a value."""

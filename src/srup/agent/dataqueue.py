@@ -107,6 +107,14 @@ class DataQueue:
         if not queue:
             del self._queues[partner]
 
+    def drop(self, partner: int) -> list[Waiting]:
+        """Take away and return all that waits for a partner."""
+        dropped = list(self._queues.pop(partner, ()))
+        self._count -= len(dropped)
+        self._awake.pop(partner, None)
+        self._held.pop(partner, None)
+        return dropped
+
     def deadline(self) -> float | None:
         """Return when something may expire or need not be held any more, None for never."""
         dues = list(self._held.values()) if self._due is None else [self._due, *self._held.values()]

@@ -18,7 +18,7 @@ from ..messages import Data, JoinCommand
 from ..records import State
 from ..seal import seal
 from ..session import Policy, Send, ServerSession
-from ..session.base import Output, check_seconds
+from ..session.base import Exchange, Output, check_seconds
 from ..session.events import (
     Deregistered,
     HumanJoinRequested,
@@ -325,12 +325,13 @@ class Server(Agent):
         known = self.devices.revoke(device)
 
         def begin(now: float, nonce: bytes) -> list[Output]:
+            asked = self._session.asked_of(device)
             outputs = self._session.revoke(device, now)
             if not known and not outputs:
                 raise PolicyError(f"there is nothing to revoke: no key is registered for {device:x}")
             self._log(logging.WARNING, "%r: %x is revoked", device, partner=device)
             self._stop_listening(device)
-            self._end_all(device, "was revoked")
+            self._end_partner(device, asked, "was revoked")
             return outputs
 
         return self._request(begin, answered=False)
@@ -642,19 +643,20 @@ class Server(Agent):
         if before is not pin and before != pin:
             self._pins[sender] = pin
             self._log(logging.WARNING, "%r: %x has another key than before", sender, partner=sender)
+            asked = self._session.asked_of(sender)
             self._perform(self._session.revoke(sender, self._clock()))
             self._stop_listening(sender)
-            self._end_all(sender, "has another key now")
+            self._end_partner(sender, asked, "has another key now")
 
-    def _end_all(self, device: int, why: str) -> None:
-        """End every request and order for a device with PolicyError."""
-        for peer, token in [request for request in self._pending if request[0] == device]:
-            self._resolve(self._pending.pop((peer, token)), PolicyError(f"{device:x} {why}"))
-        for peer, token in [order for order in self._orders if order[0] == device]:
-            order = self._orders.pop((peer, token))
-            order.state = UpdateState.FAILED
-            self._resolve(order._done, PolicyError(f"{device:x} {why}"))
-            self._announce_order(order)
+    def _end_exchange(self, exchange: Exchange, error: SrupError) -> None:
+        if not isinstance(exchange.detail, Order):
+            super()._end_exchange(exchange, error)
+            return
+        device, token = exchange.partner.identity, exchange.token
+        order = self._orders.pop((device, token), None) or self._order(device, token, exchange.detail, UpdateState.NEW)
+        order.state = UpdateState.FAILED
+        self._resolve(order._done, error)
+        self._announce_order(order)
 
     def _stop_listening(self, device: int) -> None:
         if device not in self._members:

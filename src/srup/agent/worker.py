@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Final, Self
 
@@ -263,7 +264,11 @@ class Worker:
                 assert isinstance(server._store, RedisStore)  # noqa: S101 - this worker has made it
                 work.append((server._store, server._turn.changes))
         began = time.perf_counter()
-        errors = iter(self._commit(work))
+        with ExitStack() as stack:
+            for server in gathered:
+                if server._turn.changes.keys:
+                    stack.enter_context(server._keys.lock)
+            errors = iter(self._commit(work))
         took = time.perf_counter() - began
         for server in gathered:
             error = next(errors) if server._turn.changes else None

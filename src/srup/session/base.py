@@ -68,6 +68,9 @@ STREAM_OUT: Final = "stream out"
 STREAM_IN: Final = "stream in"
 """The fact about a partner that says which place the last value has that we have taken from it for good."""
 
+DECIDED: Final = "decided"
+"""The fact about a partner that says which sequence id its newest message has that was about being joined or not."""
+
 _RECEIPT: Final = struct.Struct("<QQ")
 NO_EXPIRY: Final = 10**18 - 1
 """The latest expiry that a token can name: what an end without a clock writes into its own."""
@@ -194,6 +197,7 @@ class Partner:
     decided: int = 0  # the sequence id of the newest message of theirs that was about being joined or not
     window: ReplayWindow = field(default_factory=ReplayWindow)
     exchanges: dict[bytes, Exchange] = field(default_factory=dict)
+    decided_kept: int = 0  # what a store knows of ``decided``
 
 
 class ActionState(Enum):
@@ -304,7 +308,7 @@ class Session:
     """What the owner is told again after a restart, because it was to decide: methods that make the event, by state."""
     volatile: ClassVar[frozenset[Enum]] = frozenset({_K.DECIDING})
     """States that do not outlast the process: whoever waits asks again."""
-    facts: ClassVar[frozenset[str]] = frozenset({STREAM_IN, STREAM_OUT})
+    facts: ClassVar[frozenset[str]] = frozenset({STREAM_IN, STREAM_OUT, DECIDED})
     """The names of the facts about partners in which a session keeps what it knows besides."""
     for_strangers: ClassVar[frozenset[type[Message]]] = frozenset()
     """Requests of ours that do not need a membership."""
@@ -326,7 +330,7 @@ class Session:
         self._dropped: list[int] = []
         self._places_in: dict[int, Place] = {}  # the last that was taken, by partner
         self._places_out: dict[int, Place] = {}  # the last that was given out, by partner
-        self._places_changed: dict[tuple[int, str], Place | None] = {}
+        self._facts_changed: dict[tuple[int, str], str | None] = {}
         self._receipts: dict[int, None] = {}  # who is owed a receipt
         self._receipt_due: dict[int, float] = {}  # when a partner that had one may have the next
 
@@ -337,6 +341,9 @@ class Session:
         changes = Changes(forgotten=self._dropped)
         for partner in self._touched.values():
             window = partner.window
+            if partner.decided != partner.decided_kept:
+                partner.decided_kept = partner.decided
+                self._facts_changed[partner.identity, DECIDED] = str(partner.decided)
             changes.partners.append(
                 PartnerRecord(
                     partner.identity, partner.member, partner.binds, partner.reserved, window.highest, window.seen
@@ -349,9 +356,8 @@ class Session:
                 changes.ended.append((partner_id, token))
             else:
                 changes.exchanges.append(ExchangeRecord(partner_id, token, exchange.expiry, self._dump(exchange)))
-        for (partner_id, name), place in self._places_changed.items():
-            changes.facts.append(Fact(partner_id, name, None if place is None else f"{place.stream} {place.number}"))
-        self._touched, self._stirred, self._dropped, self._places_changed = {}, {}, [], {}
+        changes.facts = [Fact(partner_id, name, value) for (partner_id, name), value in self._facts_changed.items()]
+        self._touched, self._stirred, self._dropped, self._facts_changed = {}, {}, [], {}
         return changes
 
     def repeats(self, send: Send) -> bool:
@@ -381,7 +387,8 @@ class Session:
         self._kept = True
         for record in state.partners:
             window = ReplayWindow(record.highest, record.seen)
-            decided = 0 if record.member else record.highest  # what was sent before does not bring anybody back in
+            # As long as no fact says more: what was sent before does not bring anybody back in.
+            decided = 0 if record.member else record.highest
             self._partners[record.identity] = Partner(
                 record.identity, record.member, record.binds, record.reserved, record.reserved, decided, window
             )
@@ -389,6 +396,8 @@ class Session:
             places = {STREAM_IN: self._places_in, STREAM_OUT: self._places_out}.get(fact.name)
             if places is not None and fact.value is not None:
                 places[fact.identity] = Place(*map(int, fact.value.split()))
+            if fact.name == DECIDED and fact.value is not None and (partner := self._partners.get(fact.identity)):
+                partner.decided = partner.decided_kept = int(fact.value)
         known: dict[tuple[int, bytes], Exchange] = {}
         bodies = []
         for kept in state.exchanges:
@@ -640,8 +649,10 @@ class Session:
         self._receipts.pop(partner, None)
         for name, places in ((STREAM_IN, self._places_in), (STREAM_OUT, self._places_out)):
             if places.pop(partner, None) is not None and self._kept:
-                self._places_changed[partner, name] = None
+                self._facts_changed[partner, name] = None
         if self._kept:
+            if side.decided_kept:
+                self._facts_changed[partner, DECIDED] = None
             self._dropped.append(partner)
             self._touched.pop(partner, None)
         return [*outputs, Left(partner, b"")] if side.member else outputs
@@ -653,6 +664,11 @@ class Session:
     def asked(self) -> list[float]:
         """Return when each request of ours was made that has no answer yet, in no order; any thread may ask."""
         return [each.began for each in self.exchanges() if each.mine and self._is_open(each)]
+
+    def asked_of(self, partner: int) -> list[Exchange]:
+        """Return our requests to a partner that have no answer yet, to be looked at only."""
+        side = self._partners.get(partner)
+        return [each for each in side.exchanges.values() if each.mine and self._is_open(each)] if side else []
 
     def refuse_data(self, partner: int, token: bytes, now: float) -> list[Output]:
         """Answer a DataReceived whose ``data_id`` nobody here knows."""
@@ -709,7 +725,7 @@ class Session:
         waiting = [mine for mine in partner.exchanges.values() if mine.mine and mine.state is _D.UNCONFIRMED]
         first = min((mine.detail for mine in waiting), default=None)
         # It waits for what we do not have any more, as after a restore from a backup; an old receipt must not say so.
-        behind = first is not None and there < Place(first.stream, first.number - 1)
+        behind = first is not None and there < first and not _follows(there, first)
         if waiting and (there.stream > here.stream or (behind and cause.sequence_id == partner.window.highest)):
             return self._begin_stream(partner, waiting, max(there.stream, here.stream) + 1, now)
         step = self.table[_D.UNCONFIRMED, Word.CONFIRM]
@@ -727,7 +743,8 @@ class Session:
 
     def data_refused(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """A partner does not know a value of ours."""
-        return [DataRefused(exchange.partner.identity, exchange.token)]
+        confirmed = exchange.request if isinstance(exchange.detail, Place) else None
+        return [DataRefused(exchange.partner.identity, exchange.token, confirmed)]
 
     def key_offered(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
         """A partner wants another key to count for it."""
@@ -821,13 +838,12 @@ class Session:
 
     def _is_next(self, partner: Partner, place: Place) -> bool:
         """Tell whether a value follows the last one, or begins a stream that is later than the last one's."""
-        last = self._places_in.get(partner.identity, Place())
-        return place == Place(last.stream, last.number + 1) or (place.stream > last.stream and place.number == 1)
+        return _follows(self._places_in.get(partner.identity, Place()), place)
 
     def _set_place(self, name: str, places: dict[int, Place], partner: int, place: Place) -> None:
         places[partner] = place
         if self._kept:
-            self._places_changed[partner, name] = place
+            self._facts_changed[partner, name] = f"{place.stream} {place.number}"
 
     def _begin_stream(self, partner: Partner, waiting: list[Exchange], stream: int, now: Now) -> list[Output]:
         """Send what waits as a new stream: one of us has forgotten how far the old one came, and takes none of it."""
@@ -1011,6 +1027,11 @@ class Session:
         if isinstance(message, Response):
             return "it answers nothing that is known"
         return "it begins nothing here" if partner.member else f"{partner.identity:x} is not joined"
+
+
+def _follows(last: Place, place: Place) -> bool:
+    """Tell whether a value follows the last one, or begins a stream that is later than the last one's."""
+    return place == Place(last.stream, last.number + 1) or (place.stream > last.stream and place.number == 1)
 
 
 def _sent(exchange: Exchange) -> int:

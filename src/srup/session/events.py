@@ -194,7 +194,12 @@ class DataConfirmed(Event):
 
 @dataclass(frozen=True, slots=True)
 class DataRefused(Event):
-    """The partner does not know the ``data_id`` of a value that we sent under this token."""
+    """The partner does not know the ``data_id`` of a value that we sent under this token.
+
+    ``message`` is the value if it was to be confirmed.
+    """
+
+    message: Message | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

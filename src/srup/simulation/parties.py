@@ -354,6 +354,7 @@ class DeviceParty(Party):
         self.commanders: tuple[int, ...] = ()
         self.folder: Path = world.folder / self.name
         self.floor: int | None = None
+        self.first_floor: int | None = None  # at the time when it was provisioned
         self.active: str | None = None
         self.wanted = True
         self.out = True  # it was refused or has left, and does not ask again by itself
@@ -367,7 +368,7 @@ class DeviceParty(Party):
         if not self.durable or self.configured not in self.server_keys:
             self.configured = self.server
         others = {server: key for server, key in self.server_keys.items() if server != self.configured}
-        floor = self.floor if self.floor is None or not self.durable else 0
+        floor = self.first_floor if self.durable else self.floor
         agent = Device(
             self.identity,
             self.key,

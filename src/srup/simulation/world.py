@@ -163,7 +163,7 @@ class World(Simulator):
         elif admission == "observed":
             join, observer = chance.choice((("observed", FIRST_DEVICE), ("simple", None)))
         device = self.devices[identity] = DeviceParty(self, identity, self._skew(chance), join, observer)
-        device.floor = chance.choice((None, 0))
+        device.floor = device.first_floor = chance.choice((None, 0))
         device.commanders = chance.choice(((), (SERVERS[1],)))
         for server in self.servers.values():
             server.register(identity, device.key.public_key)
@@ -598,6 +598,7 @@ class World(Simulator):
             return False
         device.die()
         old, device.key, device.next_key = device.key, device.new_key(), None
+        device.first_floor = device.floor
         device.renew_store()  # whoever begins anew does not go on where another key has ended
         self.note(f"{device} is provisioned anew")
         for order in self.ledger.orders:
@@ -880,7 +881,7 @@ class World(Simulator):
 
 _OUTCOMES: Final[dict[Any, tuple[tuple[str, ...], Callable[[Any], object] | None]]] = {
     Action: (("action",), lambda request: request.action_id),
-    Data: (("data",), lambda request: (request.data_id, request.data.decode())),
+    Data: (("data",), lambda request: (request.data_id, request.data.decode(errors="replace"))),
     IdRequest: (("identify",), None),
     JoinCommand: (("summon", "send"), lambda request: request.device_id),
     ResignRequest: (("resign",), None),
