@@ -303,7 +303,7 @@ class Agent:
         self._stopped.set()
         self._drain()
         for future in self._turn.futures:
-            _end(future, TransportError("stopped before it could be made durable"))
+            end_future(future, TransportError("stopped before it could be made durable"))
         while self._pending:
             _, future = self._pending.popitem()
             future.set_exception(TransportError("stopped before the answer came"))
@@ -490,7 +490,10 @@ class Agent:
         return self._register(self._handlers, "left")(handler)
 
     def on_outcome(self, handler: Handler) -> Handler:
-        """Decorate what is called with an :class:`Outcome` when a request ends that was made before a restart."""
+        """Decorate what is called with an :class:`Outcome` when a request ends that was made before a restart.
+
+        It is called as well for one whose end had just become durable when the process ended before its future did.
+        """
         return self._register(self._handlers, "outcome")(handler)
 
     def facts(self, partner: int) -> Mapping[str, str]:
@@ -931,7 +934,7 @@ class Agent:
                 self._resolve(future, trouble)
             elif not answered:
                 self._turn.futures.append(future)
-                self._give(lambda: _end(future, next((each.error for each in dispatches if each.error), None)))
+                self._give(lambda: end_future(future, next((each.error for each in dispatches if each.error), None)))
 
         self._post(job)
         return future
@@ -948,14 +951,22 @@ class Agent:
         self._end_request(future, event.peer, self._session.request(event.peer, event.token), result)
 
     def _end_request(self, future: "Future[Any] | None", partner: int, request: Message | None, result: object) -> None:
-        """End a request; whoever made it before a restart has no future, and is told in another way."""
-        if future is not None:
-            self._resolve(future, result)
-        elif self._store is not None:
+        """End a request; whoever made it before a restart has no future, and is told in another way.
+
+        So is whoever has one if the process ends before the future does.
+        """
+        number = 0
+        if self._store is not None and "outcome" in self._handlers:
             error = isinstance(result, Exception)
             told = (type(result).__name__, str(result)) if error else result
-            live = (Outcome(partner, request, result),)
-            self._announce("outcome", partner, partner, request, error, told, live=live)
+            kept = body.dump((partner, request, error, told), lambda _: None)
+            number = self._keep(partner, b"", "outcome", kept.encode())
+        if future is not None:
+            self._resolve(future, result)
+            if number:
+                self._give(lambda: self._finish(partner, number))
+        elif number:
+            self._call_announced("outcome", partner, (Outcome(partner, request, result),), number)
 
     def _end_partner(self, partner: int, asked: Sequence[Exchange], why: str) -> None:
         """End all that was asked of a partner that is another one now; the session has forgotten it already."""
@@ -976,7 +987,7 @@ class Agent:
         """End a future with a result or an exception, when the turn is durable."""
         if self._taking == threading.get_ident():
             self._turn.futures.append(future)
-        self._give(lambda: _end(future, result))
+        self._give(lambda: end_future(future, result))
 
     def _drive(self, method: Callable[..., Sequence[Output]], *arguments: Any) -> None:
         """Carry a decision of the application into the session, on the agent's thread."""
@@ -1047,10 +1058,14 @@ class Agent:
             if self._owed:
                 self._settle_delivery()
             if number and handling is not None:
-                idle = not self._finished
-                self._finished.append((handling.partner, number))
-                if idle:
-                    self._inbox.put(_nothing)
+                self._finish(handling.partner, number)
+
+    def _finish(self, partner: int, number: int) -> None:
+        """Have the next turn forget an inbox entry: the application knows."""
+        idle = not self._finished
+        self._finished.append((partner, number))
+        if idle:
+            self._inbox.put(_nothing)
 
     def _backlog(self) -> int:
         """Return how many handlers wait to be called."""
@@ -1358,7 +1373,7 @@ def _audit_row(message: Message, outputs: Sequence[Output], now: float) -> Audit
     return AuditRow(now, message.sender_id, message.sequence_id, message.layout.type, message.token, outcome)
 
 
-def _end(future: "Future[Any]", result: object) -> None:
+def end_future(future: "Future[Any]", result: object) -> None:
     """End a future, unless something else has ended it."""
     if future.done():
         return

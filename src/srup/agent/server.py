@@ -40,7 +40,7 @@ from ..transport.base import Transport
 from ..transport.topics import Address, device_filter, join_filter
 from ..update import UpdateState
 from ..wire import Status
-from .base import Agent, Handler, check_identity, check_type, sequence_origin, transport_to
+from .base import Agent, Handler, check_identity, end_future, check_type, sequence_origin, transport_to
 from .enrolment import enter, link
 from .rollout import Rollout
 
@@ -445,6 +445,9 @@ class Server(Agent):
         if order is None:  # it ended just before a restart
             order = self._order(device, token, ordered, UpdateState[state])
             order.status = status
+            outcome = self._outcome(device, order.state, status)
+            if outcome is not None:
+                end_future(order._done, outcome)
         return (order,)
 
     def _membership(self) -> int:
@@ -690,7 +693,7 @@ class Server(Agent):
         order.status = event.status if event.status is not None else order.status
         state = order.state.name
         self._log(logging.INFO, "%r: %r", order, partner=event.peer, digest=order.digest, state=state)
-        outcome = self._outcome(event)
+        outcome = self._outcome(event.peer, event.state, event.status)
         if outcome is not None:
             del self._orders[event.peer, event.token]
             self._resolve(order._done, outcome)
@@ -698,18 +701,19 @@ class Server(Agent):
             self._know(event.peer, "firmware", order.digest)
         self._announce_order(order)
 
-    def _outcome(self, event: UpdateChanged) -> UpdateState | SrupError | None:
-        """Return how the order ended, None while it goes on."""
-        match event.state:
+    def _outcome(self, device: int, state: UpdateState, status: Status | None) -> UpdateState | SrupError | None:
+        """Return how an order ended, None while it goes on."""
+        match state:
             case UpdateState.ACTIVATED:
-                return event.state
-            case UpdateState.ACTIVATING if not self._session.confirms(event.peer):
-                return event.state
+                return state
+            case UpdateState.ACTIVATING if not self._session.confirms(device):
+                return state
             case UpdateState.FAILED:
-                status = event.status or Status.UPDATE_FAIL_SERVER
-                return UpdateError(status, f"device {event.peer:x} reports {status.name}")
+                if status is None:
+                    return PolicyError(f"{device:x} is no longer the device that the order was for")
+                return UpdateError(status, f"device {device:x} reports {status.name}")
             case UpdateState.UNANSWERED:
-                return UnansweredError(f"device {event.peer:x} did not answer before the order expired")
+                return UnansweredError(f"device {device:x} did not answer before the order expired")
             case _:
                 return None
 

@@ -437,7 +437,9 @@ class Session:
             "began": exchange.began,
             "detail": exchange.detail,
         }
-        return body.dump({name: value for name, value in kept.items() if value not in (None, False, 0.0)}, _named)
+        # An action may have the number 0.
+        kept = {name: value for name, value in kept.items() if value not in (None, False, 0.0) or type(value) is int}
+        return body.dump(kept, _named)
 
     def _load(self, exchange: Exchange, text: str, known: Mapping[tuple[int, bytes], Exchange]) -> None:
         kept = body.load(text, lambda partner, token: known.get((partner, token)))

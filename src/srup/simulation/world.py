@@ -442,7 +442,8 @@ class World(Simulator):
         content = None if what is None else what(outcome.request)
         for order in self.ledger.orders:
             same = order.kind in kinds and (order.issuer, order.target) == (party.identity, outcome.partner)
-            if same and order.life < party.life and not order.told and content in (None, order.what):
+            ended = order.told or (order.answer is not None and order.answer.done())
+            if same and order.life < party.life and not ended and content in (None, order.what, order.target):
                 order.told = True
                 self._check_answer(order, outcome.result)
                 return
