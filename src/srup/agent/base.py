@@ -971,6 +971,8 @@ class Agent:
     def _end_partner(self, partner: int, asked: Sequence[Exchange], why: str) -> None:
         """End all that was asked of a partner that is another one now; the session has forgotten it already."""
         error = PolicyError(f"{partner:x} {why}")
+        if self._store is not None:
+            self._turn.changes.facts.append(Fact(partner, _REPLACED, None))
         for exchange in asked:
             self._end_exchange(exchange, error)
         for peer, token in [request for request in self._pending if request[0] == partner]:
@@ -1304,7 +1306,6 @@ class Agent:
                 else:
                     self._fenced(lambda unsent=unsent: self._resend_entry(unsent, now))  # type: ignore[misc]
             for partner in sorted(others):
-                self._turn.changes.facts.append(Fact(partner, _REPLACED, None))
                 self._end_partner(partner, asked[partner], "has another key now, or none")
         finally:
             self._taking, self._again = None, False
@@ -1329,6 +1330,7 @@ class Agent:
             self._store.commit(changes)
             later = {record.identity for record in changes.keys}
             kept.keys = [record for record in kept.keys if record.identity not in later]
+            kept.facts = [fact for fact in kept.facts if fact.name != _REPLACED or fact.identity not in later]
 
     def _restore_role(self, state: State) -> None:
         """Take over what the role knows besides the session."""

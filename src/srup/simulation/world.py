@@ -277,6 +277,9 @@ class World(Simulator):
     def become_new(self, one: int, other: int) -> None:
         """Note that two know nothing more of each other: a key was replaced, or dropped."""
         self._epochs[frozenset((one, other))] += 1
+        for order in self.ledger.orders:
+            # What one of them had taken and not told its owner yet is gone.
+            order.excused = order.excused or (order.kind == "data" and {order.issuer, order.target} == {one, other})
 
     def effect(
         self, party: Party, kind: str, issuer: int, what: Any, again: bool, valid: frozenset[str] | None = None
