@@ -19,6 +19,7 @@ from srup.cli.simulate import replay_command
 from srup.codec import decode, verify_many
 from srup.errors import PolicyError, SignatureError
 from srup.keyring import KeyRing
+from srup.records import PartnerRecord
 from srup.replay import ReplayWindow
 from srup.session import base, device
 from srup.simulation import Clock, Ledger, Options, World, run
@@ -30,13 +31,14 @@ BOUND = 40
 """Within how many seeds each missing guard is found."""
 
 
+@pytest.mark.parametrize("durable", [False, True], ids=["volatile", "durable"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nothing_happens_that_must_not(seed):
-    report = run(seed)
+def test_nothing_happens_that_must_not(seed, durable):
+    report = run(seed, Options(durable=durable))
     assert report.passed, "\n".join([*report.trace[-40:], *map(str, report.violations), replay_command(report)])
 
 
-@pytest.mark.parametrize("options", [Options(scheme="rsa2048"), Options(devices=12, steps=300), Options(attack=False)])
+@pytest.mark.parametrize("options", [Options(scheme="rsa2048"), Options(devices=12, steps=300), Options(attack=False), Options(devices=12, steps=300, durable=True)])
 def test_nor_in_other_worlds(options):
     report = run("another", options)
     assert report.passed, report.violations
@@ -45,13 +47,13 @@ def test_nor_in_other_worlds(options):
 def test_the_runs_are_not_idle():
     """What the runs above are about does happen in them."""
     counts = Counter()
-    acts = " ".join(line for seed in SEEDS for line in tally(run(seed), counts))
+    acts = " ".join(line for seed in SEEDS for line in tally(run(seed, Options(durable=seed % 2 == 1)), counts))
     for kind in ("action", "data", "update"):
         assert counts[f"effect {kind}"] >= 20
     for error in ("ReplayError", "PolicyError", "SignatureError", "UnknownSenderError", "DecodeError"):
         assert counts[error] >= 10
     assert [name for name in ACTS if not counts[f"act {name}"]] == []
-    for what in ("dies", "turns from", "stores a new key", "is cut", "part for good", "revokes", "about", "altered"):
+    for what in ("dies", "turns from", "stores a new key", "is cut", "part for good", "revokes", "about", "altered", "is full"):
         assert what in acts
 
 
@@ -110,6 +112,15 @@ def without_memory():
     return device.DeviceSession, "table", table
 
 
+genuine_dump = base.Session._dump
+
+
+def dump_without_zero(session, exchange):
+    if exchange.detail == 0:
+        exchange.detail = None
+    return genuine_dump(session, exchange)
+
+
 GUARDS = {
     "the replay window": ("repeated", (ReplayWindow, "check", lambda window, sequence_id: None)),
     "the memory of tokens": ("repeated", without_memory()),
@@ -123,6 +134,24 @@ GUARDS = {
 }
 
 
+def handed_over_again(agent, entry):
+    resume(agent, entry)
+    agent._again = False
+
+
+resume = agent_base.Agent._resume_entry
+DURABLE_GUARDS = {
+    "the window that is kept": ("repeated", (base, "PartnerRecord", lambda *a: PartnerRecord(*a[:4], 0, 0))),
+    "the ids that are reserved": ("reused", (base.Session, "_use", lambda self, partner, i: partner.__setattr__("last_sent", i))),
+    "the place in the stream": ("repeated", (base, "_follows", lambda last, place: True)),
+    "the inbox": ("lost", (agent_base.Agent, "_resume_entry", lambda agent, entry: None)),
+    "the outbox": ("lost", (agent_base.Agent, "_resend_entry", lambda agent, entry, now: None)),
+    "the word that it comes again": ("repeated", (agent_base.Agent, "_resume_entry", handed_over_again)),
+    "the end of what a former key asked": ("lost", (agent_base.Agent, "_end_partner", lambda *_: None)),
+    "the number 0 of an action": ("untrue", (base.Session, "_dump", dump_without_zero)),
+}
+
+
 @pytest.mark.parametrize(("name", "patch"), GUARDS.values(), ids=GUARDS)
 def test_without_a_guard_the_violation_is_found(monkeypatch, name, patch):
     monkeypatch.setattr(*patch)
@@ -131,6 +160,17 @@ def test_without_a_guard_the_violation_is_found(monkeypatch, name, patch):
     for seed in range(BOUND):
         report = run(seed, fleet if name == "redirected" else None)
         found.update(violation.name for violation in report.violations)
+        if found[name]:
+            return
+    pytest.fail(f"{name} was not found within {BOUND} seeds, but {found}")
+
+
+@pytest.mark.parametrize(("name", "patch"), DURABLE_GUARDS.values(), ids=DURABLE_GUARDS)
+def test_without_a_guard_of_the_durable_the_violation_is_found(monkeypatch, name, patch):
+    monkeypatch.setattr(*patch)
+    found = Counter()
+    for seed in range(BOUND):
+        found.update(violation.name for violation in run(seed, Options(durable=True)).violations)
         if found[name]:
             return
     pytest.fail(f"{name} was not found within {BOUND} seeds, but {found}")
@@ -167,9 +207,9 @@ def test_the_command_tells_of_each_run():
 def test_the_command_shows_how_to_see_a_failure_again(monkeypatch):
     monkeypatch.setattr(*GUARDS["the signature"][1])
     report = next(report for report in map(run, range(BOUND)) if not report.passed)
-    status, text = command("--seed", str(report.seed), "--steps", "150")
+    status, text = command("--seed", str(report.seed), "--steps", "150", "--volatile")
     assert status == 1
-    assert f"again: srup simulate --seed {report.seed} --devices 4 --steps 150 --scheme ed25519" in text
+    assert f"again: srup simulate --seed {report.seed} --devices 4 --steps 150 --scheme ed25519 --volatile" in text
     assert f"  {report.violations[0]}" in text
     assert "VIOLATION" in text
     assert report.digest[:16] in text
@@ -217,26 +257,13 @@ def test_a_clock_that_follows_another():
         fast.now = 1.0
 
 
-def test_a_store_is_given_to_every_life_of_an_identity(tmp_path, monkeypatch):
-    """What a durable store will be used for: one for each identity, kept when the process dies."""
-    given = []
-    genuine = agent_device.Device.__init__
-
-    def device_with_store(self, *arguments, store=None, **options):
-        given.append((arguments[0], store))
-        genuine(self, *arguments, **options)
-
-    def server_with_store(self, *arguments, store=None, **options):
-        genuine_server(self, *arguments, **options)
-
-    genuine_server = srup.Server.__init__
-    monkeypatch.setattr(srup.Device, "__init__", device_with_store)
-    monkeypatch.setattr(srup.Server, "__init__", server_with_store)
-    world = World("store", tmp_path, Options(store=lambda identity: ["of", identity]))
+def test_a_store_is_given_to_every_life_of_an_identity(tmp_path):
+    world = World("store", tmp_path, Options(durable=True))
     party = world.devices[0xD0]
-    assert party.durable
+    before = party.store
     world.crash(party)
     world.restart(party)
-    first, second = [store for identity, store in given if identity == 0xD0]
-    assert first is second
-    assert first == ["of", 0xD0]
+    assert party.agent._store is before
+    assert world.provision(party)  # whoever begins anew does not go on where another key has ended
+    assert party.agent._store is not before
+    assert World("store", tmp_path, Options()).devices[0xD0].agent._store is None

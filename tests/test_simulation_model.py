@@ -20,9 +20,9 @@ class SmallWorld(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory(prefix="srup-simulation-")
         self.world = None
 
-    @initialize(seed=st.integers(0, 1000))
-    def begin(self, seed):
-        self.world = World(seed, Path(self.folder.name), Options(devices=2))
+    @initialize(seed=st.integers(0, 1000), durable=st.booleans())
+    def begin(self, seed, durable):
+        self.world = World(seed, Path(self.folder.name), Options(devices=2, durable=durable))
         self.world.settle()
 
     @rule(name=st.sampled_from(sorted(ACTS)), choice=st.integers(0, 7))

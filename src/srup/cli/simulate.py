@@ -24,6 +24,10 @@ def simulate(
     devices: Annotated[int, typer.Option(min=1, max=64, help="How many devices there are.")] = 4,
     steps: Annotated[int, typer.Option(min=0, help="How many things happen in a run.")] = 150,
     scheme: Annotated[str, typer.Option(help=f"The scheme of all keys: {' or '.join(SCHEMES)}.")] = SCHEMES[0],
+    durable: Annotated[
+        bool | None,
+        typer.Option("--durable/--volatile", help="With or without stores. [default: every other seed, the odd ones]"),
+    ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Show everything that happens.")] = False,
 ) -> None:
     """Let fleets live through faults, crashes and attacks in simulated time, and check everything that they do.
@@ -32,11 +36,11 @@ def simulate(
     """
     if scheme not in SCHEMES:
         fail(f"{scheme!r} is no scheme for simulations; they are {', '.join(SCHEMES)}")
-    options = Options(devices=devices, steps=steps, scheme=scheme)
     first = secrets.randbelow(1 << 32) if seed is None else seed
     failed = 0
     for number in range(first, first + (runs or (20 if seed is None else 1))):
-        report = run(number, options)
+        stores = number % 2 == 1 if durable is None else durable
+        report = run(number, Options(devices=devices, steps=steps, scheme=scheme, durable=stores))
         _show(report, trace)
         failed += not report.passed
     if failed:
@@ -48,7 +52,7 @@ def replay_command(report: Report) -> str:
     options = report.options
     return (
         f"srup simulate --seed {report.seed} --devices {options.devices} --steps {options.steps} "
-        f"--scheme {options.scheme}"
+        f"--scheme {options.scheme} {'--durable' if options.durable else '--volatile'}"
     )
 
 

@@ -33,6 +33,9 @@ __all__ = ["ACTIONS", "Crash", "DeviceParty", "Party", "ServerParty"]
 ACTIONS: Final = 256
 """Each order to a partner has an action id of its own, so there cannot be more between two."""
 
+START_TIME: Final = 0.001
+"""How many seconds a process takes to start anew."""
+
 _Result = TypeVar("_Result")
 
 
@@ -122,6 +125,8 @@ class Party:
         """Start a process."""
         self.life += 1
         self.fuse = None
+        if self.life > 1:
+            self.world.advance(self.world.clock.now + START_TIME)
         self.world.note(f"{self.name} starts, life {self.life}")
         self.agent = self.make(Wire(self))
         self.agent.on_refused(self._refused)

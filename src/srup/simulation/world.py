@@ -286,6 +286,8 @@ class World(Simulator):
     ) -> bool:
         """Enter an effect and decide whether it succeeds; ``again``: it may have happened before."""
         good = kind == "data" or not self.chance(0.1)
+        if kind == "data" and party.durable:
+            valid = None  # it is signed when the two are joined, perhaps by a key that its sender has had since
         self.note(f"{party} takes {kind} {what} of {issuer:x}{'' if good else ', and fails'}")
         if issuer != MOLE or isinstance(party, DeviceParty):
             order = self._enter(party, kind, issuer, what, again, valid, good)
