@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from srup import Device, KeyRing, PolicyError, PrivateKey, Server, Status, StoreError, UnansweredError
+from srup import Data, Device, KeyRing, PolicyError, PrivateKey, Server, Status, StoreError, UnansweredError
 from srup.records import Changes
 from srup.session.base import Place
 from srup.store import MemoryStore
@@ -704,3 +704,210 @@ def test_a_syndication_survives_its_servers(tmp_path):
         world.answered(ended)
         assert not [fact for fact in stores[HOME].open(HOME).facts if fact.name == "syndication"]
         assert world.faults() == 0
+
+
+# Found by the simulator.
+
+
+def test_an_action_with_the_number_zero_is_done_after_a_crash(fleet):
+    done = []
+    fleet.joined()
+    fleet.device.on_action(0)(done.append)
+    asked = fleet.server.action(fleet.device.identity, 0)
+    fleet.server.step()
+    fleet.device._submit = lambda calls: None  # the process ends before the handler is called
+    fleet.device.step()
+    fleet.crash_device().on_action(0)(done.append)
+    fleet.device.start(threads=False)
+    fleet.run(asked.done, DAY)
+    assert (asked.result(0), done) == (Status.ACTION_SUCCESS, [SERVER])
+
+
+def test_a_receipt_from_before_a_stream_began_does_not_begin_another(fleet):
+    """Values and a receipt that says "nothing yet" cross: the values are not sent, and taken, a second time."""
+    heard = []
+    fleet.joined()
+    fleet.device.on_data("n", "uint8")(lambda server, name, value: heard.append(value))
+    fleet.device._session._receipts[SERVER] = None
+    sent = [fleet.server.send_data(fleet.device.identity, "n", number, "uint8") for number in range(3)]
+    fleet.device._inbox.put(lambda: None)
+    fleet.device.step()  # the receipt is on its way
+    fleet.run(lambda: all(each.done() for each in sent), DAY)
+    fleet.pass_time(300.0)
+    assert heard == [0, 1, 2]
+    tokens = {wire.split(b":r")[1].split(b".")[0] for _, wire in fleet.network.log if b":r1" in wire}
+    assert len(tokens) == 1
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_what_was_asked_of_a_former_key_ends_when_another_one_is_registered(fleet, crash):
+    """Nothing that was meant for the former device reaches the new one, and whoever asked is told."""
+    outcomes, orders = [], []
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.network.cut(f"device-{identity:x}")
+    fleet.server.action(identity, 7, lifetime=DAY)
+    fleet.server.send_data(identity, "n", b"sent")
+    fleet.server.update(identity, URL, DIGEST)
+    fleet.settle()
+    server = fleet.crash_server()
+    server.on_outcome(outcomes.append)
+    server.on_update(orders.append)
+    server.start(threads=False)
+    fleet.settle()
+    fleet.server.devices.replace(identity, key_of(0xFF).public_key)
+    if crash:
+        server = fleet.crash_server(devices=KeyRing({identity: key_of(0xFF).public_key}))
+        server.on_outcome(outcomes.append)
+        server.on_update(orders.append)
+        server.start(threads=False)
+    else:
+        other = Device(
+            identity,
+            key_of(0xFF),
+            server=SERVER,
+            server_key=key_of(SERVER).public_key,
+            broker=MemoryTransport(fleet.network, f"device-{identity:x}"),
+            firmware=fleet.tmp_path / "other",
+            clock=fleet.clock,
+            entropy=fleet.randbytes,
+        )
+        fleet.devices[identity] = other.start(threads=False)
+        fleet.network.heal(f"device-{identity:x}")
+    fleet.settle()
+    assert sorted(type(outcome.request).__name__ for outcome in outcomes) == ["Action", "Data"]
+    assert all(isinstance(outcome.result, PolicyError) for outcome in outcomes)
+    [order] = [order for order in orders if order.done]
+    with pytest.raises(PolicyError):
+        order.result(0)
+    assert not list(fleet.stores[SERVER].open(SERVER).outbox)
+
+
+def test_what_a_former_key_has_sent_is_not_handed_over_to_the_next(fleet):
+    heard = []
+    fleet.joined()
+    fleet.server.on_data("n", "uint8")(lambda *value: heard.append(value))
+    fleet.device.send("n", 1, "uint8")
+    fleet.device.step()
+    fleet.server._submit = lambda calls: None  # the process ends before the handler is called
+    fleet.server.step()
+    server = fleet.crash_server(devices=KeyRing({fleet.device.identity: key_of(0xFF).public_key}))
+    server.on_data("n", "uint8")(lambda *value: heard.append(value))
+    server.start(threads=False)
+    fleet.settle()
+    assert heard == []
+    assert not list(fleet.stores[SERVER].open(SERVER).inbox)
+
+
+def test_a_device_parts_for_good_while_its_disk_is_full(fleet):
+    """The key that goes is durable with the turn that drops it: a store that refuses is no fault, and loses nothing."""
+    fleet.joined()
+    told = []
+    fleet.device.on_deregistered(told.append)
+    fleet.server.deregister(fleet.device.identity)
+    fleet.server.step()
+    store = fleet.stores[fleet.device.identity]
+    store.failures = 1
+    fleet.device.step()
+    assert (told, fleet.device.counts["not stored"], store.open(fleet.device.identity).keys[0].key) != ([], 1, None)
+    fleet.settle()
+    assert told == [SERVER]
+    assert fleet.faults() == 0
+    assert store.open(fleet.device.identity).keys[0].key is None
+
+
+def test_an_answer_that_was_durable_and_not_told_before_a_crash_is_told_after_it(fleet):
+    outcomes, orders = [], []
+    fleet.joined()
+    identity = fleet.device.identity
+    for server in (fleet.server, None):
+        server = server or fleet.crash_server()
+        server.on_outcome(outcomes.append)
+        server.on_update(lambda order: orders.append((order.done, order.state)))
+        if server._started:
+            asked, order = server.action(identity, 7), server.update(identity, URL, DIGEST, hold=True)
+            fleet.settle()
+            assert asked.done()
+            orders.clear()
+            asked = server.action(identity, 7)
+            order.activate()
+            server.step()
+            fleet.device.step()
+            server._conclude = lambda error: False  # the process ends just after the commit
+            server._advance()
+        else:
+            server.start(threads=False)
+            fleet.settle()
+    assert not asked.done()
+    assert [outcome.result for outcome in outcomes] == [Status.ACTION_UNKNOWN]
+    assert (True, UpdateState.ACTIVATED) in orders
+
+
+def test_a_value_that_was_refused_or_never_sent_is_told_after_a_crash(fleet):
+    outcomes = []
+    fleet.joined()
+    fleet.network.cut("server")
+    fleet.device.send("nobody", b"knows this")
+    fleet.device.send_data(0x77, "late", b"never sent", lifetime=60.0)
+    fleet.settle()
+    device = fleet.crash_device()
+    device.on_outcome(outcomes.append)
+    device.start(threads=False)
+    fleet.settle()
+    fleet.pass_time(120.0)
+    fleet.network.heal("server")
+    fleet.pass_time(120.0)
+    told = {outcome.request.data_id: outcome for outcome in outcomes if isinstance(outcome.request, Data)}
+    assert isinstance(told["late"].result, UnansweredError)
+    assert (told["late"].request.sequence_id, told["late"].request.data) == (0, b"never sent")
+    assert isinstance(told["nobody"].result, PolicyError)
+
+
+def test_a_leaving_from_before_a_restart_does_not_end_a_later_membership(fleet):
+    """Each side goes by the newest word of the other about being joined, and a store knows which that was."""
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.device.resign()
+    fleet.device.step()
+    late = [entry for entry in fleet.network.log if entry[0] == f"SRUP/{identity:x}"][-1]
+    fleet.settle()
+    decided = fleet.server._session._partners[identity].decided
+    fleet.device.join()
+    fleet.settle()
+    assert fleet.all_joined()
+    assert fleet.server._session._partners[identity].decided > decided
+    after = fleet.server._session._partners[identity].decided
+    server = fleet.crash_server().start(threads=False)
+    assert server._session._partners[identity].decided == after
+    fleet.network.inject(*late)
+    fleet.settle()
+    assert server.members == {identity}
+
+
+# Joining and leaving, with and without a store.
+
+
+def test_a_device_that_has_used_up_its_sequence_ids_is_no_fault_of_the_server(tmp_path):
+    fleet = Fleet(tmp_path).joined()
+    identity = fleet.device.identity
+    fleet.server._session._partners[identity].last_sent = (1 << 64) - 1
+    fleet.server.terminate(identity)
+    fleet.device.action(SERVER, 1)
+    fleet.device.send("n", b"value")
+    fleet.settle()
+    fleet.pass_time(2000.0)
+    assert fleet.faults() == 0
+
+
+def test_joining_again_at_once_after_resigning(fleet):
+    """The wish to be in again outlives the answer to the leaving, and who leaves is told so once."""
+    left = []
+    fleet.joined()
+    fleet.device.on_left(left.append)
+    fleet.device.resign()
+    fleet.device.join()
+    fleet.settle()
+    fleet.pass_time(60.0)
+    assert fleet.all_joined()
+    assert fleet.device._wants_in
+    assert left == [SERVER]

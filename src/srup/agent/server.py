@@ -415,6 +415,7 @@ class Server(Agent):
     }
 
     def _restore_role(self, state: State) -> None:
+        self._pins = {device: self.devices.pin(device) for device in self._session.partners()}
         for device in self._session.members:
             self._members.add(device)
             self._transport.subscribe(device_filter(device))
