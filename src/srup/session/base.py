@@ -68,6 +68,9 @@ STREAM_OUT: Final = "stream out"
 STREAM_IN: Final = "stream in"
 """The fact about a partner that says which place the last value has that we have taken from it for good."""
 
+_LEAP: Final = 1 << 32
+"""How many places of a stream are left out when it is not known any more which were given out."""
+
 _RECEIPT: Final = struct.Struct("<QQ")
 NO_EXPIRY: Final = 10**18 - 1
 """The latest expiry that a token can name: what an end without a clock writes into its own."""
@@ -151,6 +154,10 @@ class Place(NamedTuple):
 
     stream: int = 0
     number: int = 0
+
+    def reached(self, stream: int) -> int | None:
+        """Return how far a stream has come for whom this place is the last: 0 for a later one, None for an earlier."""
+        return self.number if stream == self.stream else 0 if stream > self.stream else None
 
 
 class Opening(NamedTuple):
@@ -415,6 +422,8 @@ class Session:
         floor = max(self._first_sequence_id - 1, partner.window.highest, partner.last_sent)
         partner.window = ReplayWindow(floor, (1 << WINDOW_SIZE) - 1)
         partner.last_sent = partner.reserved = floor
+        if (last := self._places_out.get(partner.identity)) is not None:  # what was sent since has places beyond it
+            self._set_place(STREAM_OUT, self._places_out, partner.identity, last._replace(number=last.number + _LEAP))
         self._touch(partner)
 
     def _dump(self, exchange: Exchange) -> str:
@@ -489,7 +498,8 @@ class Session:
             raise PolicyError(f"{partner.identity:x} is not joined, and wants {type(message).__name__} taken for good")
         outputs: list[Output]
         place = Place(*bound.place) if bound is not None and bound.place is not None else None
-        if place is not None and not self._is_next(partner, place):
+        repeated = bound is not None and place is not None and not self._is_next(partner, place, bound.after)
+        if repeated:
             partner.window.accept(message.sequence_id)
             outputs = [DataRepeated(partner.identity, message.token)]
         elif exchange is None or step is None:
@@ -508,7 +518,7 @@ class Session:
             except SrupError:
                 partner.window.highest, partner.window.seen = before
                 raise
-        if place is not None and self._is_next(partner, place):
+        if place is not None and not repeated:
             self._set_place(STREAM_IN, self._places_in, partner.identity, place)
         if asks_receipt:
             self._receipts[partner.identity] = None
@@ -705,16 +715,17 @@ class Session:
         if len(cause.data) != _RECEIPT.size:
             raise PolicyError(f"a {DATA_RECEIPT} holds a place in {_RECEIPT.size} bytes, not in {len(cause.data)}")
         partner, there = exchange.partner, Place(*_RECEIPT.unpack(cause.data))
-        here = self._places_out.get(partner.identity, Place())
         waiting = [mine for mine in partner.exchanges.values() if mine.mine and mine.state is _D.UNCONFIRMED]
-        first = min((mine.detail for mine in waiting), default=None)
-        # It waits for what we do not have any more, as after a restore from a backup; an old receipt must not say so.
-        behind = first is not None and there < Place(first.stream, first.number - 1)
-        if waiting and (there.stream > here.stream or (behind and cause.sequence_id == partner.window.highest)):
-            return self._begin_stream(partner, waiting, max(there.stream, here.stream) + 1, now)
+        here = self._places_out.get(partner.identity, Place())
+        if waiting and there.stream > here.stream:
+            if there.stream + 1 > MAX_SEQUENCE_ID:
+                raise PolicyError(f"no stream is left after the one that {partner.identity:x} names")
+            return self._begin_stream(partner, waiting, there.stream + 1, now)
         step = self.table[_D.UNCONFIRMED, Word.CONFIRM]
         arrived = [mine for mine in waiting if mine.detail <= there]
-        return [output for mine in arrived for output in self._take(mine, step, cause, now)]
+        outputs = [output for mine in arrived for output in self._take(mine, step, cause, now)]
+        first = min((mine for mine in waiting if mine.detail > there), key=lambda mine: mine.detail, default=None)
+        return outputs if first is None else [*outputs, *self._bridge(first, there, now)]
 
     def data_confirmed(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
         """A partner has a value of ours for good: there is nothing left to remember."""
@@ -819,10 +830,10 @@ class Session:
         last = self._places_out.get(partner) or Place(max(1, int(now * 1e6)))
         return Place(last.stream, last.number + 1)
 
-    def _is_next(self, partner: Partner, place: Place) -> bool:
-        """Tell whether a value follows the last one, or begins a stream that is later than the last one's."""
-        last = self._places_in.get(partner.identity, Place())
-        return place == Place(last.stream, last.number + 1) or (place.stream > last.stream and place.number == 1)
+    def _is_next(self, partner: Partner, place: Place, after: int) -> bool:
+        """Tell whether a value may follow the last one that was taken: each number of a stream is taken once."""
+        reached = self._places_in.get(partner.identity, Place()).reached(place.stream)
+        return reached is not None and after <= reached < place.number
 
     def _set_place(self, name: str, places: dict[int, Place], partner: int, place: Place) -> None:
         places[partner] = place
@@ -830,20 +841,37 @@ class Session:
             self._places_changed[partner, name] = place
 
     def _begin_stream(self, partner: Partner, waiting: list[Exchange], stream: int, now: Now) -> list[Output]:
-        """Send what waits as a new stream: one of us has forgotten how far the old one came, and takes none of it."""
+        """Send what waits as a new stream: we have forgotten the last one, and the partner takes no earlier one."""
         outputs: list[Output] = []
         for number, mine in enumerate(sorted(waiting, key=lambda each: each.detail), 1):
-            self._forget(mine)
-            former, mine.detail = mine.token, Place(stream, number)
             nonce = sha256(now.nonce + number.to_bytes(8, "big")).digest()[: tokens.NONCE_SIZE]
-            expiry = self._token_expiry(mine.expiry)
-            mine.token = tokens.bind(self.identity, partner.identity, expiry, nonce, place=mine.detail)
-            partner.exchanges[mine.token] = mine
-            self._open += 1
-            self._stir(mine)
-            outputs += [TokenChanged(partner.identity, mine.token, former), *self._send_again(mine)]
+            outputs += self._place_anew(mine, Place(stream, number), number - 1, nonce)
             self._set_place(STREAM_OUT, self._places_out, partner.identity, mine.detail)
         return outputs
+
+    def _bridge(self, first: Exchange, there: Place, now: Now) -> list[Output]:
+        """Let the first value that waits follow the last one that is there, if it would wait for one that never comes.
+
+        What lay between has expired, or the partner has forgotten it. A receipt that is old by now does no harm: the
+        value keeps its number, and a partner that has taken it does not take it again.
+        """
+        place: Place = first.detail
+        reached, bound = there.reached(place.stream), tokens.parse(first.token)
+        if reached is None or bound is None or reached >= bound.after:
+            return []
+        return self._place_anew(first, place, reached, now.nonce)
+
+    def _place_anew(self, mine: Exchange, place: Place, after: int, nonce: bytes) -> list[Output]:
+        """Send a value with another place in its token."""
+        partner = mine.partner
+        expiry = self._token_expiry(mine.expiry)
+        token = tokens.bind(self.identity, partner.identity, expiry, nonce, place=place, after=after)
+        self._forget(mine)
+        former, mine.token, mine.detail = mine.token, token, place
+        partner.exchanges[token] = mine
+        self._open += 1
+        self._stir(mine)
+        return [TokenChanged(partner.identity, token, former), *self._send_again(mine)]
 
     def _send_again(self, exchange: Exchange) -> list[Send]:
         if exchange.request is None or not exchange.retry:
