@@ -9,11 +9,10 @@ leading zeros. Without the sender, somebody else could ask under a token that he
 him would pass for the answer to its maker. ``expiry`` is the last second at which the message may take effect, in
 decimal Unix time, ``nonce`` 22 characters of base64url (128 random bits). More fields may follow, each after a colon.
 In an update order ``v<number>`` is the version of the firmware in decimal (T12). ``r`` asks for a receipt, and in a
-value ``r<stream>.<number>`` says besides which place it has among those of its sender; a third number, ``.<after>``, that
-it may follow any from that one on (docs/extensions.md, "Receipts").
-A reader ignores fields that it does not know. The whole is ASCII without spaces, so a deployed peer takes it for an
-opaque text and repeats it in its answer. A token that begins with ``srup5:`` and does not have this form is malformed:
-it is refused, not taken for opaque.
+value ``r<stream>.<number>`` says besides which place it has among those of its sender; a third number, ``.<after>``,
+that it may follow any from that one on (docs/extensions.md, "Receipts"). A reader ignores fields that it does not
+know. The whole is ASCII without spaces, so a deployed peer takes it for an opaque text and repeats it in its answer. A
+token that begins with ``srup5:`` and does not have this form is malformed: it is refused, not taken for opaque.
 """
 
 import re

@@ -42,7 +42,7 @@ from ..errors import (
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, Message, ObservedJoinRequest, decode_data
-from ..records import AuditRow, Fact, InboxEntry, OutboxEntry, State
+from ..records import AuditRow, Changes, Fact, InboxEntry, OutboxEntry, State
 from ..seal import unseal
 from ..session import body
 from ..session.base import Output, Send, Session, check_seconds
@@ -233,6 +233,7 @@ class Agent:
         self._again = False  # what is being told was told before, perhaps, by the process before this one
         self.handling: Handling | None = None
         self._pending: dict[tuple[int, bytes], Future[Any]] = {}
+        self._inherited: set[tuple[int, bytes]] = set()  # requests that were made before this start
         self._actions: dict[int, Callable[..., Any]] = {}
         self._data: dict[str | None, tuple[DataKind, Callable[..., Any]]] = {}
         self._handlers: dict[str, Callable[..., Any]] = {}
@@ -254,16 +255,24 @@ class Agent:
         """Begin: connect in the background and go on until :meth:`stop`. An agent is started once.
 
         Without ``threads`` nothing happens by itself: call :meth:`step` when something may have arrived or be due.
+        StoreError if the store cannot be used. If anything fails once it is open, the agent has ended and has let go
+        of the store.
         """
         if self._started or self._stopping.is_set():
             raise TransportError(f"{self!r} was started before; make a new one")
-        if self._store is not None:
-            self._restore(self._store.open(self.identity))
-        self._subscribe()
-        self._transport.start(
-            self._arrived,
-            lambda connected, why: self._inbox.put(lambda: self._set_connected(connected, why)),
-        )
+        state = None if self._store is None else self._store.open(self.identity)
+        try:
+            if state is not None:
+                self._restore(state)
+            self._subscribe()
+            self._transport.start(
+                self._arrived,
+                lambda connected, why: self._inbox.put(lambda: self._set_connected(connected, why)),
+            )
+        except BaseException:
+            if state is not None:  # half of it is taken over: a new agent can try again, and the store is free for it
+                self.stop(0.0)
+            raise
         self._started = True
         if threads:
             self._employ(f"srup-{self.identity:x}")
@@ -301,11 +310,14 @@ class Agent:
         self._drain()
         for future in self._turn.futures:
             _end(future, TransportError("stopped before it could be made durable"))
+        for waiting in self._queue.drop():
+            if waiting.future is not None:
+                _end(waiting.future, TransportError("stopped before the value was confirmed"))
         while self._pending:
             _, future = self._pending.popitem()
             future.set_exception(TransportError("stopped before the answer came"))
         if self._store is not None:
-            self._keys.release()
+            self._keys.release(self._keep_keys)
             self._store.close()
 
     def _dismiss(self) -> None:
@@ -433,6 +445,7 @@ class Agent:
             try:
                 if self._stopping.is_set():
                     raise TransportError(f"{self!r} is stopped")
+                self._session.check_data(*value_)
                 waiting = Waiting(self._next_number(), partner, value_, self._clock() + lasts, future)
                 self._queue.add(waiting)
             except SrupError as error:
@@ -640,7 +653,10 @@ class Agent:
         for waiting in self._queue.expire(now):
             self._turn.changes.settled.append((waiting.partner, waiting.number))
             error = UnansweredError(f"{waiting.partner:x} was not there in time")
-            self._end_request(waiting.future, waiting.partner, None, error)
+            if waiting.future is not None:
+                self._resolve(waiting.future, error)
+            else:
+                self._tell_outcome(waiting.partner, None, error)
 
     def _close_turn(self) -> None:
         """Send what can be sent now, and put together what the store is to keep."""
@@ -671,10 +687,14 @@ class Agent:
             if self._session.binds(partner):
                 if not self._session.has_room(partner):
                     return  # a receipt will wake the queue
-                left = waiting.expiry - now
+                if (left := waiting.expiry - now) <= 0:  # since the queue was looked at: it is taken out at once
+                    self._queue.wake(partner)
+                    return
                 sends = self._session.confirmed_data(partner, *waiting.value, now, self._entropy(16), left)
                 if waiting.future is not None:
                     self._pending[partner, sends[0].message.token] = waiting.future
+                else:
+                    self._inherited.add((partner, sends[0].message.token))
             else:
                 sends = self._session.data(partner, *waiting.value, now, self._entropy(16))
                 if waiting.future is not None:
@@ -820,6 +840,7 @@ class Agent:
                 if (dispatch := self._fenced(lambda send=output: self._publish(send))) is not None:  # type: ignore[misc]
                     dispatches.append(dispatch)
             elif (method := self.events.get(type(output))) is not None:
+                self._queue.wake(output.peer)  # a request that has ended makes room
                 self._fenced(lambda event=output, method=method: getattr(self, method)(event))  # type: ignore[misc]
         return dispatches
 
@@ -929,13 +950,20 @@ class Agent:
     def _settle(self, event: Event, result: object) -> None:
         """End the request that this event answers, with a result or an exception."""
         future = self._pending.pop((event.peer, event.token), None)
-        self._end_request(future, event.peer, self._session.request(event.peer, event.token), result)
+        self._end_request(future, event, self._session.request(event.peer, event.token), result)
 
-    def _end_request(self, future: "Future[Any] | None", partner: int, request: Message | None, result: object) -> None:
+    def _end_request(self, future: "Future[Any] | None", event: Event, request: Message | None, result: object) -> None:
         """End a request; whoever made it before a restart has no future, and is told in another way."""
+        inherited = (event.peer, event.token) in self._inherited
+        self._inherited.discard((event.peer, event.token))
         if future is not None:
             self._resolve(future, result)
-        elif self._store is not None:
+        elif inherited:
+            self._tell_outcome(event.peer, request, result)
+
+    def _tell_outcome(self, partner: int, request: Message | None, result: object) -> None:
+        """Tell how a request ended that was made before a restart."""
+        if self._store is not None:
             error = isinstance(result, Exception)
             told = (type(result).__name__, str(result)) if error else result
             live = (Outcome(partner, request, result),)
@@ -1153,9 +1181,12 @@ class Agent:
         future = self._pending.pop((event.peer, event.former), None)
         if future is not None:
             self._pending[event.peer, event.token] = future
+        if (event.peer, event.former) in self._inherited:
+            self._inherited.discard((event.peer, event.former))
+            self._inherited.add((event.peer, event.token))
 
     def _data_confirmed(self, event: DataConfirmed) -> None:
-        self._queue.wake(event.peer)
+        self._inherited.discard((event.peer, event.token))
         future = self._pending.pop((event.peer, event.token), None)
         if future is not None:
             self._resolve(future, None)
@@ -1163,7 +1194,6 @@ class Agent:
     def _data_refused(self, event: DataRefused) -> None:
         self.counts["data refused"] += 1
         self._log(logging.WARNING, "%r: %x does not know a value that we sent", event.peer, partner=event.peer)
-        self._queue.wake(event.peer)
         future = self._pending.pop((event.peer, event.token), None)
         if future is not None:
             self._resolve(future, PolicyError(f"{event.peer:x} does not know this value"))
@@ -1216,9 +1246,8 @@ class Agent:
         self.counts["unanswered"] += 1
         kind = event.request.__name__
         self._log(logging.WARNING, "%r: %x did not answer %s", event.peer, kind, partner=event.peer, message_type=kind)
-        self._queue.wake(event.peer)
         error = UnansweredError(f"{event.peer:x} did not answer {event.request.__name__}")
-        self._end_request(self._pending.pop((event.peer, event.token), None), event.peer, event.message, error)
+        self._end_request(self._pending.pop((event.peer, event.token), None), event, event.message, error)
 
     def _unexpected(self, event: Unexpected) -> None:
         self.counts["unexpected"] += 1
@@ -1232,10 +1261,15 @@ class Agent:
         assert self._store is not None  # noqa: S101 - who else has kept the state
         now = self._clock()
         again = self._session.restore(state, now)
-        replaced = self._keys.keep(list(state.keys), state.barred, self._store.commit)
+        replaced = self._keys.keep(list(state.keys), state.barred, self._keep_keys)
         for partner in self._session.partners():
             if partner in replaced or partner not in self._keys:
                 self._session.revoke(partner, now)
+        self._inherited = {
+            (each.partner.identity, each.token)
+            for each in self._session.exchanges()
+            if each.mine and not isinstance(each.request, _JOIN_REQUESTS)
+        }
         again = [event for event in again if isinstance(event, Event) and event.peer in self._keys]
         for fact in state.facts:
             if fact.value is not None and fact.name not in self._session.facts:
@@ -1250,6 +1284,14 @@ class Agent:
                 self._fenced(lambda unsent=unsent: self._resend_entry(unsent, now))  # type: ignore[misc]
         finally:
             self._taking, self._again = None, False
+
+    def _keep_keys(self, changes: Changes) -> None:
+        """Make a change of the keys durable: at once, or with all else that the turn changes if that is its cause."""
+        if self._taking == threading.get_ident():
+            self._turn.changes.keys += changes.keys
+            self._turn.changes.barred += changes.barred
+        elif self._store is not None:
+            self._store.commit(changes)
 
     def _restore_role(self, state: State) -> None:
         """Take over what the role knows besides the session."""

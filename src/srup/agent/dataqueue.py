@@ -107,6 +107,13 @@ class DataQueue:
         if not queue:
             del self._queues[partner]
 
+    def drop(self, partner: int | None = None) -> list[Waiting]:
+        """Take away and return all that waits for a partner, or all that waits."""
+        queues = list(self._queues) if partner is None else [partner]
+        dropped = [waiting for each in queues for waiting in self._queues.pop(each, ())]
+        self._count -= len(dropped)
+        return dropped
+
     def deadline(self) -> float | None:
         """Return when something may expire or need not be held any more, None for never."""
         dues = list(self._held.values()) if self._due is None else [self._due, *self._held.values()]

@@ -483,7 +483,6 @@ class Device(Agent):
         if self._is_in:
             self._joined.set_result(None)
             self._tell("joined")
-            self._queue.wake(event.peer)
             if self._store is not None and not self._session.binds(event.peer):
                 self._queue.hold(event.peer, self._clock() + 2 * self._session.policy.first_retry)
             self._perform(self._session.hurry(event.peer, self._clock()))

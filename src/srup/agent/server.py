@@ -615,7 +615,6 @@ class Server(Agent):
         pending = self._joins.pop((event.peer, event.token), None)
         if pending is not None:
             pending.status = event.status
-        self._queue.wake(event.peer)
         if event.status is Status.JOIN_SUCCESS and event.peer not in self._members:
             self._members.add(event.peer)
             self._transport.subscribe(device_filter(event.peer))
@@ -647,7 +646,11 @@ class Server(Agent):
             self._end_all(sender, "has another key now")
 
     def _end_all(self, device: int, why: str) -> None:
-        """End every request and order for a device with PolicyError."""
+        """End every request, value and order for a device with PolicyError."""
+        for waiting in self._queue.drop(device):
+            self._turn.changes.settled.append((device, waiting.number))
+            if waiting.future is not None:
+                self._resolve(waiting.future, PolicyError(f"{device:x} {why}"))
         for peer, token in [request for request in self._pending if request[0] == device]:
             self._resolve(self._pending.pop((peer, token)), PolicyError(f"{device:x} {why}"))
         for peer, token in [order for order in self._orders if order[0] == device]:

@@ -294,7 +294,7 @@ class Worker:
         server._transport.stop(0.0)
         server._stopped.set()
         if server._store is not None:
-            server.devices.release()
+            server.devices.release(server._keep_keys)
             server._store.close()
 
     # The thread that keeps the leases.

@@ -441,9 +441,11 @@ class Session:
 
     def _load(self, exchange: Exchange, text: str, known: Mapping[tuple[int, bytes], Exchange]) -> None:
         kept = body.load(text, lambda partner, token: known.get((partner, token)))
-        state = self._states().get(kept.pop("state", ""))
-        if state is None:
-            raise StoreError(f"an exchange of {exchange.partner.identity:x} is in a state that this version has not")
+        state = self._states().get(str(kept.pop("state", ""))) if type(kept) is dict else None
+        if state is None or not kept.keys() <= _KEPT:
+            raise StoreError(
+                f"an exchange of {exchange.partner.identity:x} is in a state that this version does not know"
+            )
         exchange.state = state
         for name, value in kept.items():
             setattr(exchange, name, value)
@@ -569,6 +571,10 @@ class Session:
         """Send a value. There is no answer to it, except DataRefused when the partner does not know ``data_id``."""
         return self._ask(partner, _D.SENT, Data, now, nonce, None, resend=False, data_id=data_id, data=data)
 
+    def check_data(self, data_id: str, data: bytes) -> None:
+        """Raise EncodeError unless a message can hold this value."""
+        Data(sequence_id=1, sender_id=self.identity, token=b"-", data_id=data_id, data=data)
+
     def confirmed_data(
         self, partner: int, data_id: str, data: bytes, now: float, nonce: bytes, lifetime: float | None = None
     ) -> list[Send]:
@@ -596,8 +602,10 @@ class Session:
         """Tell a partner up to which place its values are here for good."""
         side = self._partner(partner)
         self._receipts.pop(partner, None)
-        self._receipt_due = {other: due for other, due in self._receipt_due.items() if due > now}
-        self._receipt_due[partner] = now + RECEIPT_PAUSE
+        self._receipt_due.pop(partner, None)
+        self._receipt_due[partner] = now + RECEIPT_PAUSE  # the latest comes last
+        while self._receipt_due[first := next(iter(self._receipt_due))] <= now:
+            del self._receipt_due[first]
         token = tokens.bind(self.identity, partner, self._token_expiry(now + self.policy.lifetime), nonce)
         place = _RECEIPT.pack(*self._places_in.get(partner, Place()))
         return [self._send(Exchange(side, token, _R.TAKEN, now, mine=True), Data, data_id=DATA_RECEIPT, data=place)]
@@ -1039,6 +1047,10 @@ class Session:
         if isinstance(message, Response):
             return "it answers nothing that is known"
         return "it begins nothing here" if partner.member else f"{partner.identity:x} is not joined"
+
+
+_KEPT: Final = frozenset({"mine", "request", "status", "retry", "spends", "began", "detail"})
+"""What is kept of an exchange besides its state."""
 
 
 def _sent(exchange: Exchange) -> int:
