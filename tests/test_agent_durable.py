@@ -4,12 +4,24 @@ import hashlib
 
 import pytest
 
-from srup import Device, KeyRing, PolicyError, PrivateKey, Server, Status, StoreError, UnansweredError
-from srup.records import Changes
+from srup import (
+    Device,
+    EncodeError,
+    KeyRing,
+    PolicyError,
+    PrivateKey,
+    Server,
+    Status,
+    StoreError,
+    TransportError,
+    UnansweredError,
+)
+from srup.records import Changes, ExchangeRecord
 from srup.session.base import Place
 from srup.store import MemoryStore
 from srup.transport import MemoryTransport
 from srup.update import UpdateState
+from srup.wire import DATA_RECEIPT
 
 from .fleet import DIGEST, SERVER, URL, Fleet, key_of
 from .syndication_fleet import AWAY, AWAY_ID, HOME, HOME_ID, Federation
@@ -704,3 +716,233 @@ def test_a_syndication_survives_its_servers(tmp_path):
         world.answered(ended)
         assert not [fact for fact in stores[HOME].open(HOME).facts if fact.name == "syndication"]
         assert world.faults() == 0
+
+
+# What a hostile tester found.
+
+
+def pass_time(fleet, seconds):
+    with pytest.raises(TimeoutError):
+        fleet.run(lambda: False, seconds)
+
+
+def collected(agent):
+    taken = []
+    agent.on_data("n", "uint8")(lambda partner, name, value: taken.append(value))
+    return taken
+
+
+@pytest.mark.parametrize("lifetime", [10.0, DAY])
+def test_t2_a_receipt_that_a_broker_held_back_makes_no_value_count_twice(fleet, lifetime):
+    taken = collected(fleet.server)
+    fleet.joined()
+    pass_time(fleet, 3)
+    identity = fleet.device.identity
+    fleet.device.send("n", 1, "uint8", lifetime=lifetime)
+    fleet.device.send("n", 2, "uint8")
+    fleet.device.step()
+    # It says that nothing has come, which is true when it is made, and is heard when it is not.
+    fleet.server._perform(fleet.server._session.receipt(identity, fleet.clock.now, fleet.randbytes(16)))
+    fleet.network.cut(f"device-{identity:x}")
+    fleet.server.step()
+    pass_time(fleet, 20)
+    fleet.network.heal(f"device-{identity:x}")
+    pass_time(fleet, 100)
+    assert taken == [1, 2]
+    sent = fleet.device.send("n", 3, "uint8")
+    fleet.run(sent.done, 60)
+    assert taken == [1, 2, 3]
+
+
+def test_values_of_a_sender_that_goes_on_from_a_backup_are_not_taken_for_repetitions(fleet):
+    taken = collected(fleet.device)
+    fleet.joined()
+    identity = fleet.device.identity
+    for value in (1, 2):
+        fleet.run(fleet.server.send_data(identity, "n", value, "uint8").done, 60)
+    backup = fleet.stores[SERVER].copy()
+    for value in (3, 4, 5):
+        fleet.run(fleet.server.send_data(identity, "n", value, "uint8").done, 60)
+    backup.adopt()
+    server = fleet.crash_server(store=backup).start(threads=False)
+    futures = [server.send_data(identity, "n", value, "uint8") for value in (6, 7)]
+    fleet.run(lambda: all(future.done() for future in futures), DAY)
+    assert taken == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_partner_cannot_name_a_stream_that_leaves_none(fleet):
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.device._deliver = lambda batch: None
+    future = fleet.server.send_data(identity, "n", 1, "uint8", lifetime=60.0)
+    fleet.settle()
+    data = ((1 << 64) - 1).to_bytes(8, "little") + bytes(8)
+    for send in fleet.device._session.data(SERVER, DATA_RECEIPT, data, fleet.clock.now, fleet.randbytes(16)):
+        fleet.device._publish(send)
+    fleet.run(future.done, 120)
+    assert isinstance(future.exception(0), UnansweredError)
+    assert fleet.errors(fleet.server) == ["PolicyError"]
+    assert fleet.faults() == 0
+
+
+def test_values_go_on_when_other_requests_have_made_room(fleet):
+    taken = collected(fleet.device)
+    fleet.joined()
+    for _ in range(256):
+        fleet.server.action(fleet.device.identity, 1)
+    sent = fleet.server.send_data(fleet.device.identity, "n", 1, "uint8")
+    fleet.run(sent.done, 10)
+    assert taken == [1]
+
+
+def test_a_value_that_no_message_can_hold_is_refused_and_holds_up_no_other(fleet):
+    taken = collected(fleet.server)
+    fleet.joined()
+    refused = fleet.device.send("n", bytes(70_000))
+    sent = fleet.device.send("n", 1, "uint8")
+    fleet.run(sent.done, 10)
+    assert isinstance(refused.exception(0), EncodeError)
+    assert taken == [1]
+    assert fleet.faults() == 0
+
+
+def test_a_value_that_waits_ends_when_its_sender_stops_and_is_sent_after_the_restart(fleet):
+    fleet.server.start(threads=False)
+    waiting = fleet.server.send_data(fleet.device.identity, "n", 1, "uint8")
+    fleet.server.step()
+    fleet.server.stop()
+    assert isinstance(waiting.exception(0), TransportError)
+    taken = collected(fleet.device)
+    fleet.crash_server()
+    fleet.joined()
+    fleet.settle()
+    assert taken == [1]
+
+
+def test_a_value_for_a_device_that_is_revoked_ends_and_never_reaches_its_successor(fleet):
+    taken = collected(fleet.device)
+    fleet.server.start(threads=False)
+    identity = fleet.device.identity
+    waiting = fleet.server.send_data(identity, "n", 1, "uint8")
+    fleet.server.step()
+    fleet.server.revoke(identity)
+    fleet.server.step()
+    assert isinstance(waiting.exception(0), PolicyError)
+    assert not list(fleet.stores[SERVER].open(SERVER).outbox)
+    fleet.device._key = PrivateKey.generate("ed25519")
+    fleet.server.devices.add(identity, fleet.device._key.public_key)
+    fleet.device.start(threads=False)
+    fleet.settle()
+    assert fleet.all_joined()
+    assert taken == []
+
+
+@pytest.mark.parametrize("kind", ["transport", "state"])
+def test_a_start_that_fails_half_way_lets_go_of_the_store(fleet, tmp_path, kind):
+    path = tmp_path / "device.db"
+
+    class Failing(MemoryTransport):
+        def start(self, *arguments):
+            raise TransportError("the certificate cannot be read")
+
+    fleet.add(0xD1, store=str(path))
+    fleet.devices[0xD1].start(threads=False)
+    fleet.devices[0xD1].stop()
+    broker = Failing(fleet.network, "failing") if kind == "transport" else MemoryTransport(fleet.network, "new")
+    device = fleet.add(0xD1, store=str(path), broker=broker)
+    if kind == "state":
+        device._session.restore = lambda *_: (_ for _ in ()).throw(StoreError("of a newer version"))
+    with pytest.raises((TransportError, StoreError), match=r"certificate|newer"):
+        device.start(threads=False)
+    with pytest.raises(TransportError, match="make a new one"):
+        device.start(threads=False)
+    fleet.add(0xD1, store=str(path)).start(threads=False).stop()
+
+
+def test_outcomes_are_told_of_what_was_asked_before_the_start_and_by_the_application(fleet):
+    told = []
+    fleet.device.on_outcome(told.append)
+    fleet.server.on_outcome(told.append)
+    fleet.device.start(threads=False)
+    pass_time(fleet, 1000)  # joins that nobody answers
+    fleet.server.start(threads=False)
+    fleet.run(fleet.all_joined, DAY)
+    fleet.server.terminate(fleet.device.identity)
+    fleet.settle()
+    assert not fleet.device.joined
+    assert told == []
+
+
+def test_what_changes_in_a_ring_is_kept_by_all_servers_that_share_it(fleet):
+    fleet.joined()
+    other = Server(
+        0x77,
+        key_of(0x77),
+        devices=fleet.ring,
+        broker=MemoryTransport(fleet.network, "other"),
+        clock=fleet.clock,
+        entropy=fleet.randbytes,
+        store=MemoryStore(),
+    )
+    other.start(threads=False)
+    fleet.server.revoke(fleet.device.identity)
+    fleet.settle()
+    other.stop()
+    fleet.ring.add(0xDD, key_of(0xDD).public_key)
+    server = fleet.crash_server().start(threads=False)
+    assert set(server.devices) == {0xDD}
+    assert server.devices.barred == {key_of(fleet.device.identity).public_key.signing_fingerprint}
+
+
+@pytest.mark.parametrize("failures", range(3))
+def test_a_deregistration_happens_with_its_answer_whatever_the_store_does(fleet, failures):
+    gone = []
+    fleet.server.on_deregistered(gone.append)
+    fleet.joined()
+    identity = fleet.device.identity
+    done = fleet.device.deregister()
+    fleet.device.step()
+    fleet.stores[SERVER].failures = failures
+    for _ in range(failures + 2):
+        fleet.settle()
+    assert done.exception(0) is None
+    assert gone == [identity]
+    assert identity not in fleet.crash_server(devices=KeyRing()).start(threads=False).devices
+    assert fleet.faults() == 0
+
+
+def test_a_deregistration_that_was_not_made_durable_has_not_happened(fleet):
+    gone = []
+    fleet.joined()
+    fleet.device.deregister()
+    fleet.device.step()
+    fleet.stores[SERVER].failures = 99
+    fleet.server.step()
+    fleet.stores[SERVER].failures = 0
+    identity = fleet.device.identity
+    fleet.crash_server().on_deregistered(gone.append)
+    fleet.server.start(threads=False)
+    assert identity in fleet.server.devices
+    fleet.settle()
+    assert gone == [identity]
+    assert identity not in fleet.server.devices
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"d":{"state":"ActionState.ASKED","colour":3}}',
+        '{"d":{"state":{"t":["a"]}}}',
+        '{"d":{"state":"ActionState.DREAMING"}}',
+        '"x"',
+        "[]",
+        "3",
+        "{}",
+    ],
+)
+def test_an_exchange_that_this_version_cannot_have_written_is_refused_at_the_start(fleet, body):
+    fleet.joined()
+    record = ExchangeRecord(fleet.device.identity, b"token", 1e12, body)
+    fleet.stores[SERVER].commit(Changes(exchanges=[record]))
+    with pytest.raises(StoreError, match="exchange"):
+        fleet.crash_server().start(threads=False)
