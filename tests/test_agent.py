@@ -961,3 +961,81 @@ def test_an_observer_that_looks_for_a_while_goes_on_doing_actions(tmp_path):
             assert not other.joined
             seen.set()
             other.wait_joined(WAIT)
+
+
+# What waits for its turn when a membership ends.
+
+
+@pytest.mark.parametrize("way", ["resign", "deregister", "terminated", "deregistered"])
+def test_an_order_whose_turn_comes_when_it_is_over_is_not_done(tmp_path, way):
+    """The handler of action 1 is busy; an action, a download and an activation wait behind it, and then all is over."""
+    done, busy, go_on, free = [], threading.Event(), threading.Event(), threading.Event()
+    fetching = threading.Event()
+    pair = Pair(tmp_path)
+
+    class Slow(MemoryFetcher):
+        def fetch(self, url, digest, folder):
+            done.append(url)
+            if url.endswith("slow"):
+                fetching.set()
+                assert free.wait(WAIT)
+            return super().fetch(url, digest, folder)
+
+    pair.device._fetcher = Slow({URL: FIRMWARE, URL + "slow": FIRMWARE, URL + "next": FIRMWARE})
+    pair.device.on_action(1)(lambda server: (busy.set(), go_on.wait(WAIT)))
+    pair.device.on_action(2)(lambda server: done.append(2))
+    pair.device.on_activate(done.append)
+    left = []
+    pair.device.on_left(left.append)
+    with pair:
+        pair.device.wait_joined(WAIT)
+        pair.server.identify(DEVICE).result(WAIT)
+        pair.action(1)
+        assert busy.wait(WAIT)
+        action = pair.action(2)
+        activation = pair.server.update(DEVICE, URL, DIGEST)
+        wait_until(lambda: activation.state is UpdateState.ACTIVATING)
+        pair.server.update(DEVICE, URL + "slow", DIGEST)
+        assert fetching.wait(WAIT)
+        pair.server.update(DEVICE, URL + "next", DIGEST)
+        session = pair.device._session
+        wait_until(lambda: sum(session._is_open(e) for e in session._partners[SERVER].exchanges.values()) >= 5)
+        match way:
+            case "resign":
+                pair.device.resign().result(WAIT)
+            case "deregister":
+                pair.device.deregister().result(WAIT)
+            case "terminated":
+                pair.server.terminate(DEVICE).result(WAIT)
+                wait_until(lambda: not pair.device.joined)
+            case "deregistered":
+                pair.server.deregister(DEVICE).result(WAIT)
+                wait_until(lambda: not pair.device.joined)
+        go_on.set()
+        free.set()
+        with pytest.raises(UnansweredError):
+            action.result(WAIT)
+        wait_until(lambda: pair.device.counts["not done"] == 3)
+        assert done == [URL, URL + "slow"]  # the two downloads that had begun
+        assert pair.device.counts["faults"] == 0
+        assert left == [SERVER]
+
+
+def test_an_activation_of_a_server_whose_key_is_dropped_meanwhile_is_not_done(tmp_path):
+    done, busy, go_on = [], threading.Event(), threading.Event()
+    pair = Pair(tmp_path)
+    pair.device.on_action(1)(lambda server: (busy.set(), go_on.wait(WAIT)))
+    pair.device.on_activate(done.append)
+    with pair:
+        pair.device.wait_joined(WAIT)
+        pair.server.identify(DEVICE).result(WAIT)
+        pair.action(1)
+        assert busy.wait(WAIT)
+        order = pair.update()
+        wait_until(lambda: order.state is UpdateState.ACTIVATING)
+        wait_until(lambda: pair.device._backlog() == 1)
+        pair.device._keys.revoke(SERVER)
+        go_on.set()
+        wait_until(lambda: not pair.device._session._activating and pair.device._backlog() == 0)
+        pair.device.send("n", 1).result(WAIT)  # whatever was in the queue has been done
+        assert done == []

@@ -4,8 +4,9 @@ import hashlib
 
 import pytest
 
-from srup import Device, KeyRing, Policy, PolicyError, PrivateKey, Server, Status, StoreError, UnansweredError
+from srup import Device, KeyRing, PolicyError, PrivateKey, Server, Status, StoreError, UnansweredError
 from srup.records import Changes
+from srup.session.base import Place
 from srup.store import MemoryStore
 from srup.transport import MemoryTransport
 from srup.update import UpdateState
@@ -389,6 +390,73 @@ def test_a_value_whose_receipt_got_lost_is_confirmed_again_and_not_taken_again(f
     assert (heard, sent.result(0)) == ([1], None)
 
 
+@pytest.mark.parametrize("lost", [{0}, {1}, {0, 2}, set(range(5))], ids=repr)
+def test_values_are_taken_in_order_and_once_whatever_gets_lost(fleet, lost):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    transport = fleet.device._transport
+    publish = transport.publish
+    sends = [fleet.device.send("n", value, "uint8") for value in range(5)]
+    places = iter(range(100))
+    transport.publish = lambda *message: None if next(places) in lost else publish(*message)
+    fleet.run(lambda: all(sent.done() for sent in sends), DAY)
+    assert heard == list(range(5))
+    assert fleet.faults() == 0
+
+
+def test_a_sender_that_has_forgotten_its_stream_begins_a_later_one(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    fleet.run(fleet.device.send("n", 1, "uint8").done, 60.0)
+    fleet.stores[fleet.device.identity] = MemoryStore()
+    places = fleet.server._session._places_in
+    places[fleet.device.identity] = Place(places[fleet.device.identity].stream * 2, 7)  # its clock has gone back
+    again = fleet.crash_device().start(threads=False)
+    sends = [again.send("n", 2, "uint8"), again.send("n", 3, "uint8")]
+    fleet.run(lambda: all(sent.done() for sent in sends), 120.0)
+    assert heard == [1, 2, 3]
+
+
+def test_values_go_on_when_the_server_was_restored_from_a_backup(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    backup = fleet.stores[SERVER].copy()
+    backup.adopt()
+    fleet.run(fleet.device.send("n", 1, "uint8").done, 60.0)
+    server = fleet.crash_server(store=backup)
+    server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    server.start(threads=False)
+    sends = [fleet.device.send("n", 2, "uint8"), fleet.device.send("n", 3, "uint8")]
+    fleet.run(lambda: all(sent.done() for sent in sends), DAY)
+    assert heard == [1, 2, 3]
+
+
+def test_an_old_receipt_does_not_begin_a_new_stream(fleet):
+    """Of two receipts that change places the later one counts."""
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    session = fleet.device._session
+    fleet.run(fleet.device.send("n", 1, "uint8").done, 60.0)
+    [[old_topic, old]] = [entry for entry in fleet.network.log if b"DATA_RECEIPT" in entry[1]][-1:]
+    del old_topic
+    fleet.run(fleet.device.send("n", 2, "uint8").done, 60.0)
+    stream = session._places_out[SERVER].stream
+    fleet.network.cut("server")
+    fleet.device.send("n", 3, "uint8")
+    fleet.device.step()
+    session._partners[SERVER].window.seen = 1  # as if it had been held back, and is heard now
+    fleet.network.inject(f"SRUP/{fleet.device.identity:x}", old)
+    fleet.device.step()
+    assert session._places_out[SERVER] == (stream, 3)
+    fleet.network.heal("server")
+    fleet.run(lambda: len(heard) == 3, DAY)
+    assert heard == [1, 2, 3]
+
+
 def test_a_value_that_nobody_knows_is_refused_and_not_confirmed(fleet):
     fleet.joined()
     sent = fleet.device.send("unknown", 1, "uint8")
@@ -445,8 +513,8 @@ def test_an_adopted_state_takes_nothing_signed_before_and_finds_its_devices(flee
     fleet.joined()
     backup = fleet.stores[SERVER].copy()
     backup.adopt()
-    fleet.device.send("n", 1, "uint8")
-    fleet.settle()
+    sent = fleet.device.send("n", 1, "uint8")
+    fleet.run(sent.done, 5.0)
     captured = [entry for entry in fleet.network.log if entry[0] == f"SRUP/{fleet.device.identity:x}"]
     fleet.clock.now += 10.0
     server = fleet.crash_server(store=backup)

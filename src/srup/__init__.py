@@ -78,8 +78,9 @@ if TYPE_CHECKING:
         SyndicationServer,
         UpdateOrder,
     )
+    from .agent.worker import Worker
     from .fetch import FetchPolicy, file_digest
-    from .store import MemoryStore, SqliteStore
+    from .store import MemoryStore, RedisStore, SqliteStore
 
 __version__ = "0.1.0"
 
@@ -95,6 +96,8 @@ _AT_FIRST_USE = {
     "SyndicationDevice": "agent",
     "SyndicationServer": "agent",
     "UpdateOrder": "agent",
+    "RedisStore": "store",
+    "Worker": "agent.worker",
     "FetchPolicy": "fetch",
     "file_digest": "fetch",
     "MemoryStore": "store",
@@ -152,6 +155,7 @@ __all__ = [
     "PolicyError",
     "PrivateKey",
     "PublicKey",
+    "RedisStore",
     "Refusal",
     "ReplayError",
     "ReplayWindow",
@@ -182,6 +186,7 @@ __all__ = [
     "UnknownSenderError",
     "UpdateError",
     "UpdateOrder",
+    "Worker",
     "backend_info",
     "decode",
     "encode",

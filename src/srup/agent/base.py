@@ -45,15 +45,17 @@ from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, Message, O
 from ..records import AuditRow, Fact, InboxEntry, OutboxEntry, State
 from ..seal import unseal
 from ..session import body
-from ..session.base import Output, Send, Session, check_seconds
+from ..session.base import STREAM_IN, STREAM_OUT, Output, Send, Session, check_seconds
 from ..session.events import (
     ActionAnswered,
     ActionRequested,
     DataConfirmed,
     DataReceived,
     DataRefused,
+    DataRepeated,
     Event,
     KeyOffered,
+    TokenChanged,
     Unanswered,
     Unexpected,
 )
@@ -86,7 +88,7 @@ def _nothing() -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM end a block as Ctrl-C does; only the main thread may ask for that."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -177,9 +179,10 @@ class Agent:
     """The base of Device and Server. Public methods may be called from any thread.
 
     ``run``, ``start`` and ``stop`` are for real life; a simulation calls ``start(threads=False)`` and :meth:`step`.
-    ``counts`` tells how many messages were ``received``, ``verified``, ``sent``, refused (by the error's name) and
-    ``faults``, things that raised where nothing should. ``handling`` says to a handler what it is called for, and
-    whether for the first time (:class:`Handling`). ``store_error`` is None while the store writes.
+    ``counts`` tells how many messages were ``received``, ``verified``, ``sent``, refused (by the error's name), how
+    many orders were ``not done`` because all was over when their turn came, and ``faults``, things that raised where
+    nothing should. ``handling`` says to a handler what it is called for, and whether for the first time
+    (:class:`Handling`). ``store_error`` is None while the store writes.
     """
 
     def __init__(
@@ -221,6 +224,7 @@ class Agent:
         self._handed_over: deque[tuple[int, int]] = deque()  # outbox entries that the broker has
         self._queue = DataQueue()
         self._facts: dict[int, dict[str, str]] = {}
+        self._unknown: deque[tuple[int, bytes]] = deque()  # values of this turn that nobody takes
         self._again = False  # what is being told was told before, perhaps, by the process before this one
         self.handling: Handling | None = None
         self._pending: dict[tuple[int, bytes], Future[Any]] = {}
@@ -333,7 +337,7 @@ class Agent:
         if not self._started:
             self.start()
         try:
-            with _terminable():
+            with terminable():
                 while not self._stopped.wait(1.0):  # a bounded wait, so that Ctrl-C gets through everywhere
                     pass
         except KeyboardInterrupt:
@@ -470,7 +474,9 @@ class Agent:
         DataConfirmed: "_data_confirmed",
         DataReceived: "_data_received",
         DataRefused: "_data_refused",
+        DataRepeated: "_data_repeated",
         KeyOffered: "_key_offered",
+        TokenChanged: "_token_changed",
         Unanswered: "_unanswered",
         Unexpected: "_unexpected",
     }
@@ -567,6 +573,10 @@ class Agent:
             self._queue.release(partner)
         for device in self._queue.awake(now):
             self._fenced(lambda device=device: self._work_off(device, now))  # type: ignore[misc]
+        # Here: a deployed peer hears only what lies above all that it has sent meanwhile. And before the receipts.
+        while self._unknown:
+            peer, token = self._unknown.popleft()
+            self._fenced(lambda peer=peer, token=token: self._perform(self._session.refuse_data(peer, token, now)))  # type: ignore[misc]
         for device in self._session.receipts_due(now):
             self._fenced(lambda device=device: self._perform(self._session.receipt(device, now, self._entropy(16))))  # type: ignore[misc]
         if self._store is None:
@@ -574,6 +584,7 @@ class Agent:
         changes, changed = self._turn.changes, self._session.changes()
         changes.partners, changes.forgotten = changed.partners, changed.forgotten
         changes.exchanges, changes.ended = changed.exchanges, changed.ended
+        changes.facts += changed.facts
         for ended, entries in ((self._finished, changes.finished), (self._handed_over, changes.settled)):
             while ended:
                 entries.append(ended.popleft())
@@ -929,6 +940,7 @@ class Agent:
             if pin is not None and self._keys.pin(peer) is pin:
                 job()
             else:
+                self.counts["not done"] += 1
                 log.warning("%r: %x lost its key; what it asked for is not done", self, peer)
 
         name = f"{peer:x}/{number}" if number else token.hex()
@@ -992,12 +1004,22 @@ class Agent:
             return failure
         return failure if result is False else success
 
+    def _is_over(self, event: Event) -> bool:
+        """Tell, when the turn of an order has come, that nobody waits for it any more: then it is not done."""
+        if self._session.awaits(event.peer, event.token):
+            return False
+        self.counts["not done"] += 1
+        log.warning("%r does not do what %x wanted: it has expired, or we are not joined any more", self, event.peer)
+        return True
+
     # Events.
 
     def _action_requested(self, event: ActionRequested) -> None:
         handler = self._actions.get(event.action_id)
 
         def job() -> None:
+            if self._is_over(event):
+                return
             status = Status.ACTION_UNKNOWN
             if handler is not None:
                 status = self._ask(handler, event.peer, failure=Status.ACTION_FAIL, success=Status.ACTION_SUCCESS)
@@ -1011,9 +1033,7 @@ class Agent:
     def _data_received(self, event: DataReceived) -> None:
         taken = self._take_data(event.peer, event.token, Value(event.data_id, event.data))
         if not taken and event.data_id != IDENTIFICATION_RESPONSE:
-            self._session.owe_no_receipt(event.peer, event.token)
-            # In its turn: a deployed peer hears only what lies above all that it has sent meanwhile.
-            self._drive(self._session.refuse_data, event.peer, event.token)
+            self._unknown.append((event.peer, event.token))
 
     def _take_data(self, peer: int, token: bytes, value: Value, number: int = 0) -> bool:
         """Hand a value to its handler, if there is one that can read it."""
@@ -1028,6 +1048,14 @@ class Agent:
         number = number or self._keep(peer, token, _DATA, value.pack())
         self._apply_for(peer, token, lambda: handler(peer, value.data_id, read), number)
         return True
+
+    def _data_repeated(self, event: DataRepeated) -> None:
+        self.counts["repeated"] += 1
+
+    def _token_changed(self, event: TokenChanged) -> None:
+        future = self._pending.pop((event.peer, event.former), None)
+        if future is not None:
+            self._pending[event.peer, event.token] = future
 
     def _data_confirmed(self, event: DataConfirmed) -> None:
         self._queue.wake(event.peer)
@@ -1109,7 +1137,7 @@ class Agent:
                 self._session.revoke(partner, now)
         again = [event for event in again if isinstance(event, Event) and event.peer in self._keys]
         for fact in state.facts:
-            if fact.value is not None:
+            if fact.value is not None and fact.name not in (STREAM_IN, STREAM_OUT):
                 self._facts.setdefault(fact.identity, {})[fact.name] = fact.value
         self._taking, self._again = threading.get_ident(), True
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self, get_args
 
 from .. import rotation
-from ..errors import KeyServiceError, PolicyError, SealError, TransportError, UpdateError
+from ..errors import KeyServiceError, PolicyError, SealError, TransportError, UnansweredError, UpdateError
 from ..fetch import Fetcher, FetchPolicy, HttpFetcher, check_digest
 from ..joinvalue import JoinValue
 from ..keyring import KeyRing
@@ -146,6 +146,7 @@ class Device(Agent):
             fetcher = self._own_fetcher = HttpFetcher(fetch)
         self._fetcher = fetcher
         self._offered: PrivateKey | None = None  # our next key, while the server has not answered
+        self._offer: tuple[int, bytes] | None = None  # to which server, under which token
         self._downloads: Executor = Inline()
         self._joined: Future[None] = Future()
         self._wants_in = True
@@ -263,7 +264,10 @@ class Device(Agent):
         return self.send_data(self.server, data_id, value, kind, confirmed=confirmed, lifetime=lifetime)
 
     def resign(self) -> "Future[None]":
-        """Leave the server; done when it confirms, UnansweredError when it does not (we are out all the same)."""
+        """Leave the server; done when it confirms, UnansweredError when it does not: we are out at once.
+
+        What it has ordered is not done any more, unless a handler or a download is at it.
+        """
         self._wants_in = False
         return self._request(lambda now, nonce: self._session.resign(self.server, now, nonce))
 
@@ -273,7 +277,8 @@ class Device(Agent):
         Store ``new_key`` before. Raises PolicyError when the server refuses it, when the device is not joined or when
         the answer to another new key is due; then the old key stays. UnansweredError after ``lifetime`` seconds
         (default: the policy's) means that the server may have taken it: the old key still signs, and is good for the
-        server's ``key_overlap``; offer the same key again before that is over, after a restart too.
+        server's ``key_overlap``; offer the same key again before that is over, after a restart too. It comes at once
+        when the device is sent to another server meanwhile, which knows the old key: offer the new one there.
         """
         check_type(new_key, PrivateKey, "new_key")
 
@@ -282,13 +287,13 @@ class Device(Agent):
                 raise PolicyError("the server has not yet answered the change to another key")
             data = rotation.offer(self.identity, self.server, self._key.public_key, new_key)
             sends = self._session.rotate(self.server, data, now, nonce, lifetime)
-            self._offered = new_key
+            self._offered, self._offer = new_key, (self.server, sends[0].message.token)
             return sends
 
         return self._request(begin)
 
     def deregister(self) -> "Future[None]":
-        """Leave the server for good: it drops our key and we drop its. UnansweredError when it does not confirm."""
+        """Leave the server for good, as with :meth:`resign`: it drops our key and we drop its, when it confirms."""
         self._wants_in = False
         return self._request(lambda now, nonce: self._session.deregister(self.server, now, nonce))
 
@@ -377,14 +382,26 @@ class Device(Agent):
         return [*super()._own_keys(), *offered]  # the server may have taken it already
 
     def _key_answered(self, event: KeyAnswered) -> None:
-        new, self._offered = self._offered, None
-        if event.status is Status.ACTION_SUCCESS and new is not None and event.peer == self.server:
+        if (event.peer, event.token) != self._offer:
+            self._settle(event, PolicyError(f"the offer that server {event.peer:x} answers has been given up"))
+            return
+        new, self._offered, self._offer = self._offered, None, None
+        if event.status is Status.ACTION_SUCCESS and new is not None:
             self._retired = self._key, self._clock() + self._session.policy.key_overlap
             self._key = new
             log.info("%r: server %x has taken the new key %r", self, event.peer, new)
             self._settle(event, None)
         else:
             self._settle(event, PolicyError(f"server {event.peer:x} answers {event.status.name}"))
+
+    def _give_offer_up(self, successor: int) -> None:
+        """End the change of our key: it was to be that server's affair, and the next one knows us by the old key."""
+        if self._offer is not None:
+            why = f"{self._offer[0]:x} sent us to {successor:x} and has not answered; offer the key to that one"
+            future = self._pending.pop(self._offer, None)
+            self._offered = self._offer = None
+            if future is not None:
+                self._resolve(future, UnansweredError(why))
 
     # Joining and leaving.
 
@@ -437,8 +454,8 @@ class Device(Agent):
 
     def _unanswered(self, event: Unanswered) -> None:
         super()._unanswered(event)
-        if event.request is Data:
-            self._offered = None
+        if (event.peer, event.token) == self._offer:
+            self._offered = self._offer = None
         if event.request in _JOINS and event.peer == self.server:
             if not self.joined:
                 self._tell("not_joined", None)
@@ -505,6 +522,7 @@ class Device(Agent):
         if event.server != self.server:
             if self.joined:
                 self._perform(self._session.resign(self.server, self._clock(), self._entropy(16)))
+            self._give_offer_up(event.server)
             self.server, self._is_in = event.server, False
             self._join_kind, self._observer = self._configured_join  # an observer of the old server's is none here
             self._named_observer = None
@@ -548,6 +566,8 @@ class Device(Agent):
 
     def _fetch_requested(self, event: FetchRequested) -> None:
         def job() -> None:
+            if self._is_over(event):
+                return
             try:
                 path = self._fetcher.fetch(event.url, event.digest, self.firmware)
             except UpdateError as error:
@@ -582,7 +602,12 @@ class Device(Agent):
             status = self._ask(handler, path, failure=Status.ACTIVATE_FAIL, success=Status.ACTIVATE_SUCCESS)
             return status is Status.ACTIVATE_SUCCESS
 
+        pin = self._keys.pin(event.peer)
+
         def job() -> None:
+            if self._is_over(event) or self._keys.pin(event.peer) is not pin:
+                self._drive(self._session.activation_failed, event.peer, event.token)
+                return
             active = activate()
             decision = self._session.activated if active else self._session.activation_failed
             self._drive(decision, event.peer, event.token)

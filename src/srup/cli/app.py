@@ -16,6 +16,7 @@ from srup.keys import SCHEMES
 
 from .device import device
 from .server import server
+from .store import app as store
 from .terminal import console
 from .terminal import fail as _fail
 
@@ -25,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(keyex, name="keyex")
+app.add_typer(store, name="store")
 app.command()(server)
 app.command()(device)
 

@@ -11,7 +11,7 @@ import typer
 
 import srup
 
-from ..transport import MqttTransport
+from ..transport import MqttTransport, Reactor
 from .terminal import Terminal, fail
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ __all__ = [
 
 BROKER_PASSWORD: Final = "SRUP_BROKER_PASSWORD"  # noqa: S105 - the name of a variable
 """The environment variable with the password of ``--broker-user``."""
+
+KEY_PASSWORD: Final = "SRUP_KEY_PASSWORD"  # noqa: S105 - the name of a variable
+"""The environment variable with the password of our key."""
 
 _EXTRA: Final = ("paho", "mnemonic", "segno", "urllib3")
 
@@ -83,8 +86,15 @@ def explained() -> Iterator[None]:
 
 def key_of(path: Path, has_password: bool) -> srup.PrivateKey:
     """Load our key."""
-    password = typer.prompt(f"Password of {path}", hide_input=True) if has_password else None
+    password = (os.environ.get(KEY_PASSWORD) or _asked(f"Password of {path}", KEY_PASSWORD)) if has_password else None
     return srup.PrivateKey.load(path, password)
+
+
+def _asked(question: str, variable: str) -> str:
+    """Ask for a password once; the processes that this one starts find it where it is looked for."""
+    password: str = typer.prompt(question, hide_input=True)
+    os.environ[variable] = password
+    return password
 
 
 def policy(join_timeout: float | None) -> srup.Policy:
@@ -93,14 +103,28 @@ def policy(join_timeout: float | None) -> srup.Policy:
 
 
 def transport_of(
-    url: str, ours: int, user: str | None, ca: Path | None, cert: Path | None, cert_key: Path | None
+    url: str,
+    ours: int,
+    user: str | None,
+    ca: Path | None,
+    cert: Path | None,
+    cert_key: Path | None,
+    client_id: str | None = None,
+    reactor: Reactor | None = None,
 ) -> MqttTransport:
     """Return the way to the broker."""
     password = None
     if user is not None:
-        password = os.environ.get(BROKER_PASSWORD) or typer.prompt(f"Password of {user} at the broker", hide_input=True)
+        password = os.environ.get(BROKER_PASSWORD) or _asked(f"Password of {user} at the broker", BROKER_PASSWORD)
     return MqttTransport(
-        url, f"srup-{ours:x}", username=user, password=password, ca_file=ca, cert_file=cert, key_file=cert_key
+        url,
+        client_id or f"srup-{ours:x}",
+        username=user,
+        password=password,
+        ca_file=ca,
+        cert_file=cert,
+        key_file=cert_key,
+        reactor=reactor,
     )
 
 

@@ -1,16 +1,19 @@
 """The server command: who is let in is decided here, by a person who compares what a device shows."""
 
+import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
 import srup
 
+from ..transport import Transport
 from .joins import ValueBoard
 from .options import (
     Broker,
@@ -29,7 +32,9 @@ from .options import (
     tell_refusal,
     transport_of,
 )
-from .terminal import Scene, Terminal
+from .store import is_redis
+from .terminal import Scene, Terminal, fail, tell
+from .workers import Supervisor, application
 
 __all__ = ["server"]
 
@@ -47,6 +52,18 @@ def server(
         typer.Option(parser=identity, metavar="HEX", help="A device whose word counts; may be given several times."),
     ] = None,
     join_timeout: JoinTimeout = None,
+    store: Annotated[
+        str | None, typer.Option(metavar="PATH|URL", help="Where state survives: an SQLite database, or redis://...")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="So many worker processes share the devices; needs Redis.")
+    ] = None,
+    lease: Annotated[float, typer.Option(min=1.0, metavar="SECONDS", help="How long a worker's lease lasts.")] = 15.0,
+    app: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Called with the server (of each partition): adds its handlers."),
+    ] = None,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Take over a store that may be an old copy.")] = False,
     password: HasPassword = False,
     broker_user: BrokerUser = None,
     ca: CaFile = None,
@@ -55,16 +72,27 @@ def server(
 ) -> None:
     """Run a server until Ctrl-C; where a person has to compare the value of a join, it asks here."""
     with explained():
+        setup = application(app) if app is not None else None
         keys = srup.KeyRing.load(devices)
+        options: dict[str, Any] = {"devices": keys, "policy": policy(join_timeout), "admission": admission}
+        link = partial(transport_of, broker, identity, broker_user, ca, cert, cert_key)
+        if is_redis(store):
+            if admission != "simple" and setup is None:
+                fail("workers have no terminal to compare values in: --app must moderate the joins")
+            share = partial(_share, identity, key_of(key, password), link, store, lease, adopt, setup, options)
+            raise typer.Exit(_supervise(identity, store, workers or 1) if _WORKER not in os.environ else share())
+        if workers is not None:
+            fail("workers share their state in a Redis: --store redis://host:port/db")
         running = srup.Server(
             identity,
             key_of(key, password),
-            devices=keys,
-            broker=transport_of(broker, identity, broker_user, ca, cert, cert_key),
-            policy=policy(join_timeout),
-            admission=admission,
+            broker=link(),
             observers=observer or (),
+            store=None if store is None else srup.SqliteStore(store, adopt=adopt),
+            **options,
         )
+        if setup is not None:
+            setup(running)
     with Terminal() as terminal:
         moderation = Moderation(running, terminal)
         terminal.say(f"server {identity:x}: {len(keys)} {'device' if len(keys) == 1 else 'devices'} in {devices}")
@@ -73,6 +101,42 @@ def server(
         with running:
             terminal.run(moderation.look)
     raise typer.Exit(terminal.status)
+
+
+_WORKER: Final = "SRUP_WORKER"
+"""The environment variable by which a worker process knows that it is one."""
+
+
+def _supervise(identity: int, store: str | None, workers: int) -> int:
+    """Run workers in processes of their own, which are this command again."""
+    srup.Worker.check(store, identity)
+    os.environ[_WORKER] = "1"
+    return Supervisor([sys.executable, "-m", "srup", *sys.argv[1:]], workers, tell).run()
+
+
+def _share(
+    identity: int,
+    key: srup.PrivateKey,
+    link: Callable[..., Transport],
+    store: str | None,
+    lease: float,
+    adopt: bool,
+    setup: Callable[[Any], object] | None,
+    options: dict[str, Any],
+) -> int:
+    """Serve a share of the devices until SIGTERM."""
+    hear: Callable[[Any], object] = setup or (lambda server: None)
+    srup.Worker(
+        identity,
+        key,
+        broker=lambda client_id, reactor: link(client_id=client_id, reactor=reactor),
+        store=store,
+        setup=hear,
+        ttl=lease,
+        adopt=adopt,
+        **options,
+    ).run()
+    return 0
 
 
 _ANSWERS: Final[dict[str, tuple[str, Callable[[srup.PendingJoin], None]]]] = {

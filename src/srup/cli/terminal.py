@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.screen import Screen
 from rich.text import Text
 
-__all__ = ["Scene", "Terminal", "console", "errors", "fail", "printable"]
+__all__ = ["Scene", "Terminal", "console", "errors", "fail", "printable", "tell"]
 
 console: Final = Console()
 errors: Final = Console(stderr=True)
@@ -45,6 +45,11 @@ def fail(message: str) -> NoReturn:
     """End the command because of a mistake of the operator."""
     errors.print(f"[red]error:[/] {escape(printable(message))}", highlight=False, soft_wrap=True)
     raise typer.Exit(2)
+
+
+def tell(text: str, style: str = "") -> None:
+    """Print a line on stderr, escaped."""
+    errors.print(escape(printable(text)), style=style, highlight=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:

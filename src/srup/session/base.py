@@ -1,17 +1,19 @@
 """What both ends have in common: partners, freshness, exchanges, retransmission."""
 
 import heapq
+import struct
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from hashlib import sha256
 from itertools import count
 from typing import Any, ClassVar, Final, NamedTuple
 
 from .. import tokens
-from ..errors import EncodeError, PolicyError, ReplayError, SrupError, StoreError
+from ..errors import EncodeError, PolicyError, SrupError, StoreError
 from ..messages import Action, Data, Message, Response
-from ..records import Changes, ExchangeRecord, PartnerRecord, State
+from ..records import Changes, ExchangeRecord, Fact, PartnerRecord, State
 from ..replay import WINDOW_SIZE, ReplayWindow
 from ..update import Step, Table, Trigger, Word
 from ..wire import DATA_RECEIPT, KEY_ROTATION, Status
@@ -22,10 +24,12 @@ from .events import (
     DataConfirmed,
     DataReceived,
     DataRefused,
+    DataRepeated,
     Event,
     KeyAnswered,
     KeyOffered,
     Left,
+    TokenChanged,
     Unanswered,
     Unexpected,
 )
@@ -56,9 +60,15 @@ ID_BLOCK: Final = 64
 """How many sequence ids of ours are reserved at a time, so that not every message needs a write (OPERATIONS.md)."""
 
 RECEIPT_PAUSE: Final = 1.0
-"""In seconds: a partner gets no more than one receipt in that time; it names all that has come meanwhile."""
+"""In seconds: a partner gets no more than one receipt in that time; it covers all that has come meanwhile."""
 
-_ID_SIZE: Final = 8
+STREAM_OUT: Final = "stream out"
+"""The fact about a partner that says which place the last value has that we have sent it with a receipt."""
+
+STREAM_IN: Final = "stream in"
+"""The fact about a partner that says which place the last value has that we have taken from it for good."""
+
+_RECEIPT: Final = struct.Struct("<QQ")
 NO_EXPIRY: Final = 10**18 - 1
 """The latest expiry that a token can name: what an end without a clock writes into its own."""
 
@@ -130,6 +140,17 @@ class Now(NamedTuple):
 
     time: float
     nonce: bytes
+
+
+@body.kept
+class Place(NamedTuple):
+    """Where a value stands among those that a partner must take in order: the number counts from 1 in each stream.
+
+    A stream begins when its sender knows of none; a later one has a greater name.
+    """
+
+    stream: int = 0
+    number: int = 0
 
 
 class Opening(NamedTuple):
@@ -230,6 +251,7 @@ COMMON_TABLE: Final[Table] = {
     **{(_A.ASKED, status): Step(_A.ANSWERED, "action_answered") for status in _ACTION_RESULTS},
     **{(_A.ANSWERED, status): Step(_A.ANSWERED) for status in _ACTION_RESULTS},
     (_A.ASKED, Word.EXPIRE): Step(_A.UNANSWERED, "unanswered"),
+    (_A.RUNNING, Word.LEAVE): Step(_A.ANSWERED),
     (_A.RUNNING, Word.EXPIRE): Step(_A.ANSWERED),
     (_D.NEW, Data): Step(_D.TAKEN, "data_received"),
     (_D.SENT, Status.DATA_TYPE_UNKNOWN): Step(_D.REFUSED, "data_refused"),
@@ -298,7 +320,10 @@ class Session:
         self._touched: dict[int, Partner] = {}  # what has changed since the last changes()
         self._stirred: dict[tuple[int, bytes], None] = {}
         self._dropped: list[int] = []
-        self._receipts: dict[int, dict[bytes, int]] = {}  # ids of values that are owed a receipt, by partner and token
+        self._places_in: dict[int, Place] = {}  # the last that was taken, by partner
+        self._places_out: dict[int, Place] = {}  # the last that was given out, by partner
+        self._places_changed: dict[tuple[int, str], Place | None] = {}
+        self._receipts: dict[int, None] = {}  # who is owed a receipt
         self._receipt_due: dict[int, float] = {}  # when a partner that had one may have the next
 
     # What survives a restart.
@@ -320,7 +345,9 @@ class Session:
                 changes.ended.append((partner_id, token))
             else:
                 changes.exchanges.append(ExchangeRecord(partner_id, token, exchange.expiry, self._dump(exchange)))
-        self._touched, self._stirred, self._dropped = {}, {}, []
+        for (partner_id, name), place in self._places_changed.items():
+            changes.facts.append(Fact(partner_id, name, None if place is None else f"{place.stream} {place.number}"))
+        self._touched, self._stirred, self._dropped, self._places_changed = {}, {}, [], {}
         return changes
 
     def repeats(self, send: Send) -> bool:
@@ -353,6 +380,10 @@ class Session:
             self._partners[record.identity] = Partner(
                 record.identity, record.member, record.binds, record.reserved, record.reserved, window
             )
+        for fact in state.facts:
+            places = {STREAM_IN: self._places_in, STREAM_OUT: self._places_out}.get(fact.name)
+            if places is not None and fact.value is not None:
+                places[fact.identity] = Place(*map(int, fact.value.split()))
         known: dict[tuple[int, bytes], Exchange] = {}
         bodies = []
         for kept in state.exchanges:
@@ -428,12 +459,7 @@ class Session:
         bound = None
         if exchange is None or not exchange.mine:
             bound = self._bound_token(partner, message, now)
-        try:
-            partner.window.check(message.sequence_id)
-        except ReplayError:
-            if bound is not None and bound.receipt and partner.window.has(message.sequence_id):
-                self._owe_receipt(partner, message)  # the one that was sent for it has got lost
-            raise
+        partner.window.check(message.sequence_id)
         known = exchange is not None
         opening = self.openings.get(type(message))
         if isinstance(message, Data):
@@ -455,7 +481,11 @@ class Session:
             # Seen, and not taken: a repetition of it would be confirmed.
             raise PolicyError(f"{partner.identity:x} is not joined, and wants {type(message).__name__} taken for good")
         outputs: list[Output]
-        if exchange is None or step is None:
+        place = Place(*bound.place) if bound is not None and bound.place is not None else None
+        if place is not None and not self._is_next(partner, place):
+            partner.window.accept(message.sequence_id)
+            outputs = [DataRepeated(partner.identity, message.token)]
+        elif exchange is None or step is None:
             partner.window.accept(message.sequence_id)
             outputs = [
                 Unexpected(partner.identity, message.token, type(message), self._why(partner, exchange, message))
@@ -471,8 +501,10 @@ class Session:
             except SrupError:
                 partner.window.highest, partner.window.seen = before
                 raise
+        if place is not None and self._is_next(partner, place):
+            self._set_place(STREAM_IN, self._places_in, partner.identity, place)
         if asks_receipt:
-            self._owe_receipt(partner, message)
+            self._receipts[partner.identity] = None
         # A Response only repeats a token, which a deployed peer may have from anyone.
         partner.binds = partner.binds or (bound is not None and not isinstance(message, Response))
         self._partners[partner.identity] = partner
@@ -525,37 +557,33 @@ class Session:
     ) -> list[Send]:
         """Send a value, again and again until the partner has it for good: DataConfirmed, DataRefused or Unanswered.
 
-        It is good for ``lifetime`` seconds (default: the policy's ``update_lifetime``). PolicyError for a partner that
-        does not bind its tokens, which cannot know of receipts (docs/extensions.md, "Receipts").
+        The partner takes such values in the order of these calls, and each of them once. It is good for ``lifetime``
+        seconds (default: the policy's ``update_lifetime``). PolicyError for a partner that does not bind its tokens,
+        which cannot know of receipts (docs/extensions.md, "Receipts").
         """
         if not self.binds(partner):
             raise PolicyError(f"{partner:x} does not bind its tokens, and knows of no receipts")
         lifetime = self.policy.update_lifetime if lifetime is None else lifetime
-        state = _D.UNCONFIRMED
-        return self._ask(partner, state, Data, now, nonce, lifetime, receipt=True, data_id=data_id, data=data)
+        place = self._next_place(partner, now)
+        sends = self._ask(
+            partner, _D.UNCONFIRMED, Data, now, nonce, lifetime, detail=place, place=place, data_id=data_id, data=data
+        )
+        self._set_place(STREAM_OUT, self._places_out, partner, place)
+        return sends
 
     def receipts_due(self, now: float) -> list[int]:
         """Return the partners that are to get a receipt now; say :meth:`receipt` for each."""
-        return (
-            [partner for partner in self._receipts if self._receipt_due.get(partner, 0.0) <= now]
-            if self._receipts
-            else []
-        )
+        return [partner for partner in self._receipts if self._receipt_due.get(partner, 0.0) <= now]
 
     def receipt(self, partner: int, now: float, nonce: bytes) -> list[Send]:
-        """Tell a partner which of its values that asked for a receipt are here for good."""
-        side, ids = self._partner(partner), self._receipts.pop(partner, {}).values()
-        if not ids:
-            return []
+        """Tell a partner up to which place its values are here for good."""
+        side = self._partner(partner)
+        self._receipts.pop(partner, None)
         self._receipt_due = {other: due for other, due in self._receipt_due.items() if due > now}
         self._receipt_due[partner] = now + RECEIPT_PAUSE
         token = tokens.bind(self.identity, partner, self._token_expiry(now + self.policy.lifetime), nonce)
-        listed = b"".join(number.to_bytes(_ID_SIZE, "little") for number in ids)
-        return [self._send(Exchange(side, token, _R.TAKEN, now, mine=True), Data, data_id=DATA_RECEIPT, data=listed)]
-
-    def owe_no_receipt(self, partner: int, token: bytes) -> None:
-        """Do not confirm the value that came under this token: it is not taken."""
-        self._receipts.get(partner, {}).pop(token, None)
+        place = _RECEIPT.pack(*self._places_in.get(partner, Place()))
+        return [self._send(Exchange(side, token, _R.TAKEN, now, mine=True), Data, data_id=DATA_RECEIPT, data=place)]
 
     def binds(self, partner: int) -> bool:
         """Tell whether a partner binds its tokens, and so is no deployed peer."""
@@ -599,8 +627,12 @@ class Session:
         for exchange in list(side.exchanges.values()):
             self._forget(exchange)
             withdrawal = self.table.get((exchange.state, Word.WITHDRAW))
-            if withdrawal is not None:  # a person is still to decide about it
+            if withdrawal is not None:  # a person is still to decide about it, or a join waits for its word
                 outputs += self._take(exchange, withdrawal, None, Now(now, b""))
+        self._receipts.pop(partner, None)
+        for name, places in ((STREAM_IN, self._places_in), (STREAM_OUT, self._places_out)):
+            if places.pop(partner, None) is not None and self._kept:
+                self._places_changed[partner, name] = None
         if self._kept:
             self._dropped.append(partner)
             self._touched.pop(partner, None)
@@ -615,7 +647,6 @@ class Session:
         side = self._partners.get(partner)
         if side is None:
             raise PolicyError(f"{partner:x} has sent nothing")
-        self.owe_no_receipt(partner, token)
         unremembered = Exchange(side, token, _D.TAKEN, now, mine=False)
         return [self._send(unremembered, Response, status=Status.DATA_TYPE_UNKNOWN)]
 
@@ -627,6 +658,15 @@ class Session:
         """Answer a KeyOffered: ACTION_SUCCESS when the new key counts from now on, or ACTION_FAIL."""
         check_status(status, _KEY_RESULTS)
         return self._drive(partner, token, Word.ANSWER, status, now)
+
+    def awaits(self, partner: int, token: bytes) -> bool:
+        """Tell whether what a partner asked for is still to be done: not when it expired or the membership ended.
+
+        Any thread may ask, just before it does it.
+        """
+        side = self._partners.get(partner)
+        exchange = side.exchanges.get(token) if side else None
+        return exchange is not None and not exchange.mine and self._is_open(exchange)
 
     def is_member(self, partner: int) -> bool:
         """Tell whether this partner and we are joined."""
@@ -649,15 +689,20 @@ class Session:
         return [DataReceived(exchange.partner.identity, exchange.token, cause.data_id, cause.data)]
 
     def receipt_received(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
-        """A partner has these values of ours for good."""
-        listed = cause.data
-        if not listed or len(listed) % _ID_SIZE:
-            raise PolicyError(f"{DATA_RECEIPT} holds sequence ids of {_ID_SIZE} bytes each, not {len(listed)} bytes")
-        ids = {int.from_bytes(listed[at : at + _ID_SIZE], "little") for at in range(0, len(listed), _ID_SIZE)}
-        known = exchange.partner.exchanges.values()
-        waiting = [mine for mine in known if mine.state is _D.UNCONFIRMED and mine.request.sequence_id in ids]  # type: ignore[union-attr]
+        """A partner has the values of ours up to this place for good."""
+        if len(cause.data) != _RECEIPT.size:
+            raise PolicyError(f"a {DATA_RECEIPT} holds a place in {_RECEIPT.size} bytes, not in {len(cause.data)}")
+        partner, there = exchange.partner, Place(*_RECEIPT.unpack(cause.data))
+        here = self._places_out.get(partner.identity, Place())
+        waiting = [mine for mine in partner.exchanges.values() if mine.mine and mine.state is _D.UNCONFIRMED]
+        first = min((mine.detail for mine in waiting), default=None)
+        # It waits for what we do not have any more, as after a restore from a backup; an old receipt must not say so.
+        behind = first is not None and there < Place(first.stream, first.number - 1)
+        if waiting and (there.stream > here.stream or (behind and cause.sequence_id == partner.window.highest)):
+            return self._begin_stream(partner, waiting, max(there.stream, here.stream) + 1, now)
         step = self.table[_D.UNCONFIRMED, Word.CONFIRM]
-        return [output for mine in waiting for output in self._take(mine, step, cause, now)]
+        arrived = [mine for mine in waiting if mine.detail <= there]
+        return [output for mine in arrived for output in self._take(mine, step, cause, now)]
 
     def data_confirmed(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
         """A partner has a value of ours for good: there is nothing left to remember."""
@@ -758,18 +803,42 @@ class Session:
             partner.reserved = min(sequence_id + ID_BLOCK - 1, MAX_SEQUENCE_ID)
             self._touch(partner)
 
-    def _owe_receipt(self, partner: Partner, message: Message) -> None:
-        self._receipts.setdefault(partner.identity, {})[message.token] = message.sequence_id
+    def _next_place(self, partner: int, now: float) -> Place:
+        last = self._places_out.get(partner) or Place(max(1, int(now * 1e6)))
+        return Place(last.stream, last.number + 1)
+
+    def _is_next(self, partner: Partner, place: Place) -> bool:
+        """Tell whether a value follows the last one, or begins a stream that is later than the last one's."""
+        last = self._places_in.get(partner.identity, Place())
+        return place == Place(last.stream, last.number + 1) or (place.stream > last.stream and place.number == 1)
+
+    def _set_place(self, name: str, places: dict[int, Place], partner: int, place: Place) -> None:
+        places[partner] = place
+        if self._kept:
+            self._places_changed[partner, name] = place
+
+    def _begin_stream(self, partner: Partner, waiting: list[Exchange], stream: int, now: Now) -> list[Output]:
+        """Send what waits as a new stream: one of us has forgotten how far the old one came, and takes none of it."""
+        outputs: list[Output] = []
+        for number, mine in enumerate(sorted(waiting, key=lambda each: each.detail), 1):
+            self._forget(mine)
+            former, mine.detail = mine.token, Place(stream, number)
+            nonce = sha256(now.nonce + number.to_bytes(8, "big")).digest()[: tokens.NONCE_SIZE]
+            expiry = self._token_expiry(mine.expiry)
+            mine.token = tokens.bind(self.identity, partner.identity, expiry, nonce, place=mine.detail)
+            partner.exchanges[mine.token] = mine
+            self._open += 1
+            self._stir(mine)
+            outputs += [TokenChanged(partner.identity, mine.token, former), *self._send_again(mine)]
+            self._set_place(STREAM_OUT, self._places_out, partner.identity, mine.detail)
+        return outputs
 
     def _send_again(self, exchange: Exchange) -> list[Send]:
         if exchange.request is None or not exchange.retry:
             return []
         fields = {name: value for name, value in exchange.request if name not in ("sequence_id", "sender_id", "token")}
         try:
-            if exchange.state is _D.UNCONFIRMED:  # the partner's window tells the repetition by its sequence id
-                send = Send(exchange.partner.identity, exchange.request)
-            else:
-                send = self._send(exchange, type(exchange.request), **fields)
+            send = self._send(exchange, type(exchange.request), **fields)
         except PolicyError:  # no sequence id is left, which is this partner's trouble and not that of the others
             exchange.retry = 0.0
             return []
@@ -789,6 +858,7 @@ class Session:
         detail: Any = None,
         version: int | None = None,
         receipt: bool = False,
+        place: Place | None = None,
         **fields: Any,
     ) -> list[Send]:
         """Begin an exchange of our own and send its request."""
@@ -798,7 +868,7 @@ class Session:
         if not side.member and cls not in self.for_strangers:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
         expiry = now + (self.policy.lifetime if lifetime is None else lifetime)
-        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version, receipt)
+        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version, receipt, place)
         exchange = Exchange(side, token, state, expiry, mine=True, detail=detail)
         self._check_room(exchange)
         send = self._send(exchange, cls, **fields)
@@ -893,6 +963,15 @@ class Session:
         for exchange in exchanges:
             self._forget(exchange)
             outputs += self._take(exchange, self.table[exchange.state, Word.EXPIRE], None, Now(now, b""))
+        return outputs
+
+    def _drop_orders(self, partner: Partner, now: float) -> list[Output]:
+        """End what a partner has asked for, now that the membership ends; nothing more of it is done or answered."""
+        outputs: list[Output] = []
+        for exchange in partner.exchanges.values():
+            step = self.table.get((exchange.state, Word.LEAVE))
+            if step is not None:
+                outputs += self._take(exchange, step, None, Now(now, b""))
         return outputs
 
     def _schedule(self, exchange: Exchange, now: float) -> None:

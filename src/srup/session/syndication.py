@@ -103,9 +103,20 @@ class Syndication:
     pause: float = 0.0  # home: how long to wait before missing numbers are told the next time
     due: float | None = None  # home: when that is
 
+    def contradicts(self, number: int) -> bool:
+        """Tell whether a list that counts from 1 or from 0, whichever it does, cannot have this number too."""
+        if self.count is None:
+            return False
+        first = 1 if self.count in self.devices or not self.count else 0
+        last = self.count - (0 in self.devices)
+        return not first <= number <= last
+
     @property
     def missing(self) -> tuple[int, ...]:
-        """The numbers of the list that have not come. Deployed peers may count from 0, srup counts from 1."""
+        """The numbers of the list that have not come: it counts from 1, or from 0 if it has that number.
+
+        srup counts from 1; a syndication device passes a 0 on only from deployed servers.
+        """
         if self.count is None or len(self.devices) >= self.count:
             return ()
         first = 0 if 0 in self.devices else 1
@@ -361,7 +372,10 @@ class SyndicationServerSession(Replying, ServerSession):
         unbound = tokens.parse(exchange.token) is None
         kept = syndication.devices if unbound and syndication.count is None else {}
         syndication.token, syndication.count, syndication.counted = exchange.token, cause.count, cause.sequence_id
-        syndication.devices = {number: device for number, device in kept.items() if number <= cause.count}
+        syndication.devices = {}
+        for number, device in kept.items():
+            if not syndication.contradicts(number):
+                syndication.devices[number] = device
         self._expect_list(syndication, now.time)
         return [*outputs, *self._complete(syndication)]
 
@@ -370,7 +384,7 @@ class SyndicationServerSession(Replying, ServerSession):
         syndication = self._required(exchange.partner, Role.HOME)
         if exchange.token != syndication.token and tokens.parse(exchange.token) is not None:
             raise PolicyError("the entry belongs to another list of devices than the one that counts")
-        if cause.device_sequence > (MAX_SHARED if syndication.count is None else syndication.count):
+        if cause.device_sequence > MAX_SHARED or syndication.contradicts(cause.device_sequence):
             raise PolicyError(f"the list has no number {cause.device_sequence}")
         outputs = self._heard(exchange, cause, now)
         if syndication.devices.get(cause.device_sequence) == cause.device_id:

@@ -1,0 +1,140 @@
+"""Workers that share the devices of a server: a real Redis, a real broker, real leases."""
+
+import threading
+from collections import defaultdict
+
+import pytest
+
+from srup import Device, KeyRing, PolicyError, StoreError
+from srup.transport import LocalBroker, MqttTransport, Reactor
+
+from .fleet import SERVER, key_of, wait_until
+
+pytest.importorskip("redis")
+
+from srup.agent.worker import Worker
+from srup.store import RedisStore
+from srup.store.partition import partition_of
+
+from .redis_server import redis_server
+
+PARTITIONS = 8
+TTL = 1.5
+DEVICES = range(0xD00, 0xD00 + 24)
+
+
+class Site:
+    """A broker, a Redis that was set up, devices on one network thread, and whoever works."""
+
+    def __init__(self, folder, broker, redis):
+        self.redis = redis
+        self.url = broker.url
+        RedisStore.create(self.redis.url, SERVER, PARTITIONS)
+        self.ring = KeyRing({device: key_of(device).public_key for device in DEVICES})
+        self.reactor = Reactor()
+        self.heard = defaultdict(list)
+        self.workers = []
+        self.devices = {device: self.device(device, folder) for device in DEVICES}
+
+    def device(self, identity, folder):
+        return Device(
+            identity,
+            key_of(identity),
+            server=SERVER,
+            server_key=key_of(SERVER).public_key,
+            broker=MqttTransport(self.url, f"srup-{identity:x}", reactor=self.reactor),
+            firmware=folder / "firmware",
+        )
+
+    def worker(self, **options):
+        def setup(server):
+            server.on_data("n", "uint32")(lambda device, data_id, value: self.heard[device].append(value))
+
+        options = {"store": self.redis.url, "ttl": TTL, "setup": setup} | options
+        worker = Worker(SERVER, key_of(SERVER), devices=self.ring, broker=self.url, **options)
+        self.workers.append(worker)
+        return worker.start()
+
+    def served(self, *workers):
+        """Whether these workers serve all partitions, in fair shares."""
+        shares = sorted(len(worker.servers) for worker in workers)
+        return sum(shares) == PARTITIONS and shares[-1] - shares[0] <= 1
+
+    def all_joined(self):
+        return all(device.joined for device in self.devices.values())
+
+    def send(self, value):
+        for device in self.devices.values():
+            device.send("n", value, "uint32")
+
+    def has(self, count):
+        return all(len(self.heard[device]) >= count for device in self.devices)
+
+    def close(self):
+        for device in self.devices.values():
+            device.stop(0.5)
+        for worker in self.workers:
+            worker.stop()
+        self.reactor.stop(1.0)
+
+
+@pytest.fixture
+def site(tmp_path):
+    with LocalBroker() as broker, redis_server(tmp_path / "redis") as redis:
+        site = Site(tmp_path, broker, redis)
+        try:
+            yield site
+        finally:
+            site.close()
+
+
+def test_workers_share_the_devices_join_and_leave_and_nothing_is_lost(site):
+    first = site.worker()
+    wait_until(lambda: site.served(first), "one worker serves everything")
+    for device in site.devices.values():
+        device.start()
+    wait_until(site.all_joined, "all have joined")
+    site.send(0)
+    wait_until(lambda: site.has(1), "all values are there")
+    second = site.worker()
+    wait_until(lambda: site.served(first, second), "two workers share")
+    site.send(1)
+    wait_until(lambda: site.has(2), "all values are there")
+    assert {partition_of(device, PARTITIONS) for device in DEVICES} == set(first.servers) | set(second.servers)
+    first.stop()
+    wait_until(lambda: site.served(second), "the other serves everything")
+    site.send(2)
+    wait_until(lambda: site.has(3), "all values are there")
+    assert site.heard == {device: [0, 1, 2] for device in DEVICES}
+
+
+def test_a_device_that_another_worker_serves_is_named(site):
+    first, second = site.worker(), site.worker()
+    wait_until(lambda: site.served(first, second), "two workers share")
+    mine = next(device for device in DEVICES if partition_of(device, PARTITIONS) in first.servers)
+    assert first.server_of(mine).identity == SERVER
+    with pytest.raises(PolicyError, match="not served by this worker"):
+        second.server_of(mine)
+
+
+def test_a_redis_that_was_not_set_up_is_refused(site):
+    with pytest.raises(StoreError, match="never set up"):
+        Worker(0x77, key_of(SERVER), devices=KeyRing(), broker=site.url, store=site.redis.url)
+
+
+def test_observed_joins_are_refused(site):
+    with pytest.raises(PolicyError, match="different partitions"):
+        site.worker(admission="observed")
+
+
+def test_one_thread_calls_all_handlers(site):
+    threads = set()
+    worker = site.worker(setup=lambda server: server.on_data()(lambda *_: threads.add(threading.current_thread().name)))
+    wait_until(lambda: site.served(worker), "one worker serves everything")
+    for device in site.devices.values():
+        device.start()
+    wait_until(site.all_joined, "all have joined")
+    site.send(0)
+    wait_until(lambda: sum(server.counts["verified"] for server in worker.servers.values()) >= 2 * len(DEVICES))
+    wait_until(lambda: threads)
+    assert len(threads) == 1
