@@ -4,7 +4,9 @@ import logging
 import os
 import signal
 import threading
+from collections import deque
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -24,6 +26,7 @@ from srup import (
     encode,
 )
 from srup.fetch import MemoryFetcher
+from srup.store import MemoryStore
 from srup.transport import MemoryNetwork, MemoryTransport
 from srup.update import UpdateState
 
@@ -849,6 +852,70 @@ def test_t9_messages_wait_at_the_broker_while_the_application_is_behind(pair, mo
     wait_until(lambda: pair.server.counts["overflow"] > 0)
     assert pair.server._backlog() <= 50 + 256  # and one batch, which was on its way
     go_on.set()
+
+
+class Windowed:
+    """A transport whose broker has no more than so many deliveries open with it, as MQTT 5 wants (receive maximum)."""
+
+    def __init__(self, transport, window):
+        self.transport, self.window = transport, window
+        self.waiting, self.open = deque(), 0
+        self.lock = threading.RLock()
+
+    def __getattr__(self, name):
+        return getattr(self.transport, name)
+
+    def start(self, on_delivery, on_state):
+        self.on_delivery = on_delivery
+        self.transport.start(self.arrive, on_state)
+
+    def arrive(self, delivery):
+        with self.lock:
+            self.waiting.append(delivery)
+            self.go_on()
+
+    def go_on(self):
+        while self.waiting and self.open < self.window:
+            self.open += 1
+            delivery = self.waiting.popleft()
+            self.on_delivery(delivery._replace(ack=partial(self.ack, delivery)))
+
+    def ack(self, delivery):
+        with self.lock:
+            delivery.ack()
+            self.open -= 1
+            self.go_on()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_t9_a_slow_application_stops_the_broker_and_nothing_is_lost_on_the_way(tmp_path, monkeypatch, stored):
+    monkeypatch.setattr("srup.agent.base._MAX_WAITING", 200)
+    monkeypatch.setattr("srup.agent.base._TURN", 20)
+    begun, go_on, taken = threading.Event(), threading.Event(), []
+
+    def slow(peer, data_id, value):
+        begun.set()
+        go_on.wait(WAIT)
+        taken.append(value)
+
+    with ExitStack() as stack:
+        fleet = Fleet(tmp_path)
+        fleet.server._transport = windowed = Windowed(fleet.server._transport, 50)
+        fleet.server._store = MemoryStore() if stored else None
+        fleet.server.on_data("n", "int32")(slow)
+        for agent in fleet.agents:
+            stack.enter_context(agent)
+        fleet.device.wait_joined(WAIT)
+        for number in range(1000):
+            fleet.device.send("n", number)
+        assert begun.wait(WAIT)
+        wait_until(lambda: len(fleet.server._acks) == 50)  # the broker sends no more
+        assert 100 <= fleet.server._backlog() <= 100 + 50 + 20
+        go_on.set()
+        wait_until(lambda: len(taken) == 1000)
+        assert taken == list(range(1000))
+        assert fleet.server.counts["overflow"] == 0
+        wait_until(lambda: windowed.open == 0)
 
 
 # What the application does with what it is given.

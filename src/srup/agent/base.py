@@ -6,9 +6,10 @@ store, if there is one, keeps all that has changed, in one commit; only what is 
 and requests are published, messages are settled with the broker, futures end, handlers are called. So a crash at any
 moment loses nothing that was accepted, and lets nothing in twice (T2). A store that refuses to write halts the agent
 where it stands until it writes again. The broker's limit of unsettled messages (MQTT 5: receive maximum) bounds the
-queue. The application's handlers run on a third thread, one at a time and in order, so that a
-slow one delays neither the protocol nor the link; those that wait for a person or a camera have another one to
-themselves. Whatever raises on any of them is counted and logged, and the next message is served (T8).
+queue; when the application is far behind, nothing more is settled until it has caught up. The application's handlers
+run on a third thread, one at a time and in order, so that a slow one delays neither the protocol nor the link; those
+that wait for a person or a camera have another one to themselves. Whatever raises on any of them is counted and logged,
+and the next message is served (T8).
 """
 
 import logging
@@ -216,6 +217,7 @@ class Agent:
         self._inbox: queue.SimpleQueue[Delivery | Callable[[], None]] = queue.SimpleQueue()
         self._store = store_at(store)
         self._turn = Turn()
+        self._acks: deque[Callable[[], object]] = deque()  # of what is durable and not settled yet
         self._taking: int | None = None  # the thread that is taking a turn now
         self._unsaved = False  # the turn is over, and the store has not taken it yet
         self.store_error: str | None = None  # why the store refuses to write, while it does
@@ -554,7 +556,15 @@ class Agent:
         for effect in turn.effects:
             self._fenced(effect)
         self._submit(turn.calls)
+        self._acks += turn.acks
+        self._acknowledge()
         return True
+
+    def _acknowledge(self) -> None:
+        """Settle what is durable, unless so many handlers wait that the broker must keep what comes next."""
+        if self._backlog() < _MAX_WAITING // 2:
+            while self._acks:
+                self._fenced(self._acks.popleft())
 
     def _tick(self) -> None:
         now = self._clock()
@@ -662,7 +672,7 @@ class Agent:
             return
         for delivery, message in zip(batch, opened, strict=True):
             self._fenced(lambda d=delivery, m=message: self._handle(d, m, as_of))  # type: ignore[misc]
-            self._turn.effects.append(delivery.ack)
+            self._turn.acks.append(delivery.ack)
         self._observe("batch", len(batch))
 
     def _handle(self, delivery: Delivery, opened: Message | SrupError, as_of: int) -> None:
@@ -922,11 +932,11 @@ class Agent:
             self.handling = handling
             self._fenced(job)
             self.handling = None
+            idle = not self._finished
             if number and handling is not None:
-                idle = not self._finished
                 self._finished.append((handling.partner, number))
-                if idle:
-                    self._inbox.put(_nothing)
+            if (idle and self._finished) or (self._acks and self._backlog() == _MAX_WAITING // 2 - 1):
+                self._inbox.put(_nothing)
 
     def _backlog(self) -> int:
         """Return how many handlers wait to be called."""

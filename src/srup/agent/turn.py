@@ -42,12 +42,16 @@ class Dispatch:
 
 
 class Turn:
-    """What is put off until ``changes`` are durable, in order; ``futures`` are those that ``effects`` end."""
+    """What is put off until ``changes`` are durable, in order; ``futures`` are those that ``effects`` end.
 
-    __slots__ = ("calls", "changes", "effects", "futures")
+    ``acks`` settle messages with the broker: then, or when the application has caught up.
+    """
+
+    __slots__ = ("acks", "calls", "changes", "effects", "futures")
 
     def __init__(self) -> None:
         self.changes = Changes()
+        self.acks: list[Callable[[], object]] = []
         self.effects: list[Callable[[], object]] = []
         self.calls: list[Call] = []
         self.futures: list[Future[Any]] = []
