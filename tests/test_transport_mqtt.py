@@ -4,6 +4,7 @@ import datetime
 import os
 import queue
 import resource
+import selectors
 import shutil
 import socket
 import ssl
@@ -539,6 +540,30 @@ class TestAgainstAScript:
             assert [each for each in acknowledged if each != puback(101)] == 2 * [puback(1), puback(100), puback(2)]
             one.send(b"and nothing else")
             assert script.read()[0] == 0x32
+        one.transport.stop(0)
+
+    def test_a_broker_that_heeds_no_limit_is_not_read_until_something_is_acknowledged(self, script, monkeypatch):
+        monkeypatch.setattr(mqtt_module, "_RECEIVE_MAXIMUM", 20)
+        one = Peer(MqttTransport(script.url, "one"))
+        one.start()
+        with script.accept():
+            one.wait(True)
+            link = one.transport._link
+            long = [b"\x32\x9b\x4e\x00\x06SRUP/1" + bytes([0, n + 1, 0]) + bytes(10_000) for n in range(200)]
+            sender = threading.Thread(target=script.say, args=(b"".join(long),))
+            sender.start()
+            deadline = time.monotonic() + PATIENCE
+            while link._watched & selectors.EVENT_READ:
+                assert time.monotonic() < deadline
+            assert 20 <= one.inbox.qsize() <= 20 + 7  # a read brings 65,536 bytes at most
+            one.send(b"it goes on sending")
+            assert script.read()[0] == 0x32
+            for n in range(200):
+                delivery = one.inbox.get(timeout=PATIENCE)
+                assert one.inbox.qsize() <= 20 + 7
+                delivery.ack()
+                assert script.read() == puback(n + 1)
+            sender.join()
         one.transport.stop(0)
 
     def test_a_broker_that_declines_version_5_is_asked_in_version_3_at_once(self, script):

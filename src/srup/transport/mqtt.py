@@ -66,7 +66,9 @@ _ANSWER_TIMEOUT: Final = 10.0  # seconds until the broker has answered our CONNE
 _FAREWELL_TIMEOUT: Final = 1.0  # seconds until the broker has closed the connection after our DISCONNECT
 _TICK: Final = 1.0  # seconds; paho's keep-alive needs to be looked after, the longer it is the more seldom
 _IN_FLIGHT: Final = 20  # messages sent and not acknowledged; more than this is slower
-_RECEIVE_MAXIMUM: Final = 1000  # deliveries that the broker (version 5) may have open with us
+_RECEIVE_MAXIMUM: Final = (
+    1000  # deliveries that the broker (version 5) may have open with us; with more, nothing is read
+)
 _FILTERS_PER_PACKET: Final = 8  # AWS IoT Core takes no more
 _UNSENT: Final = 65_536  # bytes that wait to be sent; no more messages join them
 _PUBACK: Final = b"\x40\x02"  # a packet id of two bytes follows (MQTT 5.0, section 3.4)
@@ -344,10 +346,11 @@ class MqttTransport:
             return
         self._failures = 0 if link.lasted(self._max_pause) else self._failures + 1
         doubtful = self._failures >= _SUSPICIOUS and link.accepted and not self._stopping
-        self._fence.report(False, f"{link.ended}{self._suspicion() if doubtful else ''}")
         doublings = min(max(self._failures - 1, 0), 32)
         longest = self._max_pause if link.taken_over else min(self._max_pause, self._min_pause * 2.0**doublings)
         self._resume_at = now + longest * _chance.uniform(0.5, 1.0)
+        # Last: whoever hears it may stop the transport, and that ends the pause.
+        self._fence.report(False, f"{link.ended}{self._suspicion() if doubtful else ''}")
 
     def _finished(self, now: float, link: _Link | None = None) -> bool:
         """Whether it may end: it was told to, and has nothing left to send or no time left to send it."""
@@ -372,6 +375,7 @@ class _Link:
         "_forgotten",
         "_is_5",
         "_line",
+        "_open",
         "_owner",
         "_reached",
         "_resumed",
@@ -402,6 +406,7 @@ class _Link:
         self._owner = owner
         self._fence = owner._fence
         self._stream: Stream | None = None  # none if paho has a socket of its own
+        self._open = 0  # deliveries that have not been acknowledged
         self._line: socket.socket | None = None  # from our DISCONNECT until the broker has hung up
         self._descriptor = -1  # what the reactor watches, and for which events
         self._watched = 0
@@ -495,8 +500,13 @@ class _Link:
 
     def watch(self) -> None:
         """Have the reactor wait for what the connection waits for."""
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.wants_write else 0)
-        if events != self._watched and (sock := self._client.socket()) is not None:
+        events = (
+            selectors.EVENT_READ if self._open < _RECEIVE_MAXIMUM else 0
+        )  # some brokers, or their bugs, know no limit
+        events |= selectors.EVENT_WRITE if self.wants_write else 0
+        if not events:
+            self._let_go()
+        elif events != self._watched and (sock := self._client.socket()) is not None:
             self._descriptor, self._watched = sock.fileno(), events
             self._owner._reactor.watch(self._descriptor, events, self._owner)
 
@@ -526,6 +536,7 @@ class _Link:
             self._client.loop_read()  # which hears that the connection is over
 
     def _deliver(self, read_topic: Callable[[], str], mid: int, payload: bytes) -> None:
+        self._open += mid > 0
         settle = partial(self._settle, [mid] if mid else [])
         try:
             topic = read_topic()
@@ -578,6 +589,7 @@ class _Link:
         """Send the acknowledgements of what was settled since the last call."""
         while self.acks:
             mid = self.acks.popleft()
+            self._open -= 1
             if self._stream is None:
                 self._client.ack(mid, 1)
             else:
