@@ -2,11 +2,10 @@
 
 import logging
 import os
+import shutil
 import signal
 import threading
-from collections import deque
 from contextlib import ExitStack
-from functools import partial
 
 import pytest
 
@@ -26,8 +25,7 @@ from srup import (
     encode,
 )
 from srup.fetch import MemoryFetcher
-from srup.store import MemoryStore
-from srup.transport import MemoryNetwork, MemoryTransport
+from srup.transport import LocalBroker, MemoryNetwork, MemoryTransport, MqttTransport
 from srup.update import UpdateState
 
 from .fleet import DIGEST, FIRMWARE, SERVER, URL, WAIT, Fleet, key_of, wait_until
@@ -854,68 +852,39 @@ def test_t9_messages_wait_at_the_broker_while_the_application_is_behind(pair, mo
     go_on.set()
 
 
-class Windowed:
-    """A transport whose broker has no more than so many deliveries open with it, as MQTT 5 wants (receive maximum)."""
-
-    def __init__(self, transport, window):
-        self.transport, self.window = transport, window
-        self.waiting, self.open = deque(), 0
-        self.lock = threading.RLock()
-
-    def __getattr__(self, name):
-        return getattr(self.transport, name)
-
-    def start(self, on_delivery, on_state):
-        self.on_delivery = on_delivery
-        self.transport.start(self.arrive, on_state)
-
-    def arrive(self, delivery):
-        with self.lock:
-            self.waiting.append(delivery)
-            self.go_on()
-
-    def go_on(self):
-        while self.waiting and self.open < self.window:
-            self.open += 1
-            delivery = self.waiting.popleft()
-            self.on_delivery(delivery._replace(ack=partial(self.ack, delivery)))
-
-    def ack(self, delivery):
-        with self.lock:
-            delivery.ack()
-            self.open -= 1
-            self.go_on()
-
-
-@pytest.mark.parametrize("stored", [False, True])
-def test_t9_a_slow_application_stops_the_broker_and_nothing_is_lost_on_the_way(tmp_path, monkeypatch, stored):
-    monkeypatch.setattr("srup.agent.base._MAX_WAITING", 200)
-    monkeypatch.setattr("srup.agent.base._TURN", 20)
-    begun, go_on, taken = threading.Event(), threading.Event(), []
-
-    def slow(peer, data_id, value):
-        begun.set()
-        go_on.wait(WAIT)
-        taken.append(value)
-
-    with ExitStack() as stack:
-        fleet = Fleet(tmp_path)
-        fleet.server._transport = windowed = Windowed(fleet.server._transport, 50)
-        fleet.server._store = MemoryStore() if stored else None
-        fleet.server.on_data("n", "int32")(slow)
-        for agent in fleet.agents:
-            stack.enter_context(agent)
-        fleet.device.wait_joined(WAIT)
-        for number in range(1000):
-            fleet.device.send("n", number)
-        assert begun.wait(WAIT)
-        wait_until(lambda: len(fleet.server._acks) == 50)  # the broker sends no more
-        assert 100 <= fleet.server._backlog() <= 100 + 50 + 20
-        go_on.set()
-        wait_until(lambda: len(taken) == 1000)
-        assert taken == list(range(1000))
-        assert fleet.server.counts["overflow"] == 0
-        wait_until(lambda: windowed.open == 0)
+def test_t9_nothing_is_lost_while_the_application_is_behind(monkeypatch):
+    """A broker that may have so many messages open with us sends the rest when the handlers have caught up."""
+    if shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
+        pytest.skip("mosquitto is not installed")
+    monkeypatch.setattr("srup.transport.mqtt._RECEIVE_MAXIMUM", 50)
+    monkeypatch.setattr("srup.agent.base._HELD_FROM", 100)
+    monkeypatch.setattr("srup.agent.base._MAX_WAITING", 300)
+    go_on, taken = threading.Event(), []
+    ring = KeyRing({DEVICE: key_of(DEVICE).public_key})
+    with LocalBroker("mosquitto") as broker:
+        server = Server(
+            SERVER,
+            key_of(SERVER),
+            devices=ring,
+            broker=MqttTransport(broker.url, "server", session_expiry=4711),
+        )
+        sender = Device(
+            DEVICE,
+            key_of(DEVICE),
+            server=SERVER,
+            server_key=key_of(SERVER).public_key,
+            broker=MqttTransport(broker.url, "device"),
+        )
+        server.on_data("n", "int32")(lambda peer, data_id, value: (go_on.wait(WAIT), taken.append(value)))
+        with server, sender:
+            sender.wait_joined(WAIT)
+            for number in range(1000):
+                sender.send("n", number).result(WAIT)
+            wait_until(lambda: len(server._owed) >= 50)  # one more if the broker, as Mosquitto 2.0 does, sends on
+            go_on.set()
+            wait_until(lambda: len(taken) == 1000)
+    assert taken == list(range(1000))
+    assert server.counts["overflow"] == 0
 
 
 # What the application does with what it is given.

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
         SyndicationDevice,
         SyndicationServer,
         UpdateOrder,
+        Vitals,
     )
     from .agent.worker import Worker
     from .fetch import FetchPolicy, file_digest
@@ -96,6 +97,7 @@ _AT_FIRST_USE = {
     "SyndicationDevice": "agent",
     "SyndicationServer": "agent",
     "UpdateOrder": "agent",
+    "Vitals": "agent",
     "RedisStore": "store",
     "Worker": "agent.worker",
     "FetchPolicy": "fetch",
@@ -186,6 +188,7 @@ __all__ = [
     "UnknownSenderError",
     "UpdateError",
     "UpdateOrder",
+    "Vitals",
     "Worker",
     "backend_info",
     "decode",

@@ -42,16 +42,12 @@ class Dispatch:
 
 
 class Turn:
-    """What is put off until ``changes`` are durable, in order; ``futures`` are those that ``effects`` end.
+    """What is put off until ``changes`` are durable, in order; ``futures`` are those that ``effects`` end."""
 
-    ``acks`` settle messages with the broker: then, or when the application has caught up.
-    """
-
-    __slots__ = ("acks", "calls", "changes", "effects", "futures")
+    __slots__ = ("calls", "changes", "effects", "futures")
 
     def __init__(self) -> None:
         self.changes = Changes()
-        self.acks: list[Callable[[], object]] = []
         self.effects: list[Callable[[], object]] = []
         self.calls: list[Call] = []
         self.futures: list[Future[Any]] = []

@@ -66,9 +66,7 @@ _ANSWER_TIMEOUT: Final = 10.0  # seconds until the broker has answered our CONNE
 _FAREWELL_TIMEOUT: Final = 1.0  # seconds until the broker has closed the connection after our DISCONNECT
 _TICK: Final = 1.0  # seconds; paho's keep-alive needs to be looked after, the longer it is the more seldom
 _IN_FLIGHT: Final = 20  # messages sent and not acknowledged; more than this is slower
-_RECEIVE_MAXIMUM: Final = (
-    1000  # deliveries that the broker (version 5) may have open with us; with more, nothing is read
-)
+_RECEIVE_MAXIMUM: Final = 1000  # deliveries that the broker (version 5) may have open with us
 _FILTERS_PER_PACKET: Final = 8  # AWS IoT Core takes no more
 _UNSENT: Final = 65_536  # bytes that wait to be sent; no more messages join them
 _PUBACK: Final = b"\x40\x02"  # a packet id of two bytes follows (MQTT 5.0, section 3.4)
@@ -259,7 +257,7 @@ class MqttTransport:
             link.flush()
             if link.ended is None and not self._finished(now, link):
                 link.watch()
-                return min(link.due, self._deadline)
+                return now if link.goes_on else min(link.due, self._deadline)
             link.take_leave(now)
         if not link.is_gone(now):
             return link.due
@@ -373,9 +371,9 @@ class _Link:
         "_descriptor",
         "_fence",
         "_forgotten",
+        "_full",
         "_is_5",
         "_line",
-        "_open",
         "_owner",
         "_reached",
         "_resumed",
@@ -390,6 +388,7 @@ class _Link:
         "ended",
         "greeted",
         "in_flight",
+        "open",
         "taken_over",
         "version_refused",
     )
@@ -403,10 +402,11 @@ class _Link:
         self.taken_over = False
         self.in_flight: dict[int, _Message] = {}  # sent and not acknowledged, by packet id, in order
         self.acks: deque[int] = deque()  # packet ids of what may be acknowledged
+        self.open = 0  # deliveries that are not settled
         self._owner = owner
         self._fence = owner._fence
         self._stream: Stream | None = None  # none if paho has a socket of its own
-        self._open = 0  # deliveries that have not been acknowledged
+        self._full = False  # the stream has more for us, which had to wait
         self._line: socket.socket | None = None  # from our DISCONNECT until the broker has hung up
         self._descriptor = -1  # what the reactor watches, and for which events
         self._watched = 0
@@ -498,12 +498,21 @@ class _Link:
             owner._tls = _tls_context(*owner._tls_files)
             self._client.tls_set_context(owner._tls)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the broker has sent more than it may. Mosquitto 2.0 does, once one of the open ones is settled."""
+        return self.open > _RECEIVE_MAXIMUM
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether what has come, and had to wait, can be taken now."""
+        return self._full and not self.is_full
+
     def watch(self) -> None:
-        """Have the reactor wait for what the connection waits for."""
-        events = (
-            selectors.EVENT_READ if self._open < _RECEIVE_MAXIMUM else 0
-        )  # some brokers, or their bugs, know no limit
-        events |= selectors.EVENT_WRITE if self.wants_write else 0
+        """Have the reactor wait for what the connection waits for; one that is full is not read: TCP holds it back."""
+        events = 0 if self.is_full else selectors.EVENT_READ
+        if self.wants_write:
+            events |= selectors.EVENT_WRITE
         if not events:
             self._let_go()
         elif events != self._watched and (sock := self._client.socket()) is not None:
@@ -512,13 +521,15 @@ class _Link:
 
     def move(self, ready: int) -> None:
         """Read and write what the socket has and takes."""
-        if ready & selectors.EVENT_READ and self._stream is not None:
+        if self._stream is not None and (ready & selectors.EVENT_READ or self.goes_on):
+            self._full = False
             for publication in self._stream.read():
                 if publication is None:
                     self._client.loop_read()
                 else:
                     self._deliver(publication.topic.decode, publication.mid, publication.payload)
-                if self._client.socket() is None:
+                self._full = self.is_full
+                if self._full or self._client.socket() is None:
                     break
         elif ready & selectors.EVENT_READ:
             self._client.loop_read()
@@ -536,7 +547,7 @@ class _Link:
             self._client.loop_read()  # which hears that the connection is over
 
     def _deliver(self, read_topic: Callable[[], str], mid: int, payload: bytes) -> None:
-        self._open += mid > 0
+        self.open += mid > 0
         settle = partial(self._settle, [mid] if mid else [])
         try:
             topic = read_topic()
@@ -557,7 +568,8 @@ class _Link:
         if now < self.due:
             return
         self.due = now + max(_TICK, self._owner._keepalive / 8)
-        self._client.loop_misc()
+        if not self.is_full:  # else the answer to a ping is not read either
+            self._client.loop_misc()
         if not self._answered:
             self.due = min(self.due, self._reached + _ANSWER_TIMEOUT)
             if now >= self._reached + _ANSWER_TIMEOUT:
@@ -589,7 +601,7 @@ class _Link:
         """Send the acknowledgements of what was settled since the last call."""
         while self.acks:
             mid = self.acks.popleft()
-            self._open -= 1
+            self.open -= 1
             if self._stream is None:
                 self._client.ack(mid, 1)
             else:
@@ -682,7 +694,8 @@ def _on_publish(_client: paho.Client, link: _Link, mid: int, reason: ReasonCode,
     if (message := link.in_flight.pop(mid, None)) is None:
         return
     if reason.is_failure:
-        log.warning("the broker refused a message on %a: %s", message.topic, reason)
+        about = {"topic": message.topic, "reason": str(reason)}
+        log.warning("the broker refused a message on %a: %s", message.topic, reason, extra=about)
     if message.on_settled is not None:
         link._fence.settle(message.topic, message.on_settled)
 
@@ -690,7 +703,8 @@ def _on_publish(_client: paho.Client, link: _Link, mid: int, reason: ReasonCode,
 def _on_subscribe(_client: paho.Client, link: _Link, mid: int, reasons: list[ReasonCode], _properties: object) -> None:
     for topic_filter, reason in zip(link._subscribing.pop(mid, ()), reasons, strict=False):
         if reason.is_failure:
-            log.warning("the broker refused to subscribe to %a: %s", topic_filter, reason)
+            about = {"topic": topic_filter, "reason": str(reason)}
+            log.warning("the broker refused to subscribe to %a: %s", topic_filter, reason, extra=about)
 
 
 def _on_unsubscribe(
