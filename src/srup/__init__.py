@@ -78,6 +78,7 @@ if TYPE_CHECKING:
         SyndicationServer,
         UpdateOrder,
     )
+    from .agent.orders import OrderReport, Orders, PostedOrder
     from .agent.worker import Worker
     from .fetch import FetchPolicy, file_digest
     from .store import MemoryStore, RedisStore, SqliteStore
@@ -96,6 +97,9 @@ _AT_FIRST_USE = {
     "SyndicationDevice": "agent",
     "SyndicationServer": "agent",
     "UpdateOrder": "agent",
+    "OrderReport": "agent.orders",
+    "Orders": "agent.orders",
+    "PostedOrder": "agent.orders",
     "RedisStore": "store",
     "Worker": "agent.worker",
     "FetchPolicy": "fetch",
@@ -149,10 +153,13 @@ __all__ = [
     "ObservationRequest",
     "ObservedJoinRequest",
     "ObservedJoinResponse",
+    "OrderReport",
+    "Orders",
     "Outcome",
     "PendingJoin",
     "Policy",
     "PolicyError",
+    "PostedOrder",
     "PrivateKey",
     "PublicKey",
     "RedisStore",

@@ -161,10 +161,10 @@ class KeyRing(Mapping[int, PublicKey]):
         """
         with self.lock:
             self._barred.update(barred)
+            for identity in [identity for identity, key in self._keys.items() if self.bars(key)]:
+                self._withdraw(identity)  # or it would pass for the successor of what the store has
             replaced = frozenset(record.identity for record in records if self._recall(record))
             stored = {record.identity for record in records} - replaced
-            for identity in [identity for identity, key in self._keys.items() if self.bars(key)]:
-                self._withdraw(identity)
             new = [KeyRecord(each, key.to_pem()) for each, key in self._keys.items() if each not in stored]
             for start in range(0, len(new), _CHUNK):
                 save(Changes(keys=new[start : start + _CHUNK]))

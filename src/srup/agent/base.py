@@ -42,7 +42,7 @@ from ..errors import (
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, Message, ObservedJoinRequest, decode_data
-from ..records import AuditRow, Fact, InboxEntry, OutboxEntry, State
+from ..records import AuditRow, Changes, Fact, InboxEntry, OutboxEntry, State
 from ..seal import unseal
 from ..session import body
 from ..session.base import Output, Send, Session, check_seconds
@@ -404,16 +404,19 @@ class Agent:
             try:
                 if self._stopping.is_set():
                     raise TransportError(f"{self!r} is stopped")
-                waiting = Waiting(self._next_number(), partner, value_, self._clock() + lasts, future)
-                self._queue.add(waiting)
+                self._let_wait(partner, value_, self._clock() + lasts, future)
             except SrupError as error:
                 self._resolve(future, error)
-            else:
-                entry = OutboxEntry(waiting.number, partner, "", value_.pack(), waiting.expiry)
-                self._turn.changes.outbox.append(entry)
 
         self._post(job)
         return future
+
+    def _let_wait(self, partner: int, value: Value, expiry: float, future: "Future[None]") -> int:
+        """Put a value into the queue of those that are confirmed; return its number."""
+        number = self._next_number()
+        self._queue.add(Waiting(number, partner, value, expiry, future))
+        self._turn.changes.outbox.append(OutboxEntry(number, partner, "", value.pack(), expiry))
+        return number
 
     def on_action(self, action_id: int) -> Callable[[Handler], Handler]:
         """Decorate what does an action. It is called with the partner's identity.
@@ -1131,7 +1134,7 @@ class Agent:
         assert self._store is not None  # noqa: S101 - who else has kept the state
         now = self._clock()
         again = self._session.restore(state, now)
-        replaced = self._keys.keep(list(state.keys), state.barred, self._store.commit)
+        replaced = self._keys.keep(list(state.keys), state.barred, self._save_keys)
         for partner in self._session.partners():
             if partner in replaced or partner not in self._keys:
                 self._session.revoke(partner, now)
@@ -1149,6 +1152,11 @@ class Agent:
                 self._fenced(lambda unsent=unsent: self._resend_entry(unsent, now))  # type: ignore[misc]
         finally:
             self._taking, self._again = None, False
+
+    def _save_keys(self, changes: Changes) -> None:
+        """Make a change of keys durable: then it counts."""
+        assert self._store is not None  # noqa: S101 - who else would want it
+        self._store.commit(changes)
 
     def _restore_role(self, state: State) -> None:
         """Take over what the role knows besides the session."""
