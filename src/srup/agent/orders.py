@@ -139,8 +139,8 @@ class OrderReport(NamedTuple):
 
     ``state`` is POSTED, then TAKEN by the worker that serves the device, which has made it durable and sends it, and at
     last DONE or FAILED. An update goes through the states of :class:`UpdateOrder` after POSTED. With ``over`` comes
-    what it came to: a ``value`` (the name of a Status or of an UpdateState, a description), or an ``error``, its name, with
-    the ``text`` of it. ``token`` is the one under which the device was asked.
+    what it came to: a ``value`` (the name of a Status or of an UpdateState, a description), or an ``error``, its name,
+    with the ``text`` of it. ``token`` is the one under which the device was asked.
     """
 
     at: float
@@ -226,7 +226,7 @@ class PostedOrder:
         known: list[OrderReport] = []
         with suppress(TimeoutError):
             for report in self.reports(0.0):
-                known.append(report)  # noqa: PERF402 - what came before the end of the time counts
+                known.append(report)
         return known[-1]  # without any it was a PolicyError
 
     def result(self, timeout: float | None = None) -> Status | UpdateState | str | None:
