@@ -2,6 +2,7 @@
 # make test   lint, types and the whole suite: native backend, pure backend, pure-Python install
 # make bench  every benchmark; results go to benchmarks/results/
 # make fuzz-verify  100,000 cases about which every way to verify must agree (CASES=n, SEED=n)
+# make simulate     fleets under faults and attacks in simulated time (RUNS=n seeds, the first one SEED=n)
 # make sanitize     the vectors and verify_many with AddressSanitizer and UndefinedBehaviorSanitizer
 # Each makes the environment it needs; PYTHON names another interpreter (3.11 or newer).
 
@@ -16,7 +17,7 @@ PIP_INSTALL := install --quiet --disable-pip-version-check
 
 export DEVICES
 
-.PHONY: help demo test lint docs test-native test-python test-pure fuzz-verify sanitize bench bench-short clean
+.PHONY: help demo test lint docs test-native test-python test-pure simulate fuzz-verify sanitize bench bench-short clean
 
 help:
 	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +65,10 @@ CASES ?= 100000
 fuzz-verify: $(VENV)/test.stamp
 	SRUP_BACKEND=native $(VENV)/bin/python tests/fuzz_verify.py --cases $(CASES) $(if $(SEED),--seed $(SEED))
 
+RUNS ?= 1000
+simulate: $(VENV)/test.stamp
+	$(VENV)/bin/srup simulate --runs $(RUNS) $(if $(SEED),--seed $(SEED))
+
 $(SANITIZED)/test.stamp: $(SOURCES)
 	test -x $(SANITIZED)/bin/python || $(PYTHON) -m venv $(SANITIZED)
 	$(SANITIZED)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
@@ -98,6 +103,7 @@ bench-short: $(VENV)/bench.stamp
 
 docs: $(VENV)/test.stamp
 	$(VENV)/bin/python docs/states.py
+	$(VENV)/bin/python docs/metrics.py
 
 clean:
 	rm -rf $(VENV) $(PURE) $(SANITIZED) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

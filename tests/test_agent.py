@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import threading
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from srup import (
     encode,
 )
 from srup.fetch import MemoryFetcher
-from srup.transport import MemoryNetwork, MemoryTransport
+from srup.transport import LocalBroker, MemoryNetwork, MemoryTransport, MqttTransport
 from srup.update import UpdateState
 
 from .fleet import DIGEST, FIRMWARE, SERVER, URL, WAIT, Fleet, key_of, wait_until
@@ -849,6 +850,41 @@ def test_t9_messages_wait_at_the_broker_while_the_application_is_behind(pair, mo
     wait_until(lambda: pair.server.counts["overflow"] > 0)
     assert pair.server._backlog() <= 50 + 256  # and one batch, which was on its way
     go_on.set()
+
+
+def test_t9_nothing_is_lost_while_the_application_is_behind(monkeypatch):
+    """A broker that may have so many messages open with us sends the rest when the handlers have caught up."""
+    if shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
+        pytest.skip("mosquitto is not installed")
+    monkeypatch.setattr("srup.transport.mqtt._RECEIVE_MAXIMUM", 50)
+    monkeypatch.setattr("srup.agent.base._HELD_FROM", 100)
+    monkeypatch.setattr("srup.agent.base._MAX_WAITING", 300)
+    go_on, taken = threading.Event(), []
+    ring = KeyRing({DEVICE: key_of(DEVICE).public_key})
+    with LocalBroker("mosquitto") as broker:
+        server = Server(
+            SERVER,
+            key_of(SERVER),
+            devices=ring,
+            broker=MqttTransport(broker.url, "server", session_expiry=4711),
+        )
+        sender = Device(
+            DEVICE,
+            key_of(DEVICE),
+            server=SERVER,
+            server_key=key_of(SERVER).public_key,
+            broker=MqttTransport(broker.url, "device"),
+        )
+        server.on_data("n", "int32")(lambda peer, data_id, value: (go_on.wait(WAIT), taken.append(value)))
+        with server, sender:
+            sender.wait_joined(WAIT)
+            for number in range(1000):
+                sender.send("n", number).result(WAIT)
+            wait_until(lambda: len(server._owed) == 50)
+            go_on.set()
+            wait_until(lambda: len(taken) == 1000)
+    assert taken == list(range(1000))
+    assert server.counts["overflow"] == 0
 
 
 # What the application does with what it is given.

@@ -265,7 +265,7 @@ def test_a_command_for_a_device_that_is_away_waits_and_survives_the_server(fleet
     assert (outcome.partner, outcome.request.action_id, outcome.result) == (identity, 7, Status.ACTION_SUCCESS)
 
 
-def test_t9_a_device_that_joins_again_and_again_is_not_sent_everything_each_time(fleet):
+def test_a_device_that_joins_again_and_again_is_not_sent_everything_each_time(fleet):
     fleet.joined()
     identity = fleet.device.identity
     fleet.network.cut(f"device-{identity:x}")
@@ -419,6 +419,43 @@ def test_values_are_taken_in_order_and_once_whatever_gets_lost(fleet, lost):
     fleet.run(lambda: all(sent.done() for sent in sends), DAY)
     assert heard == list(range(5))
     assert fleet.faults() == 0
+
+
+def test_values_that_expire_do_not_hold_up_those_behind_them(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    fleet.network.cut("server")
+    first = fleet.device.send("n", 1, "uint8", lifetime=60.0)
+    fleet.device.step()
+    fleet.network._sessions["server"].backlog.clear()
+    fleet.run(first.done, 120.0)
+    assert isinstance(first.exception(0), UnansweredError)
+    second = fleet.device.send("n", 2, "uint8")
+    fleet.device.step()
+    fleet.network.heal("server")
+    fleet.run(second.done, DAY)
+    assert heard[-1:] == [2]
+    assert heard in ([2], [1, 2])
+
+
+def test_values_come_in_order_when_a_device_crashes_with_many_under_way(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    fleet.network.cut("server")
+    for value in range(100):
+        fleet.device.send("n", value, "uint8")
+    fleet.device.step()
+    fleet.network._sessions["server"].backlog.clear()
+    store = fleet.stores[fleet.device.identity]
+    opened = store.open
+    store.open = lambda owner: opened(owner)._replace(exchanges=list(opened(owner).exchanges)[::-1])
+    fleet.crash_device().start(threads=False)
+    fleet.network.heal("server")
+    fleet.run(lambda: len(heard) == 100, 600.0)
+    assert heard == list(range(100))
+    assert fleet.server.counts["repeated"] <= 100
 
 
 def test_a_sender_that_has_forgotten_its_stream_begins_a_later_one(fleet):

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
         SyndicationDevice,
         SyndicationServer,
         UpdateOrder,
+        Vitals,
     )
     from .agent.orders import OrderReport, Orders, PostedOrder
     from .agent.worker import Worker
@@ -97,6 +98,7 @@ _AT_FIRST_USE = {
     "SyndicationDevice": "agent",
     "SyndicationServer": "agent",
     "UpdateOrder": "agent",
+    "Vitals": "agent",
     "OrderReport": "agent.orders",
     "Orders": "agent.orders",
     "PostedOrder": "agent.orders",
@@ -193,6 +195,7 @@ __all__ = [
     "UnknownSenderError",
     "UpdateError",
     "UpdateOrder",
+    "Vitals",
     "Worker",
     "backend_info",
     "decode",

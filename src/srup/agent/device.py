@@ -1,5 +1,6 @@
 """A device that runs."""
 
+import logging
 import math
 import os
 import time
@@ -35,7 +36,7 @@ from ..transport.base import Transport
 from ..transport.topics import Address, device_topic
 from ..update import FETCH_FAILURES
 from ..wire import Status
-from .base import Agent, Handler, Inline, check_identity, check_type, log, sequence_origin, transport_to
+from .base import Agent, Handler, Inline, check_identity, check_type, sequence_origin, transport_to
 from .enrolment import enter, link
 
 __all__ = ["Device"]
@@ -205,7 +206,7 @@ class Device(Agent):
     def on_join_value(self, handler: Handler) -> Handler:
         """Decorate what shows the :class:`JoinValue` of a human-moderated or observed join.
 
-        It is shown until ``on_joined`` or ``on_not_joined`` is called, or this with another one.
+        It is shown until ``on_joined``, ``on_not_joined`` or ``on_left`` is called, or this with another one.
         """
         return self._register(self._handlers, "join_value")(handler)
 
@@ -338,7 +339,8 @@ class Device(Agent):
     def _restore_role(self, state: State) -> None:
         for server in self._session.servers:
             if server not in self._servers:
-                log.warning("%r and server %x have parted for good; another store lets it begin anew", self, server)
+                text = "%r and server %x have parted for good; another store lets it begin anew"
+                self._log(logging.WARNING, text, server, partner=server)
                 self._session.forget(server)
         facts = self._facts.get(self.identity, {})
         sent_from, _, sent_to = facts.get(_SERVER, "").partition(" ")
@@ -355,6 +357,9 @@ class Device(Agent):
             if self._session.version_floor is not None:
                 self._know(self.identity, _FLOOR, str(self._session.version_floor))
         super()._close_turn()
+
+    def _membership(self) -> int:
+        return int(self.joined)
 
     def _subscribe(self) -> None:
         self._transport.subscribe(device_topic(self.identity))
@@ -389,7 +394,7 @@ class Device(Agent):
         if event.status is Status.ACTION_SUCCESS and new is not None:
             self._retired = self._key, self._clock() + self._session.policy.key_overlap
             self._key = new
-            log.info("%r: server %x has taken the new key %r", self, event.peer, new)
+            self._log(logging.INFO, "%r: server %x has taken the new key %r", event.peer, new, partner=event.peer)
             self._settle(event, None)
         else:
             self._settle(event, PolicyError(f"server {event.peer:x} answers {event.status.name}"))
@@ -433,7 +438,8 @@ class Device(Agent):
         try:
             sends = self._request_join(now, self._entropy(16))
         except PolicyError as error:  # we have parted from this server for good, or too much is under way
-            log.warning("%r cannot ask server %x: %s", self, self.server, error)
+            text = "%r cannot ask server %x: %s"
+            self._log(logging.WARNING, text, self.server, error, partner=self.server, error=error)
             if not self._joined.done():
                 self._joined.set_exception(error)
         else:
@@ -463,7 +469,8 @@ class Device(Agent):
                 self._join()
 
     def _join_answered(self, event: JoinAnswered) -> None:
-        log.info("%r: server %x answers the join with %s", self, event.peer, event.status.name)
+        text, status = "%r: server %x answers the join with %s", event.status.name
+        self._log(logging.INFO, text, event.peer, status, partner=event.peer, status=status)
         if event.peer != self.server or not self._wants_in:
             if event.status is Status.JOIN_SUCCESS:  # we have left meanwhile, and the server does not know it
                 self._perform(self._session.resign(event.peer, self._clock(), self._entropy(16)))
@@ -499,7 +506,8 @@ class Device(Agent):
         if not refused or self._named_observer is None or self._join_kind != "simple" or not self._wants_in:
             return False
         if "join_value" not in self._handlers:
-            log.warning("%r: %x would vouch for us, but on_join_value has no handler", self, self._named_observer)
+            text = "%r: %x would vouch for us, but on_join_value has no handler"
+            self._log(logging.WARNING, text, self._named_observer, partner=self.server)
             return False
         self._join_kind, self._observer = "observed", self._named_observer
         self._join()
@@ -512,12 +520,14 @@ class Device(Agent):
             value = JoinValue(self._unseal(event.sealed))
         except SealError as error:
             self.counts["unopened"] += 1
-            log.warning("%r: the join value of %x: %s", self, event.peer, error)
+            text, peer = "%r: the join value of %x: %s", event.peer
+            self._log(logging.WARNING, text, peer, error, partner=peer, error=error)
         else:
             self._tell("join_value", value)
 
     def _join_commanded(self, event: JoinCommanded) -> None:
-        log.info("%r: %x sends us to server %x", self, event.peer, event.server)
+        text = "%r: %x sends us to server %x"
+        self._log(logging.INFO, text, event.peer, event.server, partner=event.peer, server=f"{event.server:x}")
         self._wants_in = True
         if event.server != self.server:
             if self.joined:
@@ -533,7 +543,8 @@ class Device(Agent):
         def observe() -> Status:
             handler = self._handlers.get("observation")
             if handler is None:
-                log.warning("%r cannot observe %x: on_observation has no handler", self, event.device)
+                text, device = "%r cannot observe %x: on_observation has no handler", event.device
+                self._log(logging.WARNING, text, device, partner=event.peer, device=f"{device:x}")
                 return Status.OBSERVED_JOIN_FAIL
             value = JoinValue(self._unseal(event.sealed))
             read = handler(event.device)
@@ -550,15 +561,20 @@ class Device(Agent):
         self._apply(job, self._aside)
 
     def _left(self, event: Left) -> None:
-        log.info("%r is no longer a member of server %x", self, event.peer)
-        if event.peer == self.server:
-            self._wants_in = self._is_in = False
-            self._expect_answer()
+        self._log(logging.INFO, "%r is no longer a member of server %x", event.peer, partner=event.peer)
+        news = event.peer != self.server
+        if not news:
+            if (event.peer, event.token) not in self._pending:  # else we wanted that, and join() may have come since
+                self._wants_in = False
+            if not self.joined:
+                news, self._is_in = self._is_in, False
+                self._expect_answer()
         self._settle(event, None)
-        self._announce("left", event.peer, event.peer)
+        if news:
+            self._announce("left", event.peer, event.peer)
 
     def _deregistered(self, event: Deregistered) -> None:
-        log.info("%r and server %x have dropped each other's key", self, event.peer)
+        self._log(logging.INFO, "%r and server %x have dropped each other's key", event.peer, partner=event.peer)
         self._servers.remove(event.peer)
         self._announce("deregistered", event.peer, event.peer)
 
@@ -574,16 +590,18 @@ class Device(Agent):
                 if self._stopping.is_set():
                     return  # this is why: the server asks again, and the next start goes on where this one ended
                 status = Status(error.status) if error.status in FETCH_FAILURES else Status.UPDATE_FAIL_FILE
-                log.warning("%r: update refused: %s: %a", self, status.name, error.reason)
+                text, peer, said = "%r: update refused: %s: %a", event.peer, status.name
+                digest, why = event.digest, error.reason
+                self._log(logging.WARNING, text, said, why, partner=peer, digest=digest, status=said, error=error)
                 self._drive(self._session.fetch_failed, event.peer, event.token, status)
                 self._tell("update", event.digest, status)
             except Exception:  # noqa: BLE001 - the server gets an answer whatever happens, and the fault is told here
                 self.counts["faults"] += 1
-                log.exception("%r: the download raised", self)
+                self._log(logging.ERROR, "%r: the download raised", partner=event.peer, exc_info=True)
                 self._drive(self._session.fetch_failed, event.peer, event.token, Status.UPDATE_FAIL_FILE)
                 self._tell("update", event.digest, Status.UPDATE_FAIL_FILE)
             else:
-                log.info("%r fetched %s", self, path)
+                self._log(logging.INFO, "%r fetched %s", path, partner=event.peer, digest=event.digest)
                 self._drive(self._session.fetched, event.peer, event.token)
                 self._tell("update", event.digest, Status.UPDATE_SUCCESS)
 
@@ -596,7 +614,8 @@ class Device(Agent):
                 check_digest(path, event.digest)  # again: the file may have been changed since it was fetched (T11)
             except UpdateError as error:
                 self.counts["firmware changed"] += 1
-                log.error("%r does not activate: %a", self, error.reason)
+                text, peer, digest = "%r does not activate: %a", event.peer, event.digest
+                self._log(logging.ERROR, text, error.reason, partner=peer, digest=digest, error=error)
                 return False
             handler = self._handlers.get("activate", self._point_current_at)
             status = self._ask(handler, path, failure=Status.ACTIVATE_FAIL, success=Status.ACTIVATE_SUCCESS)

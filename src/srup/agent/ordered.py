@@ -6,6 +6,7 @@ commit leaves the order where it was and nothing outside; after it, all of it is
 the order that an exchange belongs to, so that the process after this one reports how it ends.
 """
 
+import logging
 from base64 import b64decode
 from collections import deque
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from ..store.partition import partition_of
 from ..transport.topics import join_topic
 from ..update import UpdateState
 from ..wire import Status
-from .base import _nothing, log
+from .base import _nothing
 from .dataqueue import Value, Waiting
 from .orders import Order, OrderReport
 from .server import Server, UpdateOrder
@@ -100,7 +101,7 @@ class OrderedServer(Server):
             try:
                 self._carry_out(self._mail[0], now)
             except StoreError as error:  # it stays the next one, for what comes behind may depend on it
-                log.warning("%r could not carry out an order yet: %a", self, str(error))
+                self._log(logging.WARNING, "%r could not carry out an order yet: %a", str(error), error=error)
                 self._mail_due = now + _RETRY
                 return
             self._mail.popleft()
@@ -123,7 +124,8 @@ class OrderedServer(Server):
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it must not keep the others waiting
-            log.warning("%r does not carry out an order: %s: %a", self, type(error).__name__, str(error))
+            text, told = "%r does not carry out an order: %s: %a", (type(error).__name__, str(error))
+            self._log(logging.WARNING, text, *told, partner=promise.device or None, error=error)
             self._end_order(promise, error)
 
     def _expiry(self, order: Order, posted: float) -> float:

@@ -14,10 +14,12 @@ import srup
 from srup.cli.keyex import app as keyex
 from srup.keys import SCHEMES
 
+from . import logs
 from .bench import app as bench
 from .device import device
 from .order import app as order
 from .server import server
+from .simulate import simulate
 from .store import app as store
 from .terminal import console
 from .terminal import fail as _fail
@@ -33,6 +35,7 @@ app.add_typer(store, name="store")
 app.add_typer(order, name="order")
 app.command()(server)
 app.command()(device)
+app.command()(simulate)
 
 
 @app.callback()
@@ -42,8 +45,7 @@ def _options(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what this terminal has no sign for is shown as another
-    level = logging.INFO if verbose else logging.CRITICAL
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
+    logs.show(logging.INFO if verbose else logging.CRITICAL)
 
 
 @app.command()

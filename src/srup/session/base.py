@@ -178,6 +178,7 @@ class Exchange:
     retry: float = 0.0  # pause before the next retransmission; 0 for none
     due: float = 0.0  # when time changes something
     spends: bool = False  # its token is good until the expiry, and must not work twice (T11)
+    began: float = 0.0  # when I asked, for whoever watches
     detail: Any = None  # what the role needs to know besides: what was ordered, and how
 
 
@@ -190,6 +191,7 @@ class Partner:
     binds: bool = False  # has sent a bound token: from then on it must (T3)
     last_sent: int = 0
     reserved: int = 0  # after a restart, ids of ours begin above this one
+    decided: int = 0  # the sequence id of the newest message of theirs that was about being joined or not
     window: ReplayWindow = field(default_factory=ReplayWindow)
     exchanges: dict[bytes, Exchange] = field(default_factory=dict)
 
@@ -379,8 +381,9 @@ class Session:
         self._kept = True
         for record in state.partners:
             window = ReplayWindow(record.highest, record.seen)
+            decided = 0 if record.member else record.highest  # what was sent before does not bring anybody back in
             self._partners[record.identity] = Partner(
-                record.identity, record.member, record.binds, record.reserved, record.reserved, window
+                record.identity, record.member, record.binds, record.reserved, record.reserved, decided, window
             )
         for fact in state.facts:
             places = {STREAM_IN: self._places_in, STREAM_OUT: self._places_out}.get(fact.name)
@@ -396,6 +399,7 @@ class Session:
                 bodies.append((exchange, kept.body))
         for exchange, text in bodies:
             self._load(exchange, text, known)
+        for exchange in sorted(known.values(), key=_sent):  # what is sent again is so in its order
             exchange.partner.exchanges[exchange.token] = exchange
             self._open += 1
             exchange.retry = min(exchange.retry, self.policy.first_retry)
@@ -421,6 +425,7 @@ class Session:
             "status": exchange.status,
             "retry": exchange.retry,
             "spends": exchange.spends,
+            "began": exchange.began,
             "detail": exchange.detail,
         }
         return body.dump({name: value for name, value in kept.items() if value not in (None, False, 0.0)}, _named)
@@ -642,8 +647,12 @@ class Session:
         return [*outputs, Left(partner, b"")] if side.member else outputs
 
     def exchanges(self) -> list[Exchange]:
-        """Return all that is under way or remembered, to be looked at only."""
-        return [exchange for partner in self._partners.values() for exchange in partner.exchanges.values()]
+        """Return all that is under way or remembered, to be looked at only; any thread may ask."""
+        return [each for partner in list(self._partners.values()) for each in list(partner.exchanges.values())]
+
+    def asked(self) -> list[float]:
+        """Return when each request of ours was made that has no answer yet, in no order; any thread may ask."""
+        return [each.began for each in self.exchanges() if each.mine and self._is_open(each)]
 
     def refuse_data(self, partner: int, token: bytes, now: float) -> list[Output]:
         """Answer a DataReceived whose ``data_id`` nobody here knows."""
@@ -872,7 +881,7 @@ class Session:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
         expiry = now + (self.policy.lifetime if lifetime is None else lifetime)
         token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version, receipt, place)
-        exchange = Exchange(side, token, state, expiry, mine=True, detail=detail)
+        exchange = Exchange(side, token, state, expiry, mine=True, began=now, detail=detail)
         self._check_room(exchange)
         send = self._send(exchange, cls, **fields)
         self._expect(exchange, send.message, resend)
@@ -1002,6 +1011,10 @@ class Session:
         if isinstance(message, Response):
             return "it answers nothing that is known"
         return "it begins nothing here" if partner.member else f"{partner.identity:x} is not joined"
+
+
+def _sent(exchange: Exchange) -> int:
+    return 0 if exchange.request is None else exchange.request.sequence_id
 
 
 def _named(value: object) -> tuple[int, bytes] | None:
