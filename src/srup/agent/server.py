@@ -155,6 +155,7 @@ class Server(Agent):
     With a ``store``, the path of an SQLite database or a :class:`srup.store.Store`, the server goes on after a restart
     where it ended, a crash included: members, keys, replay windows, orders and requests under way, and what handlers
     had not finished (see :attr:`handling`); :attr:`orders` and :meth:`on_outcome` tell of what was ordered before.
+    Audit rows are deleted when they are older than ``audit_kept`` seconds; None keeps them for good.
     """
 
     _session_type: ClassVar[type[ServerSession]] = ServerSession
@@ -174,6 +175,7 @@ class Server(Agent):
         admission: Admission = "simple",
         observers: Collection[int] = (),
         store: Store | str | os.PathLike[str] | None = None,
+        audit_kept: float | None = 30 * 86400.0,
     ) -> None:
         check_identity(identity)
         if admission not in get_args(Admission):
@@ -185,7 +187,7 @@ class Server(Agent):
         transport = transport_to(broker, identity)
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
         session = self._session_type(identity, policy, first)
-        super().__init__(session, key, devices, transport, clock, entropy, threads, store)
+        super().__init__(session, key, devices, transport, clock, entropy, threads, store, audit_kept)
         self.devices = devices
         self._session: ServerSession = session
         self._members: set[int] = set()

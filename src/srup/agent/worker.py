@@ -72,6 +72,9 @@ class PartitionServer(OrderedServer):
     def _dismiss(self) -> None:
         """The threads are the worker's."""
 
+    def _audit_share(self) -> float:
+        return super()._audit_share() / max(1, len(self._worker.servers))
+
     def _give_up(self, error: LeaseLostError) -> None:
         log.error("%r, partition %d, stops: %a", self, self.lease.partition, str(error))
         self.counts["leases lost"] += 1

@@ -246,18 +246,19 @@ class RedisStore:
             if len(page) < _PAGE:
                 return
 
-    def prune(self, before: float) -> int:
+    def prune(self, before: float, limit: int | None = None) -> int:
         """See :class:`~srup.store.Store`."""
         self._check_open()
         keys = [self._keys[each] for each in ("meta", "lease", "audit")]
         pruned = 0
         while True:
             self.lease.check()
-            word, count = self.keyspace.run(_PRUNE, keys, [self._store, self.lease.token, repr(float(before)), _PAGE])
+            most = _PAGE if limit is None else min(_PAGE, limit - pruned)
+            word, count = self.keyspace.run(_PRUNE, keys, [self._store, self.lease.token, repr(float(before)), most])
             if word != b"ok":
                 raise self._refusal(word, count)
             pruned += int(count)
-            if count < _PAGE:
+            if count < most or pruned == limit:
                 return pruned
 
     def close(self) -> None:
