@@ -6,6 +6,7 @@ it out, and does so in the commit that makes what it led to durable: so it is ca
 In the same commits it reports what becomes of the order, to a stream of the order's own that ends by itself.
 """
 
+import logging
 import threading
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -18,6 +19,8 @@ from .keyspace import Keyspace, Script
 from .partition import partition_of
 
 __all__ = ["CAPACITY", "MAX_ORDER_SIZE", "Entry", "Mailbox", "report_key"]
+
+log: Final = logging.getLogger("srup.store")
 
 CAPACITY: Final = 10_000
 """How many orders wait in a mailbox at most."""
@@ -67,6 +70,7 @@ class Mailbox:
         self._store, self.partitions = keyspace.describe()
         self._blocks = isinstance(keyspace.client, Redis)  # a cluster has many nodes to wait for
         self._closed = threading.Event()
+        self._told: dict[bytes, str] = {}  # why a mailbox cannot be read
         pool = getattr(keyspace.client, "connection_pool", None)
         limit = getattr(pool, "connection_kwargs", {}).get("socket_timeout")
         self._patience = 1.0 if limit is None else min(1.0, limit / 2)
@@ -147,12 +151,17 @@ class Mailbox:
         return found
 
     def _entries(self, key: bytes, place: bytes) -> list[tuple[bytes, Any]]:
-        """Read a single mailbox; one that cannot be read has nothing."""
+        """Read a single mailbox; one that cannot be read has nothing, which is told."""
         with self.keyspace.asking(but=ResponseError):
             try:
-                return _by_key(self.keyspace.client.xread({key: place}, count=_PAGE)).get(key, [])
-            except ResponseError:
+                rows = _by_key(self.keyspace.client.xread({key: place}, count=_PAGE)).get(key, [])
+            except ResponseError as error:
+                if self._told.get(key) != str(error):
+                    self._told[key] = str(error)
+                    log.error("%s: the mailbox %a cannot be read: %a", self.keyspace, key.decode(), str(error))
                 return []
+        self._told.pop(key, None)
+        return rows
 
 
 def _by_key(answer: Any) -> dict[bytes, list[tuple[bytes, Any]]]:
