@@ -325,7 +325,7 @@ class Worker:
                 patience = _LOOK if len(servers) == len(self.servers) else _RETRY
                 found = self._mailbox.read({key: server.read for key, server in servers.items()}, patience)
             except Exception as error:  # noqa: BLE001 - whatever it is, the thread must not end
-                if str(error) != trouble:
+                if str(error) != trouble and not self._stopping.is_set():
                     trouble = str(error)
                     log.error("%r cannot read what is ordered: %a", self, trouble)
                 self._stopping.wait(_LOOK)
