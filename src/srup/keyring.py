@@ -161,12 +161,12 @@ class KeyRing(Mapping[int, PublicKey]):
         """
         with self.lock:
             self._barred.update(barred)
+            for identity in [identity for identity, key in self._keys.items() if self.bars(key)]:
+                self._withdraw(identity)  # or it would pass for the successor of what the store has
             stored: set[int] = set()
             replaced: set[int] = set()
             for record in records:
                 (replaced if self._recall(record) else stored).add(record.identity)
-            for identity in [identity for identity, key in self._keys.items() if self.bars(key)]:
-                self._withdraw(identity)
             new = [identity for identity in self._keys if identity not in stored]
             for start in range(0, len(new), _CHUNK):
                 chunk = new[start : start + _CHUNK]

@@ -383,18 +383,19 @@ class SqliteStore:
                 return
             at, number = rows[-1][:2]
 
-    def prune(self, before: float) -> int:
-        """Delete the audit rows that are older than that; return how many."""
+    def prune(self, before: float, limit: int | None = None) -> int:
+        """Delete the audit rows that are older than that, the oldest first, ``limit`` at most; return how many."""
         pruned = 0
         while True:
+            most = _PRUNED if limit is None else min(_PRUNED, limit - pruned)
             with self._lock, self._translated():
                 deleted = self._db.execute(
                     "DELETE FROM audit WHERE (at, number) IN"
                     " (SELECT at, number FROM audit WHERE at < ? ORDER BY at, number LIMIT ?)",
-                    (_TIME.pack(max(before, 0.0)), _PRUNED),
+                    (_TIME.pack(max(before, 0.0)), most),
                 ).rowcount
             pruned += deleted
-            if deleted < _PRUNED:
+            if deleted < most or pruned == limit:
                 return pruned
 
     def backup(self, path: str | os.PathLike[str]) -> None:
