@@ -44,6 +44,7 @@ SIDEWAYS = {
 FOR_ARCHITECTURE = [
     *("PrivateKey", "PublicKey", "KeyRing", "encode", "decode", "verify_many", "seal", "unseal", "BACKEND", "Frame"),
     *("SrupError", "DecodeError", "EncodeError", "SignatureError", "UnknownSenderError", "ReplayError", "PolicyError"),
+    "OutOfOrderError",
     *("TransportError", "UpdateError", "Device", "Server", "UpdateOrder"),
 ]
 

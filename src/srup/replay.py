@@ -38,6 +38,11 @@ class ReplayWindow:
         behind = self.highest - sequence_id
         return sequence_id > 0 and 0 <= behind < WINDOW_SIZE and bool(self.seen >> behind & 1)
 
+    def lacks(self, sequence_id: int) -> bool:
+        """Tell whether this id may yet be accepted."""
+        behind = self.highest - sequence_id
+        return behind < 0 or (behind < WINDOW_SIZE and not self.seen >> behind & 1)
+
     def accept(self, sequence_id: int) -> None:
         """Record an id, or raise ReplayError and change nothing."""
         self.check(sequence_id)

@@ -29,6 +29,7 @@ from .. import rotation
 from ..codec import decode, encode, verify_many
 from ..errors import (
     LeaseLostError,
+    OutOfOrderError,
     PolicyError,
     ReplayError,
     SealError,
@@ -701,6 +702,7 @@ class Agent:
         self.counts[type(error).__name__] += 1
         # A replay is ordinary, except of a join request: a device whose ids have gone back is locked out.
         ordinary = isinstance(error, ReplayError) and parse_topic(refusal.topic).server is None
+        ordinary = ordinary or isinstance(error, OutOfOrderError)  # what it follows got lost on the way
         level = logging.INFO if ordinary else logging.WARNING
         log.log(level, "%r refused a message on %a: %s: %a", self, refusal.topic, type(error).__name__, str(error))
         if (

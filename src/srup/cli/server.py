@@ -91,10 +91,11 @@ def server(
             store=None if store is None else srup.SqliteStore(store, adopt=adopt),
             **options,
         )
-        if setup is not None:
-            setup(running)
     with Terminal() as terminal:
         moderation = Moderation(running, terminal)
+        if setup is not None:
+            with explained():
+                setup(running)  # what it handles, the terminal does not tell
         terminal.say(f"server {identity:x}: {len(keys)} {'device' if len(keys) == 1 else 'devices'} in {devices}")
         if not terminal.asks:
             terminal.say("this is no terminal: nobody can compare values here, and human-moderated joins are refused")

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any, ClassVar, Final, NamedTuple
 
 from .. import tokens
-from ..errors import EncodeError, PolicyError, ReplayError, SrupError, StoreError
+from ..errors import EncodeError, OutOfOrderError, PolicyError, ReplayError, SrupError, StoreError
 from ..messages import Action, Data, Message, Response
 from ..records import Changes, ExchangeRecord, PartnerRecord, State
 from ..replay import WINDOW_SIZE, ReplayWindow
@@ -363,6 +363,7 @@ class Session:
                 bodies.append((exchange, kept.body))
         for exchange, text in bodies:
             self._load(exchange, text, known)
+        for exchange in sorted(known.values(), key=_sending_order):
             exchange.partner.exchanges[exchange.token] = exchange
             self._open += 1
             exchange.retry = min(exchange.retry, self.policy.first_retry)
@@ -420,7 +421,7 @@ class Session:
     def receive(self, message: Message, now: float, nonce: bytes) -> list[Output]:
         """Take a message whose signature has verified.
 
-        Raises ReplayError or PolicyError when it must not take effect; then nothing has changed. Anything else is
+        Raises ReplayError, OutOfOrderError or PolicyError when it must not take effect; then nothing has changed. Anything else is
         recorded as seen, whether or not a row of the table expects it.
         """
         partner = self._partner(message.sender_id)
@@ -434,6 +435,8 @@ class Session:
             if bound is not None and bound.receipt and partner.window.has(message.sequence_id):
                 self._owe_receipt(partner, message)  # the one that was sent for it has got lost
             raise
+        if bound is not None and bound.follows is not None and self._is_premature(partner, bound.follows, now):
+            raise OutOfOrderError(f"it follows the message {bound.follows.sequence_id}, which is not here yet")
         known = exchange is not None
         opening = self.openings.get(type(message))
         if isinstance(message, Data):
@@ -492,10 +495,30 @@ class Session:
                 if step is not None:
                     with suppress(SrupError):  # the trouble of one partner must not cost the others their turn
                         outputs += self._take(exchange, step, None, Now(now, b""))
+            elif exchange.state is _D.UNCONFIRMED:  # what follows it waits for it at the other end
+                outputs += self._resend(self._unconfirmed(exchange.partner), now)
             else:
-                outputs += self._send_again(exchange)
-                self._schedule(exchange, now)
+                outputs += self._resend([exchange], now)
         return outputs
+
+    def _resend(self, exchanges: Iterable[Exchange], now: float) -> list[Output]:
+        outputs: list[Output] = []
+        for exchange in exchanges:
+            outputs += self._send_again(exchange)
+            self._schedule(exchange, now)
+        return outputs
+
+    def _unconfirmed(self, partner: Partner) -> list[Exchange]:
+        """Return the values that this partner is to confirm, in the order in which they were sent."""
+        return [each for each in partner.exchanges.values() if each.state is _D.UNCONFIRMED]
+
+    def _is_premature(self, partner: Partner, follows: tokens.Follows, now: float) -> bool:
+        """Tell whether a value must wait for the one that it follows, which got lost on the way and comes again.
+
+        Not for ever: the sender may have given that one up. Who has no clock cannot tell, and takes what comes.
+        """
+        in_time = self.policy.has_clock and now <= follows.until + self.policy.clock_skew
+        return in_time and partner.window.lacks(follows.sequence_id)
 
     def deadline(self) -> float | None:
         """Return when :meth:`tick` or :meth:`receipts_due` has something to do next, None for never."""
@@ -525,14 +548,21 @@ class Session:
     ) -> list[Send]:
         """Send a value, again and again until the partner has it for good: DataConfirmed, DataRefused or Unanswered.
 
-        It is good for ``lifetime`` seconds (default: the policy's ``update_lifetime``). PolicyError for a partner that
-        does not bind its tokens, which cannot know of receipts (docs/extensions.md, "Receipts").
+        It is good for ``lifetime`` seconds (default: the policy's ``update_lifetime``), and names the value before it,
+        without which the partner does not take it. PolicyError for a partner that does not bind its tokens, which
+        cannot know of receipts (docs/extensions.md, "Receipts").
         """
         if not self.binds(partner):
             raise PolicyError(f"{partner:x} does not bind its tokens, and knows of no receipts")
         lifetime = self.policy.update_lifetime if lifetime is None else lifetime
-        state = _D.UNCONFIRMED
-        return self._ask(partner, state, Data, now, nonce, lifetime, receipt=True, data_id=data_id, data=data)
+        earlier = self._unconfirmed(self._partner(partner))
+        follows = None
+        if earlier and self.policy.has_clock:  # what has no expiry there could be waited for, for ever
+            assert earlier[-1].request is not None  # noqa: S101 - it was sent
+            until = self._token_expiry(max(each.expiry for each in earlier))
+            follows = tokens.Follows(earlier[-1].request.sequence_id, int(until))
+        fields = {"data_id": data_id, "data": data}
+        return self._ask(partner, _D.UNCONFIRMED, Data, now, nonce, lifetime, receipt=True, follows=follows, **fields)
 
     def receipts_due(self, now: float) -> list[int]:
         """Return the partners that are to get a receipt now; say :meth:`receipt` for each."""
@@ -562,10 +592,13 @@ class Session:
         return self._binds(self._partner(partner))
 
     def has_room(self, partner: int) -> bool:
-        """Tell whether one more request of ours to this partner would not be one too many."""
-        side = self._partners.get(partner)
-        open_ = sum(each.mine and self._is_open(each) for each in side.exchanges.values()) if side else 0
-        return open_ < MAX_EXCHANGES
+        """Tell whether one more value may be sent to this partner now.
+
+        Not when it would be one request too many, nor while values are sent again, for which it would have to wait.
+        """
+        side = self._partner(partner)
+        open_ = sum(each.mine and self._is_open(each) for each in side.exchanges.values())
+        return open_ < MAX_EXCHANGES and all(each.retry <= self.policy.first_retry for each in self._unconfirmed(side))
 
     def hurry(self, partner: int, now: float) -> list[Output]:
         """Send again at once what this partner has not answered: it is here."""
@@ -789,6 +822,7 @@ class Session:
         detail: Any = None,
         version: int | None = None,
         receipt: bool = False,
+        follows: tokens.Follows | None = None,
         **fields: Any,
     ) -> list[Send]:
         """Begin an exchange of our own and send its request."""
@@ -798,7 +832,7 @@ class Session:
         if not side.member and cls not in self.for_strangers:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
         expiry = now + (self.policy.lifetime if lifetime is None else lifetime)
-        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version, receipt)
+        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version, receipt, follows)
         exchange = Exchange(side, token, state, expiry, mine=True, detail=detail)
         self._check_room(exchange)
         send = self._send(exchange, cls, **fields)
@@ -920,6 +954,10 @@ class Session:
         if isinstance(message, Response):
             return "it answers nothing that is known"
         return "it begins nothing here" if partner.member else f"{partner.identity:x} is not joined"
+
+
+def _sending_order(exchange: Exchange) -> int:
+    return 0 if exchange.request is None else exchange.request.sequence_id
 
 
 def _named(value: object) -> tuple[int, bytes] | None:
