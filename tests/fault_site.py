@@ -436,6 +436,10 @@ class Site:
         )
         replayed = self.attacker.replayed
         wait_until(lambda: self.attacker.replayed >= replayed + 2 * REPLAYS, "the attacker goes on")
+        wait_until(
+            lambda: len(self.fleet.activated) == len(self.fleet.devices),
+            f"all devices are updated; {len(self.fleet.activated)} are",
+        )
         wait_until(lambda: not self.unexecuted(), f"all is executed, {len(self.unexecuted())} is not")
 
     def unexecuted(self):

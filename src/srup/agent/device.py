@@ -34,7 +34,7 @@ from ..store import Store
 from ..transport.base import Transport
 from ..transport.topics import Address, device_topic
 from ..update import FETCH_FAILURES
-from ..wire import Status
+from ..wire import KEY_ROTATION, Status
 from .base import Agent, Handler, Inline, check_identity, check_type, log, sequence_origin, transport_to
 from .enrolment import enter, link
 
@@ -437,7 +437,7 @@ class Device(Agent):
 
     def _unanswered(self, event: Unanswered) -> None:
         super()._unanswered(event)
-        if event.request is Data:
+        if isinstance(event.message, Data) and event.message.data_id == KEY_ROTATION:
             self._offered = None
         if event.request in _JOINS and event.peer == self.server:
             if not self.joined:

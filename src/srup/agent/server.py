@@ -39,7 +39,7 @@ from ..store import Store
 from ..transport.base import Transport
 from ..transport.topics import Address, device_filter, join_filter
 from ..update import UpdateState
-from ..wire import Status
+from ..wire import KEY_ROTATION, Status
 from .base import Agent, Handler, check_identity, check_type, log, sequence_origin, transport_to
 from .enrolment import enter, link
 from .rollout import Rollout
@@ -620,7 +620,8 @@ class Server(Agent):
         super()._unanswered(event)
         if event.request is JoinCommand:
             self._stop_listening(event.peer)
-        if event.request is Data and self._rollout is not None:
+        offer = isinstance(event.message, Data) and event.message.data_id == KEY_ROTATION
+        if offer and self._rollout is not None:
             self._rollout.again(event.peer)
 
     def _recognise(self, sender: int) -> None:

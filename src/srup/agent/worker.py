@@ -67,6 +67,10 @@ class PartitionServer(Server):
     def _dismiss(self) -> None:
         """The threads are the worker's."""
 
+    def _may_call(self) -> bool:
+        # The thread of the turns may not have seen yet that the lease is over: the process was stopped, perhaps.
+        return super()._may_call() and self.lease.valid()
+
     def _give_up(self, error: LeaseLostError) -> None:
         log.error("%r, partition %d, stops: %a", self, self.lease.partition, str(error))
         self.counts["leases lost"] += 1

@@ -14,7 +14,7 @@ from ..messages import Action, Data, Message, Response
 from ..records import Changes, ExchangeRecord, PartnerRecord, State
 from ..replay import WINDOW_SIZE, ReplayWindow
 from ..update import Step, Table, Trigger, Word
-from ..wire import DATA_RECEIPT, KEY_ROTATION, Status
+from ..wire import DATA_FORGOTTEN, DATA_RECEIPT, KEY_ROTATION, Status
 from . import body
 from .events import (
     ActionAnswered,
@@ -274,6 +274,7 @@ class Session:
     values: ClassVar[Mapping[str, Opening]] = {
         KEY_ROTATION: Opening(_K.NEW),
         DATA_RECEIPT: Opening(_R.NEW, members_only=False, remembered=False),
+        DATA_FORGOTTEN: Opening(_R.NEW, members_only=False, remembered=False),
     }
     """Values that begin an exchange of their own kind, by their ``data_id``."""
     resumed: ClassVar[Mapping[Enum, str]] = {_A.RUNNING: "action_again"}
@@ -298,7 +299,8 @@ class Session:
         self._touched: dict[int, Partner] = {}  # what has changed since the last changes()
         self._stirred: dict[tuple[int, bytes], None] = {}
         self._dropped: list[int] = []
-        self._receipts: dict[int, dict[bytes, int]] = {}  # ids of values that are owed a receipt, by partner and token
+        # What is owed a receipt, by partner and token: of which kind, and the value's id.
+        self._receipts: dict[int, dict[bytes, tuple[str, int]]] = {}
         self._receipt_due: dict[int, float] = {}  # when a partner that had one may have the next
 
     # What survives a restart.
@@ -377,7 +379,7 @@ class Session:
     def _lift(self, partner: Partner) -> None:
         """Refuse all that a partner has signed so far, and send with ids that it cannot have seen."""
         floor = max(self._first_sequence_id - 1, partner.window.highest, partner.last_sent)
-        partner.window = ReplayWindow(floor, (1 << WINDOW_SIZE) - 1)
+        partner.window = ReplayWindow(floor + WINDOW_SIZE, 0)  # up to the floor all is too old, above it all is missing
         partner.last_sent = partner.reserved = floor
         self._touch(partner)
 
@@ -432,8 +434,10 @@ class Session:
         try:
             partner.window.check(message.sequence_id)
         except ReplayError:
-            if bound is not None and bound.receipt and partner.window.has(message.sequence_id):
-                self._owe_receipt(partner, message)  # the one that was sent for it has got lost
+            if bound is not None and bound.receipt:
+                # The one that was sent for it has got lost; or nobody can say any more what became of it.
+                seen = partner.window.has(message.sequence_id)
+                self._owe_receipt(partner, message, DATA_RECEIPT if seen else DATA_FORGOTTEN)
             raise
         if bound is not None and bound.follows is not None and self._is_premature(partner, bound.follows, now):
             raise OutOfOrderError(f"it follows the message {bound.follows.sequence_id}, which is not here yet")
@@ -475,7 +479,7 @@ class Session:
                 partner.window.highest, partner.window.seen = before
                 raise
         if asks_receipt:
-            self._owe_receipt(partner, message)
+            self._owe_receipt(partner, message, DATA_RECEIPT)
         # A Response only repeats a token, which a deployed peer may have from anyone.
         partner.binds = partner.binds or (bound is not None and not isinstance(message, Response))
         self._partners[partner.identity] = partner
@@ -573,15 +577,20 @@ class Session:
         )
 
     def receipt(self, partner: int, now: float, nonce: bytes) -> list[Send]:
-        """Tell a partner which of its values that asked for a receipt are here for good."""
-        side, ids = self._partner(partner), self._receipts.pop(partner, {}).values()
-        if not ids:
+        """Tell a partner which of its values that asked for a receipt are here for good, and which nobody remembers."""
+        side, owed = self._partner(partner), self._receipts.pop(partner, {}).values()
+        if not owed:
             return []
         self._receipt_due = {other: due for other, due in self._receipt_due.items() if due > now}
         self._receipt_due[partner] = now + RECEIPT_PAUSE
         token = tokens.bind(self.identity, partner, self._token_expiry(now + self.policy.lifetime), nonce)
-        listed = b"".join(number.to_bytes(_ID_SIZE, "little") for number in ids)
-        return [self._send(Exchange(side, token, _R.TAKEN, now, mine=True), Data, data_id=DATA_RECEIPT, data=listed)]
+        exchange = Exchange(side, token, _R.TAKEN, now, mine=True)
+        sends = []
+        for kind in (DATA_RECEIPT, DATA_FORGOTTEN):
+            listed = b"".join(number.to_bytes(_ID_SIZE, "little") for each, number in owed if each == kind)
+            if listed:
+                sends.append(self._send(exchange, Data, data_id=kind, data=listed))
+        return sends
 
     def owe_no_receipt(self, partner: int, token: bytes) -> None:
         """Do not confirm the value that came under this token: it is not taken."""
@@ -682,13 +691,15 @@ class Session:
         return [DataReceived(exchange.partner.identity, exchange.token, cause.data_id, cause.data)]
 
     def receipt_received(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
-        """A partner has these values of ours for good."""
+        """A partner has these values of ours for good, or does not know any more whether it has."""
         listed = cause.data
         if not listed or len(listed) % _ID_SIZE:
-            raise PolicyError(f"{DATA_RECEIPT} holds sequence ids of {_ID_SIZE} bytes each, not {len(listed)} bytes")
+            raise PolicyError(f"{cause.data_id} holds sequence ids of {_ID_SIZE} bytes each, not {len(listed)} bytes")
         ids = {int.from_bytes(listed[at : at + _ID_SIZE], "little") for at in range(0, len(listed), _ID_SIZE)}
         known = exchange.partner.exchanges.values()
         waiting = [mine for mine in known if mine.state is _D.UNCONFIRMED and mine.request.sequence_id in ids]  # type: ignore[union-attr]
+        if cause.data_id == DATA_FORGOTTEN:
+            return self._abandon(waiting, now.time)
         step = self.table[_D.UNCONFIRMED, Word.CONFIRM]
         return [output for mine in waiting for output in self._take(mine, step, cause, now)]
 
@@ -791,8 +802,10 @@ class Session:
             partner.reserved = min(sequence_id + ID_BLOCK - 1, MAX_SEQUENCE_ID)
             self._touch(partner)
 
-    def _owe_receipt(self, partner: Partner, message: Message) -> None:
-        self._receipts.setdefault(partner.identity, {})[message.token] = message.sequence_id
+    def _owe_receipt(self, partner: Partner, message: Message, kind: str) -> None:
+        owed = self._receipts.setdefault(partner.identity, {})
+        if kind == DATA_RECEIPT or len(owed) < MAX_EXCHANGES:  # so many can be under way; more are replays (T9)
+            owed[message.token] = kind, message.sequence_id
 
     def _send_again(self, exchange: Exchange) -> list[Send]:
         if exchange.request is None or not exchange.retry:
