@@ -93,10 +93,12 @@ def setup(server):
         ledger = Ledger()
         _shared[:] = ledger, Orders(ledger)
     ledger, orders = _shared
+    lease = getattr(server, "lease", None)
+    epoch = None if lease is None else lease.epoch
 
     @server.on_data("n", "uint32")
     def number(device, data_id, value):
-        told = {"number": value, "id": server.handling.id, "again": server.handling.again}
+        told = {"number": value, "id": server.handling.id, "again": server.handling.again, "epoch": epoch}
         ledger.write("begin", device, **told)
         time.sleep(HANDLING)
         ledger.write("end", device, **told)

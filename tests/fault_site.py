@@ -8,6 +8,7 @@ end :meth:`Site.account` compares what was sent, accepted and executed.
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,8 +21,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pytest
+
 import srup
-from srup import Device, Policy, PolicyError
+from srup import Device, Policy
 from srup.fetch import MemoryFetcher
 from srup.store.partition import partition_of
 from srup.transport import LocalBroker, MqttTransport, Reactor
@@ -169,6 +172,7 @@ class Account:
     actions: int
     replayed: int
     refused: int
+    unknown: int
 
 
 class Fleet:
@@ -345,6 +349,7 @@ class Site:
         self.attacker = None
         self.command = None
         self.notes = {}
+        self._heard = 0
 
     # Parts.
 
@@ -376,6 +381,27 @@ class Site:
 
     def tail(self):
         return self.command.log[-2000:]
+
+    def says(self, text, again=False):
+        """Wait until the server has said something since the last call; ``again``: that one may come back to."""
+        wait_until(lambda: text in self.command.log[self._heard :], f"the server says {text!r}: {self.tail()}")
+        if not again:
+            self._heard = len(self.command.log)
+
+    def refused(self, error):
+        """How many messages the servers have refused with this error."""
+        return sum(line["error"] == error for line in self.lines("refused"))
+
+    def updated(self):
+        """Wait until all devices run the firmware."""
+        activated = self.fleet.activated
+        wait_until(lambda: len(activated) == len(self.fleet.devices), f"all are updated; {len(activated)} are")
+
+    def settled(self):
+        """Wait until no more receipts come in: those that were on their way are there."""
+        before = None
+        while before != (before := self.fleet.count):
+            time.sleep(1.2)  # longer than the pause between two receipts
 
     def lines(self, *what):
         return [line for line in fault_app.read(self.folder / "ledger") if not what or line["what"] in what]
@@ -436,10 +462,7 @@ class Site:
         )
         replayed = self.attacker.replayed
         wait_until(lambda: self.attacker.replayed >= replayed + 2 * REPLAYS, "the attacker goes on")
-        wait_until(
-            lambda: len(self.fleet.activated) == len(self.fleet.devices),
-            f"all devices are updated; {len(self.fleet.activated)} are",
-        )
+        self.updated()
         wait_until(lambda: not self.unexecuted(), f"all is executed, {len(self.unexecuted())} is not")
 
     def unexecuted(self):
@@ -467,15 +490,32 @@ class Site:
         leases.close()
         return rows
 
-    def account(self):
-        """Stop everything; check what must hold whatever happened, and return the figures."""
+    def check_fences(self):
+        """Under a lease that is over nothing is begun, but for the one handler that was being called at its end."""
+        newest = {}
+        late = Counter()
+        for line in self.lines("begin"):
+            partition = partition_of(line["device"], PARTITIONS)
+            if line["epoch"] < newest.get(partition, 0):
+                late[line["pid"]] += 1
+            newest[partition] = max(newest.get(partition, 0), line["epoch"])
+        assert max(late.values(), default=0) <= 1, f"executed under lost leases: {late}"
+
+    def account(self, forgotten=False):
+        """Stop everything; check what must hold whatever happened, and return the figures.
+
+        ``forgotten``: of some values the devices were told that nobody knows what became of them.
+        """
         self.drain()
         fleet = self.fleet
         self.attacker.stop()
         assert self.command.stop() in (0, 143), self.tail()
         fleet.stop()
         audit = self.audit()
-        assert not fleet.failed, fleet.failed[:3]
+        unknown = [failure for failure in fleet.failed if forgotten and isinstance(failure[2], srup.UnansweredError)]
+        assert unknown == fleet.failed, fleet.failed[:3]
+        if self.redis is not None:
+            self.check_fences()
         sent = {(device, number) for device, numbers in fleet.confirmed.items() for number in numbers}
         begun = defaultdict(list)
         for line in self.lines("begin"):
@@ -525,6 +565,7 @@ class Site:
             actions=sum(answered.values()),
             replayed=self.attacker.replayed,
             refused=refused["ReplayError"],
+            unknown=len(unknown),
         )
         assert refused["ReplayError"] > 0
         print("ACCOUNT", os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[-1].split(" ")[0], asdict(figures), self.notes)
@@ -532,18 +573,99 @@ class Site:
 
 
 @contextmanager
-def sqlite_site(folder, database=None):
-    """A site whose server is one process with a database; ``database`` is elsewhere than in ``folder``."""
+def sqlite_site(folder, database=None, proxied=False, **environment):
+    """A site whose server is one process with a database, which may be elsewhere than in ``folder``.
+
+    ``proxied``: it reaches the broker through :attr:`Site.proxy`. ``environment`` are variables of the process.
+    """
     site = Site(folder)
     with contextlib.closing(site):
         site.store = database or folder / "server.db"
-        site.serve(site.store)
+        url = site.broker.url
+        if proxied:
+            site.proxy = Proxy(int(url.rpartition(":")[2]))
+            url = f"mqtt://127.0.0.1:{site.proxy.port}"
+        site.serve(site.store, broker=url, **environment)
         yield site
 
 
 @contextmanager
-def redis_site(folder, workers=2, lease=2.0, proxied=False, **settings):
-    """A site of several workers that share a Redis; ``proxied``: they reach it through :attr:`Site.proxy`."""
+def jumping_site(folder):
+    """A site whose server has a clock that jumps (see ``fault_app.main``)."""
+    site = Site(folder)
+    with contextlib.closing(site):
+        site.store = folder / "server.db"
+        program = [str(TESTS / "fault_app.py"), f"{SERVER:x}", str(folder / "server.pem"), str(folder / "keys")]
+        site.command = Command([*program, site.broker.url, str(site.store)], folder)
+        yield site
+
+
+@contextmanager
+def small_disk(folder, size="6m"):
+    """Mount a small file system on ``folder``; only root may."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=False)
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder):
+    """Write a file until the disk is full; return it."""
+    filler = folder / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(65536))
+    with suppress(OSError), filler.open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(512))
+    return filler
+
+
+_SLOW_DISK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static int slowly(const char *name, int fd)
+{
+    const char *count = getenv("SLOW_DISK_COUNT");
+    int file = open(count, O_WRONLY | O_CREAT | O_APPEND, 0600);
+    if (file >= 0) {
+        if (write(file, ".", 1) != 1) abort();
+        close(file);
+    }
+    usleep(50000 + random() % 150000);
+    return ((int (*)(int))dlsym(RTLD_NEXT, name))(fd);
+}
+
+int fsync(int fd) { return slowly("fsync", fd); }
+int fdatasync(int fd) { return slowly("fdatasync", fd); }
+"""
+
+
+def slow_disk(folder):
+    """Environment variables that make each fsync of a process take 50 to 200 ms; it counts them in a file."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    source, library = folder / "slow_disk.c", folder / "slow_disk.so"
+    source.write_text(_SLOW_DISK)
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
+    return {"LD_PRELOAD": str(library), "SLOW_DISK_COUNT": str(folder / "slow_disk.count")}
+
+
+@contextmanager
+def redis_site(folder, *more, workers=2, lease=2.0, proxied=False):
+    """A site of several workers that share a Redis; ``proxied``: they reach it through :attr:`Site.proxy`.
+
+    ``more`` are options of the command.
+    """
     from srup.store import RedisStore
 
     from .redis_server import RedisServer
@@ -551,12 +673,12 @@ def redis_site(folder, workers=2, lease=2.0, proxied=False, **settings):
     site = Site(folder)
     with contextlib.closing(site):
         (folder / "redis").mkdir()
-        site.redis = RedisServer(folder / "redis", **settings).start()
+        site.redis = RedisServer(folder / "redis").start()
         RedisStore.create(site.redis.url, SERVER, PARTITIONS)
         url = site.redis.url
         if proxied:
             site.proxy = Proxy(site.redis.port)
             url = f"redis://127.0.0.1:{site.proxy.port}/0"
         site.lease = lease
-        site.serve(url, "--workers", str(workers), "--lease", str(lease))
+        site.serve(url, "--workers", str(workers), "--lease", str(lease), *more)
         yield site

@@ -64,6 +64,10 @@ def server(
         typer.Option(metavar="MODULE:FUNCTION", help="Called with the server (of each partition): adds its handlers."),
     ] = None,
     adopt: Annotated[bool, typer.Option("--adopt", help="Take over a store that may be an old copy.")] = False,
+    witness: Annotated[
+        Path | None,
+        typer.Option(help="A folder of this machine's own, by which an old copy of Redis is told; keep it from backups."),
+    ] = None,
     password: HasPassword = False,
     broker_user: BrokerUser = None,
     ca: CaFile = None,
@@ -79,10 +83,12 @@ def server(
         if is_redis(store):
             if admission != "simple" and setup is None:
                 fail("workers have no terminal to compare values in: --app must moderate the joins")
-            share = partial(_share, identity, key_of(key, password), link, store, lease, adopt, setup, options)
+            share = partial(_share, identity, key_of(key, password), link, store, lease, adopt, witness, setup, options)
             raise typer.Exit(_supervise(identity, store, workers or 1) if _WORKER not in os.environ else share())
         if workers is not None:
             fail("workers share their state in a Redis: --store redis://host:port/db")
+        if witness is not None:
+            fail("a database has its witness beside it: --witness is for --store redis://host:port/db")
         running = srup.Server(
             identity,
             key_of(key, password),
@@ -122,6 +128,7 @@ def _share(
     store: str | None,
     lease: float,
     adopt: bool,
+    witness: Path | None,
     setup: Callable[[Any], object] | None,
     options: dict[str, Any],
 ) -> int:
@@ -135,6 +142,7 @@ def _share(
         setup=hear,
         ttl=lease,
         adopt=adopt,
+        witness=witness,
         **options,
     ).run()
     return 0
