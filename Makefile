@@ -98,6 +98,7 @@ bench-short: $(VENV)/bench.stamp
 
 docs: $(VENV)/test.stamp
 	$(VENV)/bin/python docs/states.py
+	$(VENV)/bin/python docs/metrics.py
 
 clean:
 	rm -rf $(VENV) $(PURE) $(SANITIZED) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import threading
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from srup import (
     encode,
 )
 from srup.fetch import MemoryFetcher
-from srup.transport import MemoryNetwork, MemoryTransport
+from srup.transport import LocalBroker, MemoryNetwork, MemoryTransport, MqttTransport
 from srup.update import UpdateState
 
 from .fleet import DIGEST, FIRMWARE, SERVER, URL, WAIT, Fleet, key_of, wait_until
@@ -851,6 +852,41 @@ def test_t9_messages_wait_at_the_broker_while_the_application_is_behind(pair, mo
     go_on.set()
 
 
+def test_t9_nothing_is_lost_while_the_application_is_behind(monkeypatch):
+    """A broker that may have so many messages open with us sends the rest when the handlers have caught up."""
+    if shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
+        pytest.skip("mosquitto is not installed")
+    monkeypatch.setattr("srup.transport.mqtt._RECEIVE_MAXIMUM", 50)
+    monkeypatch.setattr("srup.agent.base._HELD_FROM", 100)
+    monkeypatch.setattr("srup.agent.base._MAX_WAITING", 300)
+    go_on, taken = threading.Event(), []
+    ring = KeyRing({DEVICE: key_of(DEVICE).public_key})
+    with LocalBroker("mosquitto") as broker:
+        server = Server(
+            SERVER,
+            key_of(SERVER),
+            devices=ring,
+            broker=MqttTransport(broker.url, "server", session_expiry=4711),
+        )
+        sender = Device(
+            DEVICE,
+            key_of(DEVICE),
+            server=SERVER,
+            server_key=key_of(SERVER).public_key,
+            broker=MqttTransport(broker.url, "device"),
+        )
+        server.on_data("n", "int32")(lambda peer, data_id, value: (go_on.wait(WAIT), taken.append(value)))
+        with server, sender:
+            sender.wait_joined(WAIT)
+            for number in range(1000):
+                sender.send("n", number).result(WAIT)
+            wait_until(lambda: len(server._owed) == 50)
+            go_on.set()
+            wait_until(lambda: len(taken) == 1000)
+    assert taken == list(range(1000))
+    assert server.counts["overflow"] == 0
+
+
 # What the application does with what it is given.
 
 
@@ -961,3 +997,81 @@ def test_an_observer_that_looks_for_a_while_goes_on_doing_actions(tmp_path):
             assert not other.joined
             seen.set()
             other.wait_joined(WAIT)
+
+
+# What waits for its turn when a membership ends.
+
+
+@pytest.mark.parametrize("way", ["resign", "deregister", "terminated", "deregistered"])
+def test_an_order_whose_turn_comes_when_it_is_over_is_not_done(tmp_path, way):
+    """The handler of action 1 is busy; an action, a download and an activation wait behind it, and then all is over."""
+    done, busy, go_on, free = [], threading.Event(), threading.Event(), threading.Event()
+    fetching = threading.Event()
+    pair = Pair(tmp_path)
+
+    class Slow(MemoryFetcher):
+        def fetch(self, url, digest, folder):
+            done.append(url)
+            if url.endswith("slow"):
+                fetching.set()
+                assert free.wait(WAIT)
+            return super().fetch(url, digest, folder)
+
+    pair.device._fetcher = Slow({URL: FIRMWARE, URL + "slow": FIRMWARE, URL + "next": FIRMWARE})
+    pair.device.on_action(1)(lambda server: (busy.set(), go_on.wait(WAIT)))
+    pair.device.on_action(2)(lambda server: done.append(2))
+    pair.device.on_activate(done.append)
+    left = []
+    pair.device.on_left(left.append)
+    with pair:
+        pair.device.wait_joined(WAIT)
+        pair.server.identify(DEVICE).result(WAIT)
+        pair.action(1)
+        assert busy.wait(WAIT)
+        action = pair.action(2)
+        activation = pair.server.update(DEVICE, URL, DIGEST)
+        wait_until(lambda: activation.state is UpdateState.ACTIVATING)
+        pair.server.update(DEVICE, URL + "slow", DIGEST)
+        assert fetching.wait(WAIT)
+        pair.server.update(DEVICE, URL + "next", DIGEST)
+        session = pair.device._session
+        wait_until(lambda: sum(session._is_open(e) for e in session._partners[SERVER].exchanges.values()) >= 5)
+        match way:
+            case "resign":
+                pair.device.resign().result(WAIT)
+            case "deregister":
+                pair.device.deregister().result(WAIT)
+            case "terminated":
+                pair.server.terminate(DEVICE).result(WAIT)
+                wait_until(lambda: not pair.device.joined)
+            case "deregistered":
+                pair.server.deregister(DEVICE).result(WAIT)
+                wait_until(lambda: not pair.device.joined)
+        go_on.set()
+        free.set()
+        with pytest.raises(UnansweredError):
+            action.result(WAIT)
+        wait_until(lambda: pair.device.counts["not done"] == 3)
+        assert done == [URL, URL + "slow"]  # the two downloads that had begun
+        assert pair.device.counts["faults"] == 0
+        assert left == [SERVER]
+
+
+def test_an_activation_of_a_server_whose_key_is_dropped_meanwhile_is_not_done(tmp_path):
+    done, busy, go_on = [], threading.Event(), threading.Event()
+    pair = Pair(tmp_path)
+    pair.device.on_action(1)(lambda server: (busy.set(), go_on.wait(WAIT)))
+    pair.device.on_activate(done.append)
+    with pair:
+        pair.device.wait_joined(WAIT)
+        pair.server.identify(DEVICE).result(WAIT)
+        pair.action(1)
+        assert busy.wait(WAIT)
+        order = pair.update()
+        wait_until(lambda: order.state is UpdateState.ACTIVATING)
+        wait_until(lambda: pair.device._backlog() == 1)
+        pair.device._keys.revoke(SERVER)
+        go_on.set()
+        wait_until(lambda: not pair.device._session._activating and pair.device._backlog() == 0)
+        pair.device.send("n", 1).result(WAIT)  # whatever was in the queue has been done
+        assert done == []

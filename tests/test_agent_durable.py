@@ -4,13 +4,15 @@ import hashlib
 
 import pytest
 
-from srup import Device, KeyRing, Policy, PolicyError, PrivateKey, Server, Status, StoreError, UnansweredError
+from srup import Device, KeyRing, PolicyError, PrivateKey, Server, Status, StoreError, UnansweredError
 from srup.records import Changes
+from srup.session.base import Place
 from srup.store import MemoryStore
 from srup.transport import MemoryTransport
 from srup.update import UpdateState
 
 from .fleet import DIGEST, SERVER, URL, Fleet, key_of
+from .syndication_fleet import AWAY, AWAY_ID, HOME, HOME_ID, Federation
 
 DAY = 86400.0
 
@@ -263,6 +265,21 @@ def test_a_command_for_a_device_that_is_away_waits_and_survives_the_server(fleet
     assert (outcome.partner, outcome.request.action_id, outcome.result) == (identity, 7, Status.ACTION_SUCCESS)
 
 
+def test_a_device_that_joins_again_and_again_is_not_sent_everything_each_time(fleet):
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.network.cut(f"device-{identity:x}")
+    for _ in range(100):
+        fleet.server.action(identity, 7)
+    fleet.settle()
+    fleet.clock.now += 60.0
+    sent = []
+    session, now = fleet.server._session, fleet.clock.now
+    for _ in range(10):
+        sent.append(len(session.hurry(identity, now)))
+    assert sent == [100] + [0] * 9
+
+
 def test_a_command_that_expires_is_reported_after_a_crash(fleet):
     outcomes = []
     fleet.joined()
@@ -389,6 +406,110 @@ def test_a_value_whose_receipt_got_lost_is_confirmed_again_and_not_taken_again(f
     assert (heard, sent.result(0)) == ([1], None)
 
 
+@pytest.mark.parametrize("lost", [{0}, {1}, {0, 2}, set(range(5))], ids=repr)
+def test_values_are_taken_in_order_and_once_whatever_gets_lost(fleet, lost):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    transport = fleet.device._transport
+    publish = transport.publish
+    sends = [fleet.device.send("n", value, "uint8") for value in range(5)]
+    places = iter(range(100))
+    transport.publish = lambda *message: None if next(places) in lost else publish(*message)
+    fleet.run(lambda: all(sent.done() for sent in sends), DAY)
+    assert heard == list(range(5))
+    assert fleet.faults() == 0
+
+
+def test_values_that_expire_do_not_hold_up_those_behind_them(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    fleet.network.cut("server")
+    first = fleet.device.send("n", 1, "uint8", lifetime=60.0)
+    fleet.device.step()
+    fleet.network._sessions["server"].backlog.clear()
+    fleet.run(first.done, 120.0)
+    assert isinstance(first.exception(0), UnansweredError)
+    second = fleet.device.send("n", 2, "uint8")
+    fleet.device.step()
+    fleet.network.heal("server")
+    fleet.run(second.done, DAY)
+    assert heard[-1:] == [2]
+    assert heard in ([2], [1, 2])
+
+
+def test_values_come_in_order_when_a_device_crashes_with_many_under_way(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    fleet.network.cut("server")
+    for value in range(100):
+        fleet.device.send("n", value, "uint8")
+    fleet.device.step()
+    fleet.network._sessions["server"].backlog.clear()
+    store = fleet.stores[fleet.device.identity]
+    opened = store.open
+    store.open = lambda owner: opened(owner)._replace(exchanges=list(opened(owner).exchanges)[::-1])
+    fleet.crash_device().start(threads=False)
+    fleet.network.heal("server")
+    fleet.run(lambda: len(heard) == 100, 600.0)
+    assert heard == list(range(100))
+    assert fleet.server.counts["repeated"] <= 100
+
+
+def test_a_sender_that_has_forgotten_its_stream_begins_a_later_one(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    fleet.run(fleet.device.send("n", 1, "uint8").done, 60.0)
+    fleet.stores[fleet.device.identity] = MemoryStore()
+    places = fleet.server._session._places_in
+    places[fleet.device.identity] = Place(places[fleet.device.identity].stream * 2, 7)  # its clock has gone back
+    again = fleet.crash_device().start(threads=False)
+    sends = [again.send("n", 2, "uint8"), again.send("n", 3, "uint8")]
+    fleet.run(lambda: all(sent.done() for sent in sends), 120.0)
+    assert heard == [1, 2, 3]
+
+
+def test_values_go_on_when_the_server_was_restored_from_a_backup(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    backup = fleet.stores[SERVER].copy()
+    backup.adopt()
+    fleet.run(fleet.device.send("n", 1, "uint8").done, 60.0)
+    server = fleet.crash_server(store=backup)
+    server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    server.start(threads=False)
+    sends = [fleet.device.send("n", 2, "uint8"), fleet.device.send("n", 3, "uint8")]
+    fleet.run(lambda: all(sent.done() for sent in sends), DAY)
+    assert heard == [1, 2, 3]
+
+
+def test_an_old_receipt_does_not_begin_a_new_stream(fleet):
+    """Of two receipts that change places the later one counts."""
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    session = fleet.device._session
+    fleet.run(fleet.device.send("n", 1, "uint8").done, 60.0)
+    [[old_topic, old]] = [entry for entry in fleet.network.log if b"DATA_RECEIPT" in entry[1]][-1:]
+    del old_topic
+    fleet.run(fleet.device.send("n", 2, "uint8").done, 60.0)
+    stream = session._places_out[SERVER].stream
+    fleet.network.cut("server")
+    fleet.device.send("n", 3, "uint8")
+    fleet.device.step()
+    session._partners[SERVER].window.seen = 1  # as if it had been held back, and is heard now
+    fleet.network.inject(f"SRUP/{fleet.device.identity:x}", old)
+    fleet.device.step()
+    assert session._places_out[SERVER] == (stream, 3)
+    fleet.network.heal("server")
+    fleet.run(lambda: len(heard) == 3, DAY)
+    assert heard == [1, 2, 3]
+
+
 def test_a_value_that_nobody_knows_is_refused_and_not_confirmed(fleet):
     fleet.joined()
     sent = fleet.device.send("unknown", 1, "uint8")
@@ -445,8 +566,8 @@ def test_an_adopted_state_takes_nothing_signed_before_and_finds_its_devices(flee
     fleet.joined()
     backup = fleet.stores[SERVER].copy()
     backup.adopt()
-    fleet.device.send("n", 1, "uint8")
-    fleet.settle()
+    sent = fleet.device.send("n", 1, "uint8")
+    fleet.run(sent.done, 5.0)
     captured = [entry for entry in fleet.network.log if entry[0] == f"SRUP/{fleet.device.identity:x}"]
     fleet.clock.now += 10.0
     server = fleet.crash_server(store=backup)
@@ -552,3 +673,34 @@ def test_deployed_partners_get_what_was_not_sent_before_a_crash_byte_for_byte(tm
 
 def test_changes_are_empty_when_nothing_changed():
     assert not Changes()
+
+
+def test_a_syndication_survives_its_servers(tmp_path):
+    with Federation(tmp_path, scheme="ed25519") as world:
+        stores = {}
+        for name, identity in (("home", HOME), ("away", AWAY)):
+            stores[identity] = MemoryStore()
+            getattr(world, name)._store = stores[identity]
+        world.syndicated()
+        for name, identity in (("home", HOME), ("away", AWAY)):
+            before = getattr(world, name)
+            admitted = {"syndication_devices": [AWAY_ID]} if name == "away" else {}
+            server = world.server(identity, name, store=stores[identity], **admitted)
+            world.agents[world.agents.index(before)] = server
+            setattr(world, name, server)
+        world.away.on_syndicated_action(world.moderate)
+        for server in (world.home, world.away):
+            server.start(threads=False)
+        assert world.home.shared_devices(HOME_ID) == tuple(world.shared)
+        asked = world.home.syndicated_action(HOME_ID, world.shared[0], 1)
+        assert world.answered(asked) is Status.ACTION_SUCCESS
+        assert world.done == [(world.shared[0], 1)]
+        heard = []
+        world.home.on_syndicated_data("n", "uint8")(lambda *arguments: heard.append(arguments))
+        world.lamps[world.shared[1]].send("n", 7, "uint8")
+        world.settle()
+        assert [arguments[-1] for arguments in heard] == [7]
+        ended = world.home.end_syndication(HOME_ID)
+        world.answered(ended)
+        assert not [fact for fact in stores[HOME].open(HOME).facts if fact.name == "syndication"]
+        assert world.faults() == 0

@@ -600,3 +600,30 @@ def device_resigns(fleet, device):
     done = device.resign()
     fleet.settle()
     return done.result(0)
+
+
+@pytest.mark.parametrize("way", ["revoke", "terminate", "deregister", "another key", "resign"])
+def test_a_join_does_not_wait_for_an_observer_that_is_gone(tmp_path, way):
+    looks = []
+    fleet, device, _ = observed(tmp_path, lambda screen: looks.append(1))
+    with fleet:
+        fleet.network.cut(f"device-{AWAY:x}")  # it hears nothing from here on
+        device.join()
+        fleet.settle()
+        assert not device._joined.done()
+        match way:
+            case "another key":
+                fleet.ring.replace(AWAY, key_of(0x77).public_key)
+                wire = messages.JoinRequest(sequence_id=2**60, sender_id=AWAY, token=b"another")
+                fleet.network.inject(f"SRUP/servers/{SERVER:x}/{AWAY:x}", encode(wire, key_of(0x77)))
+            case "resign":
+                token = bind(AWAY, SERVER, fleet.clock() + 60, bytes(16))
+                wire = messages.ResignRequest(sequence_id=2**60, sender_id=AWAY, token=token)
+                fleet.network.inject(f"SRUP/{AWAY:x}", encode(wire, key_of(AWAY)))
+            case _:
+                getattr(fleet.server, way)(AWAY)
+        fleet.settle()  # which takes no time
+        with pytest.raises(PolicyError, match="JOIN_FAIL"):
+            device.wait_joined(0)
+        assert AWAY not in fleet.server.members or way == "another key"
+        assert (len(looks), fleet.faults()) == (1, 0)

@@ -18,6 +18,7 @@ from srup import (
     UnknownSenderError,
     decode,
 )
+from srup.session.join import JoinState
 from srup.transport import LocalBroker, MemoryNetwork, MemoryTransport
 
 from .fleet import WAIT, key_of, wait_until
@@ -498,6 +499,70 @@ def test_a_flood_from_one_network_does_not_fill_memory(world, monkeypatch):
         agent.step()
     assert world.bridge.counts["overflow"] == 15
     assert world.bridge._inbox.qsize() <= 6
+
+
+# One of the three is gone for good.
+
+
+GONE = {
+    "home server": [("home", f"server-{HOME:x}")],
+    "away server": [("away", f"server-{AWAY:x}")],
+    "syndication device": [("home", f"device-{HOME_ID:x}"), ("away", f"device-{AWAY_ID:x}")],
+}
+
+
+def sessions(world):
+    side = world.bridge._away
+    return [world.home._session, world.away._session, world.bridge._session, *([side._session] if side else [])]
+
+
+def open_questions(world):
+    """What is still waited for at any of the ends, joins aside, which a device asks for again and again."""
+    return [
+        (session.identity, exchange.state)
+        for session in sessions(world)
+        for partner in session._partners.values()
+        for exchange in partner.exchanges.values()
+        if session._is_open(exchange) and exchange.state is not JoinState.ASKED
+    ]
+
+
+@pytest.mark.parametrize("who", GONE)
+def test_one_of_the_three_is_gone_for_good(world, who):
+    """Every question comes to its end, both owners can end the syndication, and the counts say what got no answer."""
+    ended = {HOME: [], AWAY: []}
+    world.home.on_syndication_ended(ended[HOME].append)
+    world.away.on_syndication_ended(ended[AWAY].append)
+    for network, client in GONE[who]:
+        world.networks[network].cut(client)
+    asked = [
+        world.home.syndicated_action(HOME_ID, LAMP, 1),
+        world.home.syndicated_identify(HOME_ID, LAMP),
+        world.home.syndicated_request(HOME_ID, 7, b""),
+    ]
+    world.away.share(AWAY_ID, LAMPS[:1])
+    for _ in range(300):
+        world.lamps[LAMP].send("temperature", 21.5)
+    world.run(lambda: all(future.done() for future in asked), 400)
+    assert [type(future.exception(0)) for future in asked] == [UnansweredError] * 3
+    assert world.home.counts["unanswered"] >= 3
+    assert world.done == []
+    ends = [world.home.end_syndication(HOME_ID), world.away.terminate_syndication(AWAY_ID)]
+    world.run(lambda: all(future.done() for future in ends), 400)
+    assert ends[1].exception(0) is None  # it needs no answer
+    assert ended[AWAY] == [AWAY_ID]
+    assert isinstance(ends[0].exception(0), UnansweredError) or ended[HOME] == [HOME_ID]
+    assert world.home.shared_devices(HOME_ID) == ()
+    for server, device in ((world.home, HOME_ID), (world.away, AWAY_ID)):
+        assert server._session.syndication(device) is None
+    world.run(lambda: not open_questions(world), 90_000)  # an order or a list is good for a day
+    assert not [future for agent in (world.home, world.away) for future in agent._pending]
+    assert world.faults() == 0
+    # Everybody else goes on.
+    if who != "home server":
+        assert world.answered(world.home.identify(NEIGHBOUR)) == f"device {NEIGHBOUR:x}"
+    if who != "away server":
+        assert world.answered(world.away.action(LAMP, 1)) is Status.ACTION_SUCCESS
 
 
 # In threads.

@@ -2,10 +2,33 @@
 
 Every test shows three things: the attack is refused, nothing has changed by it, and what is refused would have worked
 without the guard, because the same thing unmodified, or with the guard off, does.
+
+Where to look for an attack of the table (docs/security.md says what must happen):
+
+T1   fast-forward                    here; test_attacks_codec.py, test_attacks_session.py
+T2   replay                          here; test_attacks_session.py, test_agent_durable.py
+T3   cross-device replay             here; test_attacks_session.py
+T4   delayed delivery                here; test_attacks_session.py
+T5   truncation and over-read        here; test_attacks_codec.py
+T6   malleability                    here; test_attacks_codec.py
+T7   algorithm confusion             here; test_attacks_codec.py
+T8   thread killer                   here
+T9   memory exhaustion               here; test_attacks_floods.py, test_agent.py, test_keyex_service.py
+T10  hijack by join command          here
+T11  update substitution             here; test_attacks_session.py
+T12  rollback                        here
+T13  envelope abuse                  here
+T14  registration squatting          test_keyex_attacks.py
+T15  key service impersonation       test_attacks_rotation.py, test_keyex_attacks.py
+T16  syndication abuse               test_attacks_syndication.py
+T17  log injection, secrets in logs  here; test_agent.py, test_keyex_service.py
+T18  broker impersonation            here; test_keyex_broker.py
 """
 
+import re
 import time
 from base64 import encodebytes
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
@@ -575,6 +598,10 @@ def test_t8_a_message_whose_handling_raises_in_the_session(field, monkeypatch, c
     assert field.fleet.network._sessions[f"device-{field.target:x}"].unsettled == {}  # or it would come again
     device.counts["faults"] = 0
     field.refused()
+    with monkeypatch.context() as unfenced:  # the control: without the fence the thread of the agent ends
+        unfenced.setattr(device, "_fenced", lambda job: job())
+        with pytest.raises(Poison):
+            field.inject(field.signed(token=token + b":" + b"y" * 99))
     monkeypatch.undo()
     field.accepted(field.signed(token=token + b":" + b"x" * 99))  # the control: there was nothing wrong with it
 
@@ -588,6 +615,37 @@ def test_t8_refused_messages_whose_callback_raises(field):
     fleet.device.counts["faults"] = 0
     fleet.refusals.clear()
     field.works()
+
+
+# T9: memory exhaustion. The floods, with their figures, are in test_attacks_floods.py.
+
+
+def test_t9_strangers_and_forgers_leave_nothing_behind(field):
+    """A stranger's join requests, and those that somebody else signs in the name of a device."""
+    fleet, session = field.fleet, field.fleet.server._session
+    forger = PrivateKey.generate("ed25519")
+    known = set(session._partners)
+
+    def request(sender):
+        token = bind(sender, SERVER, fleet.clock() + 60, fleet.randbytes(16))
+        fields = {"sequence_id": field.unused_id(), "sender_id": sender, "token": token}
+        return f"SRUP/servers/{SERVER:x}/{sender:x}", encode(JoinRequest(**fields), forger)
+
+    for sender in [*range(0x1000, 0x1100), *[field.target] * 20]:
+        topic, wire = request(sender)
+        fleet.network.inject(topic, wire)
+    fleet.settle()
+    assert fleet.errors(fleet.server) == ["UnknownSenderError"] * 0x100 + ["SignatureError"] * 20
+    assert set(session._partners) == known == set(fleet.server._pins)
+    assert [
+        exchange for partner in session._partners.values() for exchange in partner.exchanges.values() if exchange.mine
+    ] == []
+    field.works()
+    # The control: whoever is registered is remembered.
+    fleet.ring.add(0x1000, forger.public_key)
+    topic, wire = request(0x1000)
+    field.inject(wire, topic=topic)
+    assert set(session._partners) == known | {0x1000}
 
 
 # T11: update substitution.
@@ -1007,3 +1065,71 @@ def test_t17_keys_and_join_values_have_no_printable_form(caplog, tmp_path):
         secrets = [shown[0].text, shown[0].groups, shown[0].words, key.to_pem().decode().splitlines()[1]]
         assert fleet.all_joined()
         assert not [text for text in texts for secret in secrets if secret in text]
+
+
+# T18: broker impersonation and topic theft. What the broker itself forbids is in test_keyex_broker.py.
+
+
+def test_t18_a_broker_of_the_attacker_s_gets_nothing_done_by_what_it_has_heard(field):
+    """Everything that was ever said goes to everybody once more, on every topic."""
+    fleet = field.fleet
+    for identity, device in fleet.devices.items():
+        futures = [fleet.server.action(identity, 1), device.send("t", b"1")]
+        order = fleet.server.update(identity, URL, DIGEST)
+        fleet.settle()
+        assert futures[0].result(0) is Status.ACTION_SUCCESS
+        assert order.result(0) is UpdateState.ACTIVATED
+    assert list(field.done.values()) == [[1], [1]]  # the control: each in its own place, it worked
+    for done in field.done.values():
+        done.clear()
+    fleet.fetcher.asked.clear()
+    heard = []
+    fleet.server.on_data("t")(lambda *arguments: heard.append(arguments))
+    members = fleet.server.members
+    wires = [wire for _, wire in fleet.network.log]
+    topics = [f"SRUP/{one:x}" for one in fleet.devices] + [f"SRUP/servers/{SERVER:x}/{one:x}" for one in fleet.devices]
+    for topic in topics:
+        for wire in wires:
+            fleet.network.inject(topic, wire)
+    fleet.settle()
+    assert set(fleet.errors()) == {"ReplayError", "PolicyError", "UnknownSenderError"}
+    assert list(field.done.values()) == [[], []]
+    assert (fleet.fetcher.asked, heard, fleet.server.members) == ([], [], members)
+    field.works()
+
+
+def test_t18_a_device_on_the_topic_of_another_is_neither_that_device_nor_the_server(field):
+    """The broker lets it write anywhere; its key is its own."""
+    fleet = field.fleet
+    victim, thief = fleet.devices
+    own = key_of(thief)
+    fleet.server.on_data("t")(lambda *arguments: field.done[victim].append(1))
+
+    def wires(sender, key):
+        token = bind(sender, SERVER, fleet.clock() + 60, fleet.randbytes(16))
+        header = {"sequence_id": field.unused_id(), "sender_id": sender, "token": token}
+        return encode(Data(**header, data_id="t", data=b"1"), key)
+
+    field.inject(field.signed(key=own))  # as the server
+    field.refused("SignatureError")
+    field.inject(wires(victim, own))  # as the victim
+    field.refused("SignatureError", by=fleet.server)
+    field.inject(wires(thief, own))  # as itself, in the victim's place
+    field.refused("PolicyError", by=fleet.server)
+    field.inject(wires(victim, key_of(victim)))  # the control: there the victim is heard
+    assert field.done[victim][-1] == 1
+
+
+def test_every_attack_of_the_table_is_where_the_list_above_says():
+    """T1 to T18, each in the files that are named, and each of those files is named."""
+    folder = Path(__file__).parent
+    named = {}
+    for line in __doc__.splitlines():
+        if found := re.match(r"T(\d+) ", line):
+            files = re.findall(r"test_\w+\.py", line)
+            named[int(found[1])] = {*files, *(["test_attacks.py"] if " here" in line else [])}
+    assert list(named) == list(range(1, 19))
+    for number, files in named.items():
+        written = {path.name for path in folder.glob("test_*.py") if f"def test_t{number}_" in path.read_text()}
+        written -= {"test_interop.py"}  # which shows what still works against deployed peers
+        assert written == files, f"T{number}: the list at the top of this file is to name {sorted(written)}"

@@ -21,6 +21,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LEVELS = [
     {"cli", "console"},
     {"demo", "simulation", "bench"},
+    {"monitor"},
     {"agent"},
     {"transport", "store", "fetch", "keyex", "session", "update", "campaign"},
     {"codec", "keys", "keyring", "tokens", "replay", "rotation", "seal", "joinvalue", "records"},
@@ -44,7 +45,6 @@ SIDEWAYS = {
 FOR_ARCHITECTURE = [
     *("PrivateKey", "PublicKey", "KeyRing", "encode", "decode", "verify_many", "seal", "unseal", "BACKEND", "Frame"),
     *("SrupError", "DecodeError", "EncodeError", "SignatureError", "UnknownSenderError", "ReplayError", "PolicyError"),
-    "OutOfOrderError",
     *("TransportError", "UpdateError", "Device", "Server", "UpdateOrder"),
 ]
 

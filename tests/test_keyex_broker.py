@@ -62,10 +62,10 @@ def broker(tmp_path_factory):
 class Peer:
     """A client of the broker: what it hears, and what the link says."""
 
-    def __init__(self, broker, who, name=None, **files):
+    def __init__(self, broker, who, name=None, port=None, **files):
         folder = broker.folder(who)
         options = {"ca_file": folder / "ca.pem", "cert_file": folder / "client.pem"} | files
-        url = f"mqtts://127.0.0.1:{broker.port}"
+        url = f"mqtts://127.0.0.1:{port or broker.port}"
         name = name or f"{who:x}-{os.urandom(3).hex()}"
         self.transport = MqttTransport(url, name, min_pause=0.01, max_pause=0.05, session_expiry=0, **options)
         self.heard = queue.SimpleQueue()
@@ -183,6 +183,29 @@ def test_t18_a_server_reads_no_joins_of_another(peer):
     device.publish(f"SRUP/servers/{SERVER:x}/{DEVICE:x}", f"SRUP/servers/{SECOND_SERVER:x}/{DEVICE:x}")
     server.hears(f"SRUP/servers/{SERVER:x}/{DEVICE:x}")
     spy.hears(f"SRUP/servers/{SECOND_SERVER:x}/{DEVICE:x}")
+
+
+def test_t18_control_without_the_access_list_every_topic_is_everybody_s(broker, tmp_path):
+    """The same broker with the same certificates: what the three tests above see refused works here."""
+    port = free_port()
+    own = ("acl_file", "persistence", "pid_file")  # the list; the others are files that the other one has open
+    lines = [line for line in broker.conf.read_text().splitlines() if not line.startswith(own)]
+    conf = tmp_path / "open.conf"
+    conf.write_text("\n".join(lines).replace(f"listener {broker.port}", f"listener {port}") + "\n")
+    with mosquitto(conf, port), ExitStack() as stack:
+
+        def peer(who, *filters):
+            made = Peer(broker, who, port=port)
+            stack.callback(made.transport.stop, 1.0)
+            return made.start(*filters).connected()
+
+        target, spy = peer(OTHER, f"SRUP/{OTHER:x}"), peer(SECOND_SERVER, f"SRUP/servers/{SERVER:x}/#")
+        thief = peer(DEVICE, "SRUP/+")
+        thief.publish(f"SRUP/{OTHER:x}", f"SRUP/servers/{SERVER:x}/{OTHER:x}")
+        target.hears(f"SRUP/{OTHER:x}")
+        spy.hears(f"SRUP/servers/{SERVER:x}/{OTHER:x}")
+        peer(SERVER).publish(f"SRUP/{OTHER:x}")
+        thief.hears(f"SRUP/{OTHER:x}")
 
 
 # --- certificates

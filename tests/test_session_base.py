@@ -17,6 +17,7 @@ from srup.session.base import (
     KeyState,
     Now,
     Partner,
+    Place,
     ReceiptState,
 )
 from srup.session.device import DeviceState
@@ -61,6 +62,7 @@ COMMON_ROWS = """
 Action.NEW Action -> RUNNING: ActionRequested
 Action.RUNNING Action -> RUNNING:
 Action.RUNNING ANSWER -> ANSWERED: Response
+Action.RUNNING LEAVE -> ANSWERED:
 Action.RUNNING EXPIRE -> ANSWERED:
 Action.ANSWERED Action -> ANSWERED: Response
 Action.ASKED ACTION_SUCCESS -> ANSWERED: ActionAnswered
@@ -126,6 +128,7 @@ Join.ANSWERED JoinCommand -> ANSWERED: Response
 Join.NEW ObservationRequest -> OBSERVING: ObservationRequested
 Join.OBSERVING ObservationRequest -> OBSERVING:
 Join.OBSERVING ANSWER -> ANSWERED: Response
+Join.OBSERVING LEAVE -> UNANSWERED:
 Join.OBSERVING EXPIRE -> UNANSWERED:
 Join.ANSWERED ObservationRequest -> ANSWERED: Response
 Device.LEAVING RESIGN_SUCCESS -> LEFT: Left
@@ -179,6 +182,7 @@ Join.OBSERVING OBSERVED_JOIN_INVALID -> ANSWERED: Observed
 Join.ANSWERED OBSERVED_JOIN_INVALID -> ANSWERED:
 Join.OBSERVING OBSERVED_JOIN_FAIL -> ANSWERED: Observed
 Join.ANSWERED OBSERVED_JOIN_FAIL -> ANSWERED:
+Join.OBSERVING WITHDRAW -> UNANSWERED: Observed
 Join.OBSERVING EXPIRE -> UNANSWERED: Observed
 Server.NEW ResignRequest -> ANSWERED: Response Left
 Server.ANSWERED ResignRequest -> ANSWERED: Response
@@ -194,6 +198,9 @@ Update.NEW Activate -> FAILED: Unexpected Response
 Update.FETCHING Initiate -> FETCHING:
 Update.FETCHING FETCHED -> READY: Response
 Update.FETCHING FETCH_FAILED -> FAILED: Response
+Update.FETCHING LEAVE -> FAILED:
+Update.READY LEAVE -> FAILED:
+Update.ACTIVATING LEAVE -> FAILED:
 Update.FETCHING EXPIRE -> UNANSWERED:
 Update.READY Initiate -> READY: Response
 Update.READY Activate -> ACTIVATING: ActivationRequested
@@ -266,7 +273,7 @@ FITTING = {
     (JoinState.ANSWERED, m.Data): {"data_id": JOIN_OBSERVER, "data": bytes(8)},
     (JoinState.NEW, m.JoinCommand): {"device_id": DEVICE},
     **{(state, m.Data): {"data_id": KEY_ROTATION, "data": OFFER} for state in KeyState},
-    (ReceiptState.NEW, m.Data): {"data_id": DATA_RECEIPT, "data": bytes(8)},
+    (ReceiptState.NEW, m.Data): {"data_id": DATA_RECEIPT, "data": bytes(16)},
 }
 """Fields without which the receiver refuses a message although it is expected."""
 
@@ -308,6 +315,9 @@ def put(session, partner, state, mine):
         exchange.detail = Order(URL, DIGEST, hold) if session.identity == SERVER else (URL, DIGEST)
     if isinstance(state, KeyState):
         exchange.detail = OFFER
+    if state is DataState.UNCONFIRMED:
+        exchange.detail = Place(1, 1)
+        session._places_out[partner] = exchange.detail
     if isinstance(state, JoinState):
         exchange.detail = (
             (OTHER, b"join") if state is JoinState.OBSERVING else Moderated(m.HumanJoinResponse, b"sealed")
@@ -330,14 +340,18 @@ def drive(session, partner, exchange, word):
             return session.answer_key(partner, token, Status.ACTION_SUCCESS, T0)
         case Word.ANSWER if isinstance(exchange.state, JoinState):
             return session.answer_observation(partner, token, Status.OBSERVED_JOIN_VALID, T0)
+        case Word.LEAVE:
+            return session._drop_orders(session._partners[partner], T0)
         case Word.CONFIRM:
-            listed = (1).to_bytes(8, "little")
-            receipt = make(m.Data, 1, partner, bound(session.identity), data_id=DATA_RECEIPT, data=listed)
+            place = (1).to_bytes(8, "little") * 2
+            receipt = make(m.Data, 1, partner, bound(session.identity), data_id=DATA_RECEIPT, data=place)
             return session.receive(receipt, T0, nonce())
         case Word.SHOW:
             return session.show_value(partner, token, b"sealed", T0)
         case Word.OBEYED:
             return session._obeyed(session._partners[partner], Now(T0, b""), handed_over=False)
+        case Word.WITHDRAW if exchange.state is JoinState.OBSERVING:
+            return session.revoke(partner, T0)[:-1]  # the last one says that the membership is over
         case Word.WITHDRAW:
             session._moderated[exchange] = None
             another = Exchange(session._partners[partner], b"another", JoinState.NEW, T0 + 300, mine=False)
@@ -1063,9 +1077,9 @@ def test_a_policy_is_strict_or_not_and_has_a_clock_or_not(name, value):
 
 def test_a_policy_that_contradicts_itself():
     assert Policy(first_retry=9, max_retry=9, lifetime=9, key_overlap=10)
-    with pytest.raises(ValueError, match="^max_retry, 9, must not be below first_retry, 10"):
+    with pytest.raises(ValueError, match="max_retry, 9, must not be below first_retry, 10"):
         Policy(first_retry=10, max_retry=9)
-    with pytest.raises(ValueError, match="^key_overlap, 9, must be longer than lifetime, 9, or 0"):
+    with pytest.raises(ValueError, match="key_overlap, 9, must be longer than lifetime, 9, or 0"):
         Policy(lifetime=9, key_overlap=9)
 
 
@@ -1080,21 +1094,21 @@ def test_a_lifetime_that_makes_no_sense_changes_nothing(request_of, value):
     }[request_of]
     [partner] = pair.server._partners.values()
     before = partner.last_sent, dict(partner.exchanges)
-    with pytest.raises(ValueError, match="^lifetime must be a number of seconds, more than 0"):
+    with pytest.raises(ValueError, match="lifetime must be a number of seconds, more than 0"):
         ask()
     assert (partner.last_sent, partner.exchanges) == before
 
 
 @pytest.mark.parametrize("value", [0, -1, 1 << 64, True, 1.0, "1", None], ids=repr)
 def test_a_first_sequence_id_that_makes_no_sense(value):
-    for make in (lambda: ServerSession(SERVER, None, value), lambda: DeviceSession(DEVICE, [SERVER], None, value)):
-        with pytest.raises(ValueError, match="^first_sequence_id must be an int from 1 to"):
-            make()
+    for new in (lambda: ServerSession(SERVER, None, value), lambda: DeviceSession(DEVICE, [SERVER], None, value)):
+        with pytest.raises(ValueError, match="first_sequence_id must be an int from 1 to"):
+            new()
 
 
 @pytest.mark.parametrize("value", [-1, 10**18, True, 1.0, "1", NAN], ids=repr)
 def test_a_version_floor_that_makes_no_sense(value):
-    with pytest.raises(ValueError, match="^version_floor must be an int from 0 to"):
+    with pytest.raises(ValueError, match="version_floor must be an int from 0 to"):
         DeviceSession(DEVICE, [SERVER], version_floor=value)
 
 

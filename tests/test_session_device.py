@@ -16,8 +16,10 @@ from srup.session.events import (
     Left,
     Unanswered,
     Unexpected,
+    UpdateChanged,
 )
 from srup.tokens import parse
+from srup.update import UpdateState
 from srup.wire import IDENTIFICATION_RESPONSE, Status
 
 from .session_link import (
@@ -95,9 +97,8 @@ def test_resigning():
     pair = Pair().joined()
     outputs = pair.device.resign(SERVER, T0, nonce())
     token = outputs[0].message.token
-    assert pair.device.is_member(SERVER)
-    assert pair.deliver(outputs) == [Left(DEVICE, token), Left(SERVER, token)]
     assert not pair.device.is_member(SERVER)
+    assert pair.deliver(outputs) == [Left(DEVICE, token), Left(SERVER, token)]
     assert not pair.server.is_member(DEVICE)
     with pytest.raises(PolicyError, match="not joined"):
         pair.device.resign(SERVER, T0, nonce())
@@ -107,9 +108,116 @@ def test_resigning_without_an_answer_ends_the_membership_all_the_same():
     pair = Pair().joined()
     [send] = pair.device.resign(SERVER, T0, nonce())
     assert events(pair.device.tick(T0 + 299)) == []
-    assert pair.device.is_member(SERVER)
     assert pair.device.tick(T0 + 300) == [Unanswered(SERVER, send.message.token, m.ResignRequest)]
     assert not pair.device.is_member(SERVER)
+
+
+# What was ordered before a membership ends, and what is ordered after it.
+
+LEAVING = {
+    "resign": lambda pair: pair.device.resign(SERVER, T0, nonce()),
+    "deregister": lambda pair: pair.device.deregister(SERVER, T0, nonce()),
+    "terminated": lambda pair: pair.deliver(pair.server.terminate(DEVICE, T0, nonce())),
+    "deregistered": lambda pair: pair.deliver(pair.server.deregister(DEVICE, T0, nonce())),
+}
+
+
+@pytest.mark.parametrize("way", LEAVING)
+def test_what_waits_when_a_membership_ends_is_over(way):
+    pair = Pair().joined()
+    action, fetching, ready, activating = pair.action(), pair.update(), pair.update(hold=True), pair.update()
+    pair.deliver(pair.device.fetched(SERVER, ready.token, T0))
+    pair.deliver(pair.device.fetched(SERVER, activating.token, T0))
+    waiting = action, fetching, activating
+    assert all(pair.device.awaits(SERVER, event.token) for event in waiting)
+    LEAVING[way](pair)
+    assert not any(pair.device.awaits(SERVER, event.token) for event in waiting)
+    decisions = [
+        lambda: pair.device.answer_action(SERVER, action.token, Status.ACTION_SUCCESS, T0),
+        lambda: pair.device.fetched(SERVER, fetching.token, T0),
+        lambda: pair.device.activated(SERVER, activating.token, T0),
+    ]
+    for decision in decisions:
+        with pytest.raises(PolicyError, match="does not fit: the exchange with"):
+            decision()
+
+
+@pytest.mark.parametrize("way", ["resign", "deregister"])
+@pytest.mark.parametrize("answered", [True, False], ids=["confirmed", "not confirmed"])
+def test_orders_that_arrive_after_we_left_are_not_taken(way, answered):
+    pair = Pair().joined()
+    sends = [
+        *pair.server.action(DEVICE, 7, T0, nonce()),
+        *pair.server.update(DEVICE, URL, DIGEST, T0, nonce()),
+        *pair.server.identify(DEVICE, T0, nonce()),
+        *pair.server.data(DEVICE, "n", b"1", T0, nonce()),
+    ]
+    outputs = LEAVING[way](pair)
+    if answered and way == "resign":
+        pair.deliver(outputs)
+    for send in sends:
+        [unexpected] = pair.device.receive(send.message, T0, nonce())
+        assert (type(unexpected), unexpected.why) == (Unexpected, f"{SERVER:x} is not joined")
+
+
+def test_a_repeated_order_is_answered_with_a_failure_when_we_come_back():
+    """The server may not have heard that we left; it must not wait for what will not be done."""
+    pair = Pair().joined()
+    [initiate] = sends(pair.server.update(DEVICE, URL, DIGEST, T0, nonce()))
+    pair.device.receive(initiate, T0, nonce())
+    pair.device.resign(SERVER, T0, nonce())  # which gets lost
+    [changed] = events(pair.join(), UpdateChanged)  # the order comes again as soon as we are back
+    assert (changed.state, changed.status) == (UpdateState.FAILED, Status.UPDATE_FAIL_FILE)
+
+
+def test_a_repeated_action_is_not_done_when_we_come_back():
+    pair = Pair().joined()
+    [action] = sends(pair.server.action(DEVICE, 7, T0, nonce()))
+    pair.device.receive(action, T0, nonce())
+    pair.device.resign(SERVER, T0, nonce())  # which gets lost
+    with pytest.raises(PolicyError, match="no answer to repeat"):
+        pair.join()  # it comes again as soon as we are back
+    assert pair.device.is_member(SERVER)
+
+
+def test_firmware_that_became_active_after_we_left_is_the_floor_all_the_same():
+    """T12: a handler that was running when the membership ended, or the order expired, has replaced the old one."""
+    for late in (False, True):
+        pair = Pair().joined()
+        pair.device.version_floor = 1
+        first = pair.update(version=2, hold=True)
+        second = pair.update(version=3)
+        for event in (first, second):
+            told = pair.deliver(pair.device.fetched(SERVER, event.token, T0))
+        assert told[-1] == ActivationRequested(SERVER, second.token, DIGEST)
+        now = T0
+        if late:
+            now = T0 + 90_000
+            pair.device.tick(now)
+        else:
+            pair.device.resign(SERVER, T0, nonce())
+        with pytest.raises(PolicyError, match="ACTIVATED does not fit"):
+            pair.device.activated(SERVER, second.token, now)
+        assert pair.device.version_floor == 3
+
+
+def test_while_newer_firmware_is_being_activated_nothing_older_is_even_after_we_left():
+    pair = Pair().joined()
+    pair.device.version_floor = 1
+    newer = pair.update(version=3)
+    pair.deliver(pair.device.fetched(SERVER, newer.token, T0))
+    pair.device.resign(SERVER, T0, nonce())
+    pair.join()
+    older = pair.update(version=2)
+    told = pair.deliver(pair.device.fetched(SERVER, older.token, T0))
+    assert [event.why for event in events(told, Unexpected)] == [
+        "the firmware is of version 2, and by now the floor is 3"
+    ]
+    with pytest.raises(PolicyError):
+        pair.device.activation_failed(SERVER, newer.token, T0)
+    another = pair.update(version=2)  # control: the newer one was not activated after all
+    told = pair.deliver(pair.device.fetched(SERVER, another.token, T0))
+    assert ActivationRequested(SERVER, another.token, DIGEST) in told
 
 
 def test_a_join_that_fails_to_be_renewed_for_want_of_an_answer_leaves_the_membership():
@@ -230,3 +338,17 @@ def test_a_device_that_requires_binding_is_not_for_old_servers(old):
     assert [type(event) for event in converse(session, old, session.join(SERVER, T0, nonce()))] == [JoinAnswered]
     with pytest.raises(PolicyError, match="not bound"):
         session.receive(old.send(m.Action), T0, nonce())
+
+
+def test_what_has_expired_is_not_awaited_any_more():
+    pair = Pair().joined()
+    action, update = pair.action(), pair.update()
+    pair.device.tick(T0 + 330)
+    assert pair.device.awaits(SERVER, action.token)
+    pair.device.tick(T0 + 331)
+    assert not pair.device.awaits(SERVER, action.token)
+    assert pair.device.awaits(SERVER, update.token)
+    assert not pair.device.awaits(SERVER, b"unknown")
+    assert not pair.device.awaits(OTHER, update.token)
+    [send] = pair.device.action(SERVER, 1, T0, nonce())
+    assert not pair.device.awaits(SERVER, send.message.token)  # the server is to do it

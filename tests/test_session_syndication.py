@@ -1131,3 +1131,61 @@ def test_what_a_home_server_without_a_clock_asks_for_crosses(chain, kind):
     [event] = chain.outcome(ASK[kind](chain, LAMP))
     assert isinstance(event, e.SyndicatedIdentified) or event.status is Status.ACTION_SUCCESS
     assert chain.refused == []
+
+
+# Numbers of a list: 1 to n of srup, 0 to n - 1 of a deployed server, and nothing in between.
+
+
+def test_a_list_of_srup_has_no_number_0(chain):
+    """With two of three devices and a number 0 the list would be as long as it should be."""
+    token = chain.away.syndication(AWAY_ID).token
+    entry = next_message(chain, m.SyndicatedDeviceList, AWAY_ID, AWAY, token, device_sequence=0, device_id=UNKNOWN)
+    refused(chain.away_side, entry, match="no number 0")
+    assert entries(chain) == dict(enumerate(LAMPS, 1))
+
+
+def test_an_incomplete_list_of_srup_with_a_number_0_is_asked_for_again():
+    chain = Chain().joined()
+    heal = lose(chain, "away", AWAY_ID, m.SyndicatedDeviceList, lambda message: message.device_sequence != 3)
+    chain.begin()
+    token = chain.away.syndication(AWAY_ID).token
+    entry = next_message(chain, m.SyndicatedDeviceList, AWAY_ID, AWAY, token, device_sequence=0, device_id=UNKNOWN)
+    chain.hear("away", AWAY_ID, entry)
+    assert chain.events(HOME, e.DevicesShared) == []
+    heal()
+    chain.advance(T0 + 5)
+    assert [event.devices for event in chain.events(HOME, e.DevicesShared)] == [LAMPS]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shared"),
+    [
+        ([0, 1], (0, 1)),
+        ([1, 0], (0, 1)),
+        ([1, 2], (1, 2)),
+        ([2, 1], (1, 2)),
+        ([0, 2, 1], (0, 1)),  # 2 does not fit a list that has a 0
+        ([2, 0, 1], (1, 2)),
+        ([0, 2], None),
+        ([2, 0], None),
+        ([0], None),
+        ([2], None),
+        ([1], None),
+    ],
+    ids=str,
+)
+def test_a_list_of_a_deployed_server_is_complete_when_it_has_all_of_one_kind(old_away, numbers, shared):
+    chain, _, say = old_away
+    say(m.SyndicatedDeviceCount, count=2)
+    for number in numbers:
+        say(m.SyndicatedDeviceList, device_sequence=number, device_id=LAMPS[0] + number)
+    told = [event.devices for event in chain.events(HOME, e.DevicesShared)]
+    assert told[-1:] == ([] if shared is None else [tuple(LAMPS[0] + number for number in shared)])
+
+
+def test_a_list_of_nobody_has_no_entry(old_away):
+    chain, _, say = old_away
+    say(m.SyndicatedDeviceCount, count=0)
+    say(m.SyndicatedDeviceList, device_sequence=0, device_id=LAMP)
+    assert [event.devices for event in chain.events(HOME, e.DevicesShared)] == [()]
+    assert entries(chain) == {}

@@ -68,6 +68,11 @@ def test_nobody_gives_up_more_than_the_newcomer_needs():
     assert sorted(len(plan.release) for plan in plans.values()) == [0, 10, 11]
 
 
+def test_the_odd_ones_stay_where_they_are():
+    holders = dict(enumerate("c" * 22 + "a" * 21 + "b" * 21))
+    assert all(share(each, "abc", holders, PARTITIONS) == (set(), set()) for each in "abc")
+
+
 # --- a fleet, its clock and an arbiter in memory
 
 
@@ -249,15 +254,17 @@ def test_the_time_counts_from_before_the_request():
     assert not lease.valid()
 
 
-def test_a_renewal_that_comes_too_late_revives_nothing():
+@pytest.mark.parametrize("late", [0.2, TTL])
+def test_a_renewal_that_comes_too_late_revives_nothing(late):
     fleet = Fleet()
     worker = fleet.join()
     lease = worker.step(fleet.now).gained[0]
+    fleet.now += TTL - worker.leases.margin - 0.1
     renew = fleet.shelf.renew
 
     def slow(*arguments):
         found = renew(*arguments)
-        fleet.now += TTL
+        fleet.now += late
         return found
 
     fleet.shelf.renew = slow

@@ -20,7 +20,8 @@ from redis.retry import Retry
 from srup import LeaseLostError, StoreError
 from srup.records import AuditRow, Changes, ExchangeRecord, Fact, InboxEntry, PartnerRecord
 from srup.store import Leases, RedisStore, commit_many
-from srup.store.lease import Lease
+from srup.store.keyspace import Keyspace
+from srup.store.lease import Lease, RedisArbiter
 
 from .fleet import WAIT
 from .keyex_site import free_port
@@ -290,6 +291,16 @@ def test_a_lease_that_was_lost_prunes_nothing(site):
     assert site.server.client.zcard(site.key("audit")) == 1
 
 
+def test_of_two_who_see_a_free_partition_one_gets_it(site):
+    arbiter = RedisArbiter(Keyspace(site.server.url, site.owner))
+    site.server.client.delete(site.key("lease", 1))
+    assert arbiter.acquire([0, 1], "other", 60.0) == [0, 2]
+    assert site.server.client.get(site.key("lease", 1)) == b"other:2"
+    assert arbiter.acquire([0, 1], "third", 60.0) == [0, 0]
+    assert site.server.client.get(site.key("lease", 1)) == b"other:2"
+    arbiter.keyspace.close()
+
+
 def test_two_workers_share_and_hand_over(server):
     site = Site(server, partitions=8)
     other = site.worker()
@@ -549,6 +560,19 @@ def test_damage_is_noticed_at_the_opening(site, harm, words):
         site.content()
 
 
+def test_a_partition_that_changes_while_it_is_read(site, monkeypatch):
+    store = RedisStore(site.held[0])
+    load = store._load
+
+    def meddle():
+        site.server.client.hincrby(site.key("meta"), "commit", 1)
+        return load()
+
+    monkeypatch.setattr(store, "_load", meddle)
+    with pytest.raises(StoreError, match="has written while it was read"):
+        store.open(site.owner)
+
+
 def test_lost_windows_are_noticed_by_the_next_commit(site):
     store = site.store()
     store.commit(Changes(partners=[window(1, 1), window(2, 1)]))
@@ -641,6 +665,7 @@ def test_more_changes_after_an_answer_that_was_lost_come_on_top(site, failures):
             proxy.cut = 2
             with pytest.raises(StoreError):
                 store.commit(Changes(partners=[window(1, 5 + number)]))
+            assert len(store._unconfirmed) <= 16
         store.commit(Changes(partners=[window(1, 100)]))
         store.commit(Changes(partners=[window(2, 1)]))
         assert list(store.open(store.keyspace.owner).partners) == [window(1, 100), window(2, 1)]
@@ -810,11 +835,13 @@ def test_waiting_for_a_replica(own_server, tmp_path):
         store.commit(changes)
     with pytest.raises(StoreError, match="0 of 1 replicas have the commit"):
         store.commit(changes)
+    with pytest.raises(StoreError, match="0 of 1 replicas have the commit"):
+        store.commit(Changes(partners=[window(1, 1)]))  # other changes come on top
     # Without files of its own: a server that is writing its first ones does not end when it is told to.
     with redis_server(tmp_path / "replica", appendonly="no", replicaof=f"127.0.0.1 {own_server.port}") as replica:
         patient = site.store(replicas=1, patience=WAIT)
         patient.commit(Changes(partners=[window(1, 2)]))
-        assert replica.client.hget(site.key("meta"), "commit") == b"2"
+        assert int(replica.client.hget(site.key("meta"), "commit")) >= 2
     assert ids(patient.audit()) == [1]
 
 
@@ -882,7 +909,8 @@ def test_threads_of_one_worker(server):
 # --- Redis Cluster
 
 
-def test_redis_cluster(tmp_path):
+@pytest.mark.parametrize("kind", ["of one node", "of the cluster"])
+def test_redis_cluster(tmp_path, kind):
     """One node with all slots: it refuses a command or script whose keys are not of one slot."""
     with redis_server(tmp_path, cluster_enabled="yes", cluster_port=str(free_port())) as server:
         server.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
@@ -891,6 +919,13 @@ def test_redis_cluster(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         site = Site(server, partitions=4)
+        if kind == "of the cluster":
+            site.leases.close()
+            client = redis.RedisCluster(host="127.0.0.1", port=server.port)
+            site.leases = site.worker(url=client)
+            site.held = sorted(site.leases.step().gained, key=lambda lease: lease.partition)
+            with pytest.raises(ValueError, match="need a client of one server"):
+                site.store(replicas=1)
         assert len(site.held) == 4
         stores = [site.store(number) for number in range(4)]
         changes = Changes(
@@ -902,6 +937,7 @@ def test_redis_cluster(tmp_path):
         assert commit_many((store, changes) for store in stores) == [None] * 4
         assert list(site.content(3).partners) == changes.partners
         assert stores[0].prune(5.0) == 1
+        assert site.leases.step().error is None
         site.leases.close()
 
 

@@ -667,6 +667,29 @@ class TestMqtt:
             assert "certificate verify failed" in one.wait(False)
             one.transport.stop(0)
 
+    def test_no_more_is_open_than_may_be_even_if_the_broker_sends_more(self, mosquitto, monkeypatch):
+        monkeypatch.setattr(mqtt_module, "_RECEIVE_MAXIMUM", 50)
+        receiver = Peer(MqttTransport(mosquitto.url, "full", session_expiry=4712))
+        receiver.transport.subscribe("SRUP/full")
+        receiver.connect()
+        sender = Peer(MqttTransport(mosquitto.url, "filler")).connect()
+        with ExitStack() as stack:
+            stack.callback(receiver.transport.stop)
+            stack.callback(sender.transport.stop)
+            sender.send(*numbers(2000), topic="SRUP/full")
+            waiting, heard, most = [], [], 0
+            while len(heard) < 2000:
+                waiting.append(receiver.inbox.get(timeout=PATIENCE))
+                heard.append(waiting[-1].payload)
+                most = max(most, receiver.transport._link.open)
+                if len(waiting) == 40:  # settled now and then, and never all
+                    for delivery in waiting[:30]:
+                        delivery.ack()
+                    del waiting[:30]
+            assert heard == numbers(2000)
+            assert most <= 50 + 1
+            assert receiver.states.empty()
+
     def test_stopping_an_idle_transport_is_quick(self, mosquitto):
         for _ in range(5):
             one = Peer(MqttTransport(mosquitto.url, "quick")).connect()

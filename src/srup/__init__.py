@@ -15,7 +15,6 @@ from .errors import (
     InvalidKeyError,
     KeyServiceError,
     LeaseLostError,
-    OutOfOrderError,
     PolicyError,
     ReplayError,
     SealError,
@@ -78,6 +77,7 @@ if TYPE_CHECKING:
         SyndicationDevice,
         SyndicationServer,
         UpdateOrder,
+        Vitals,
     )
     from .agent.worker import Worker
     from .fetch import FetchPolicy, file_digest
@@ -97,6 +97,7 @@ _AT_FIRST_USE = {
     "SyndicationDevice": "agent",
     "SyndicationServer": "agent",
     "UpdateOrder": "agent",
+    "Vitals": "agent",
     "RedisStore": "store",
     "Worker": "agent.worker",
     "FetchPolicy": "fetch",
@@ -150,7 +151,6 @@ __all__ = [
     "ObservationRequest",
     "ObservedJoinRequest",
     "ObservedJoinResponse",
-    "OutOfOrderError",
     "Outcome",
     "PendingJoin",
     "Policy",
@@ -188,6 +188,7 @@ __all__ = [
     "UnknownSenderError",
     "UpdateError",
     "UpdateOrder",
+    "Vitals",
     "Worker",
     "backend_info",
     "decode",

@@ -10,8 +10,7 @@
     ├── UnknownSenderError   a sender whose key is not registered (``sender_id``)
     ├── ReplayError          a sequence id that was seen before or is too old (``sequence_id``)
     ├── PolicyError          a genuine message that must not take effect here: bound to another
-    │   │                    recipient, expired, from an untrusted server, out of order
-    │   └── OutOfOrderError  a value that came before the one that it follows
+    │                        recipient, expired, from an untrusted server, out of order
     ├── SealError            a sealed value that does not open; one error for every cause
     ├── UnansweredError      a partner did not answer before the time was over
     ├── UpdateError          firmware could not be fetched, checked or activated (``status``)
@@ -29,7 +28,6 @@ __all__ = [
     "InvalidKeyError",
     "KeyServiceError",
     "LeaseLostError",
-    "OutOfOrderError",
     "PolicyError",
     "ReplayError",
     "SealError",
@@ -72,10 +70,6 @@ class ReplayError(SrupError):
 
 class PolicyError(SrupError):
     """A message is genuine and fresh, and still must not take effect here."""
-
-
-class OutOfOrderError(PolicyError):
-    """A value came before the one that it follows; it has no effect, and its sender sends both again."""
 
 
 class SealError(SrupError):

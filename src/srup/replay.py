@@ -33,16 +33,6 @@ class ReplayWindow:
         if behind >= 0 and self.seen >> behind & 1:
             raise ReplayError(sequence_id, "was accepted before")
 
-    def has(self, sequence_id: int) -> bool:
-        """Tell whether this id is known to have been accepted; of those that fell behind, nobody knows any more."""
-        behind = self.highest - sequence_id
-        return sequence_id > 0 and 0 <= behind < WINDOW_SIZE and bool(self.seen >> behind & 1)
-
-    def lacks(self, sequence_id: int) -> bool:
-        """Tell whether this id may yet be accepted."""
-        behind = self.highest - sequence_id
-        return behind < 0 or (behind < WINDOW_SIZE and not self.seen >> behind & 1)
-
     def accept(self, sequence_id: int) -> None:
         """Record an id, or raise ReplayError and change nothing."""
         self.check(sequence_id)

@@ -8,10 +8,11 @@ A version 5 message does not say who it is for. A bound token does, and the sign
 leading zeros. Without the sender, somebody else could ask under a token that he has overheard, and the signed answer to
 him would pass for the answer to its maker. ``expiry`` is the last second at which the message may take effect, in
 decimal Unix time, ``nonce`` 22 characters of base64url (128 random bits). More fields may follow, each after a colon.
-In an update order ``v<number>`` is the version of the firmware in decimal (T12). In a value, ``r`` asks for a receipt,
-and ``r<id>,<until>`` besides says which value it follows (docs/extensions.md, "Receipts"). A reader ignores fields that it does not know. The whole is ASCII without spaces, so a
-deployed peer takes it for an opaque text and repeats it in its answer. A token that begins with ``srup5:`` and does not
-have this form is malformed: it is refused, not taken for opaque.
+In an update order ``v<number>`` is the version of the firmware in decimal (T12). ``r`` asks for a receipt, and in a
+value ``r<stream>.<number>`` says besides which place it has among those of its sender (docs/extensions.md, "Receipts").
+A reader ignores fields that it does not know. The whole is ASCII without spaces, so a deployed peer takes it for an
+opaque text and repeats it in its answer. A token that begins with ``srup5:`` and does not have this form is malformed:
+it is refused, not taken for opaque.
 """
 
 import re
@@ -20,7 +21,7 @@ from typing import Final, NamedTuple
 
 from .errors import PolicyError
 
-__all__ = ["NONCE_SIZE", "BoundToken", "Follows", "bind", "parse"]
+__all__ = ["NONCE_SIZE", "BoundToken", "bind", "parse"]
 
 NONCE_SIZE: Final = 16
 """How many random bytes a token takes."""
@@ -31,25 +32,18 @@ MAX_VERSION: Final = 10**18 - 1
 _NEVER: Final = 10**18  # the first expiry that has too many digits
 _PREFIX: Final = b"srup5:"
 _VERSION: Final = re.compile(rb":v(0|[1-9][0-9]{0,17})(?=:|\Z)")
-_RECEIPT: Final = re.compile(rb":r(?:([1-9][0-9]{0,19}),(0|[1-9][0-9]{0,17}))?(?=:|\Z)")
+_RECEIPT: Final = re.compile(rb":r(?:([1-9][0-9]{0,19})\.([1-9][0-9]{0,19}))?(?=:|\Z)")
 _FORM: Final = re.compile(
     rb"srup5:(0|[1-9a-f][0-9a-f]{0,15}):(0|[1-9a-f][0-9a-f]{0,15}):(0|[1-9][0-9]{0,17}):([A-Za-z0-9_-]{22})"
     rb"(?::[!-9;-~]*)*"
 )
 
 
-class Follows(NamedTuple):
-    """The value that another one follows: its sequence id, and when no earlier one is good any more (Unix seconds)."""
-
-    sequence_id: int
-    until: int
-
-
 class BoundToken(NamedTuple):
     """What a bound token says; ``expiry`` in seconds of Unix time, ``version`` that of the firmware of an order.
 
-    ``receipt`` says that the sender of a value wants to know when it is there for good, ``follows`` which value must
-    be there before.
+    ``receipt`` says that the sender wants to know what is there for good; ``place`` is the stream and the number in it
+    of a value that must neither get lost nor change places with others.
     """
 
     sender: int
@@ -58,7 +52,7 @@ class BoundToken(NamedTuple):
     nonce: bytes
     version: int | None = None
     receipt: bool = False
-    follows: Follows | None = None
+    place: tuple[int, int] | None = None
 
 
 def bind(
@@ -68,12 +62,12 @@ def bind(
     nonce: bytes,
     version: int | None = None,
     receipt: bool = False,
-    follows: Follows | None = None,
+    place: tuple[int, int] | None = None,
 ) -> bytes:
     """Return a new token of ``sender`` for ``recipient``, good until ``expiry`` (Unix seconds, rounded down).
 
-    ``nonce`` is 16 bytes that are used once and nobody can guess, ``version`` a number below 10**18; only a value with
-    a ``receipt`` ``follows`` another one. Raises ValueError for what :func:`parse` would refuse.
+    ``nonce`` is 16 bytes that are used once and nobody can guess, ``version`` a number below 10**18. Raises ValueError
+    for what :func:`parse` would refuse.
     """
     if not (0 <= sender < 1 << 64 and 0 <= recipient < 1 << 64):
         raise ValueError("sender and recipient are identities in 0..2**64-1")
@@ -84,9 +78,11 @@ def bind(
     if version is not None and (type(version) is not int or not 0 <= version <= MAX_VERSION):
         raise ValueError(f"a firmware version is a number in 0..10**18-1, not {version!r}")
     text = urlsafe_b64encode(nonce).rstrip(b"=")
-    named = (b"" if version is None else b":v%d" % version) + (b":r" if receipt else b"")
-    if follows is not None:
-        named += b"%d,%d" % follows
+    named = b"" if version is None else b":v%d" % version
+    if place is not None:
+        named += b":r%d.%d" % place
+    elif receipt:
+        named += b":r"
     return b"%s%x:%x:%d:%s%s" % (_PREFIX, sender, recipient, max(0, int(expiry)), text, named)
 
 
@@ -104,8 +100,8 @@ def parse(token: bytes) -> BoundToken | None:
     if len(versions) > 1:
         raise PolicyError(f"a bound token with several versions {token[:80]!r}")
     version = int(versions[0]) if versions else None
-    receipt = _RECEIPT.search(token, form.end(4))
-    follows = Follows(int(receipt[1]), int(receipt[2])) if receipt is not None and receipt[1] else None
-    return BoundToken(
-        int(sender, 16), int(recipient, 16), int(expiry), nonce, version, receipt is not None, follows
-    )
+    receipts = _RECEIPT.findall(token, form.end(4))
+    if len(receipts) > 1 or any(int(number or 0) >= 1 << 64 for place in receipts for number in place):
+        raise PolicyError(f"a bound token that asks for several receipts, or for none that there is {token[:80]!r}")
+    place = (int(receipts[0][0]), int(receipts[0][1])) if receipts and receipts[0][0] else None
+    return BoundToken(int(sender, 16), int(recipient, 16), int(expiry), nonce, version, bool(receipts), place)

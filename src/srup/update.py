@@ -20,7 +20,7 @@ class Word(Enum):
     ANSWER = "the owner answers"
     ALLOW = "the owner lets it happen"
     SHOW = "the value that the device is to show is made"
-    WITHDRAW = "the device began another join"
+    WITHDRAW = "the device began another join, or is gone"
     OBEYED = "the device did as it was told"
     CONFIRM = "the partner has it for good"
     FETCHED = "the file is there and its digest is right"
@@ -28,6 +28,7 @@ class Word(Enum):
     ACTIVATE = "the operator says so"
     ACTIVATED = "the firmware is active"
     ACTIVATION_FAILED = "the firmware is not active"
+    LEAVE = "the membership ends"
     EXPIRE = "the time is over"
 
 
@@ -75,12 +76,15 @@ DEVICE_TABLE: Final[Table] = {
     (_S.READY, Activate): Step(_S.ACTIVATING, "begin_activation"),
     (_S.ACTIVATING, Initiate): Step(_S.ACTIVATING, "same_order"),
     (_S.ACTIVATING, Activate): Step(_S.ACTIVATING),
-    (_S.ACTIVATING, Word.ACTIVATED): Step(_S.ACTIVATED, "confirm_activation"),
+    (_S.ACTIVATING, Word.ACTIVATED): Step(_S.ACTIVATED, "answer"),
     (_S.ACTIVATING, Word.ACTIVATION_FAILED): Step(_S.FAILED, "answer"),
     (_S.ACTIVATED, Initiate): Step(_S.ACTIVATED, "answer_same_order"),
     (_S.ACTIVATED, Activate): Step(_S.ACTIVATED, "repeat_answer"),  # a token activates once
     (_S.FAILED, Initiate): Step(_S.FAILED, "answer_same_order"),
     (_S.FAILED, Activate): Step(_S.FAILED, "refuse_activation"),
+    (_S.FETCHING, Word.LEAVE): Step(_S.FAILED, "give_order_up"),
+    (_S.READY, Word.LEAVE): Step(_S.FAILED, "give_order_up"),
+    (_S.ACTIVATING, Word.LEAVE): Step(_S.FAILED),
     (_S.FETCHING, Word.EXPIRE): Step(_S.UNANSWERED),
     (_S.READY, Word.EXPIRE): Step(_S.UNANSWERED),
     (_S.ACTIVATING, Word.EXPIRE): Step(_S.UNANSWERED),

@@ -9,7 +9,6 @@ from typing import Annotated
 import srup_native
 
 __all__ = [
-    "DATA_FORGOTTEN",
     "DATA_RECEIPT",
     "IDENTIFICATION_RESPONSE",
     "JOIN_OBSERVER",
@@ -39,9 +38,6 @@ KEY_ROTATION = "KEY_ROTATION"
 
 DATA_RECEIPT = "DATA_RECEIPT"
 """The ``data_id`` of the Data message that says which values are there for good (docs/extensions.md, "Receipts")."""
-
-DATA_FORGOTTEN = "DATA_FORGOTTEN"
-"""The ``data_id`` of the Data message that says of which values nobody knows any more whether they were taken."""
 
 JOIN_OBSERVER = "JOIN_OBSERVER"
 """The ``data_id`` of the Data message with which a refused simple join is told of an observer (docs/extensions.md)."""

@@ -6,6 +6,7 @@ from .reader import CommandReader
 from .server import PendingJoin, Server, UpdateOrder
 from .syndication import AwayNetwork, SyndicationDevice, SyndicationServer
 from .turn import Handling
+from .vitals import Vitals
 
 __all__ = [
     "Agent",
@@ -20,4 +21,5 @@ __all__ = [
     "SyndicationDevice",
     "SyndicationServer",
     "UpdateOrder",
+    "Vitals",
 ]

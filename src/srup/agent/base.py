@@ -29,7 +29,6 @@ from .. import rotation
 from ..codec import decode, encode, verify_many
 from ..errors import (
     LeaseLostError,
-    OutOfOrderError,
     PolicyError,
     ReplayError,
     SealError,
@@ -53,8 +52,10 @@ from ..session.events import (
     DataConfirmed,
     DataReceived,
     DataRefused,
+    DataRepeated,
     Event,
     KeyOffered,
+    TokenChanged,
     Unanswered,
     Unexpected,
 )
@@ -65,6 +66,7 @@ from ..transport.topics import Address, device_topic, join_topic, parse_topic
 from ..wire import IDENTIFICATION_RESPONSE, Status
 from .dataqueue import DataQueue, Value, Waiting
 from .turn import Call, Dispatch, Handling, Turn
+from .vitals import Vitals
 
 __all__ = ["Agent", "Outcome", "Refusal"]
 
@@ -79,6 +81,7 @@ _BATCH: Final = 256  # messages that are verified together at most
 _TURN: Final = 1024  # things that are done in one turn, and made durable in one commit, at most
 _STORE_PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to write to a store that refuses
 _MAX_WAITING: Final = 10_000  # messages and handlers that wait at most; a broker keeps what does not get in
+_HELD_FROM: Final = 5_000  # handlers that wait: from then on nothing is settled, so that the broker sends no more
 _MAX_REFUSALS: Final = 256  # handlers that wait at most when one more refusal is told
 
 
@@ -178,9 +181,11 @@ class Agent:
     """The base of Device and Server. Public methods may be called from any thread.
 
     ``run``, ``start`` and ``stop`` are for real life; a simulation calls ``start(threads=False)`` and :meth:`step`.
-    ``counts`` tells how many messages were ``received``, ``verified``, ``sent``, refused (by the error's name) and
-    ``faults``, things that raised where nothing should. ``handling`` says to a handler what it is called for, and
-    whether for the first time (:class:`Handling`). ``store_error`` is None while the store writes.
+    ``counts`` tells how many messages were ``received``, ``verified``, ``sent``, refused (by the error's name), how
+    many orders were ``not done`` because all was over when their turn came, and ``faults``, things that raised where
+    nothing should. ``handling`` says to a handler what it is called for, and whether for the first time
+    (:class:`Handling`). ``store_error`` is None while the store writes. :meth:`vitals` tells how it goes,
+    :meth:`on_measured` how large its batches are and how long its commits take (docs/observability.md).
     """
 
     def __init__(
@@ -202,7 +207,9 @@ class Agent:
         self.connected = False
         self._link = "not started"  # what the transport said last
         self._session = session
-        self._observe: Callable[[str, float], object] = lambda name, value: None  # for whoever measures
+        self._measuring: tuple[Callable[[str, float], object], ...] = ()
+        self._turn_began: float | None = None  # on the monotonic clock; None while the thread waits
+        self._handler_began: float | None = None
         self._key = key
         self._retired: tuple[PrivateKey, float] | None = None  # what was sealed to it opens until then
         self._keys = keys  # of the partners
@@ -223,6 +230,7 @@ class Agent:
         self._handed_over: deque[tuple[int, int]] = deque()  # outbox entries that the broker has
         self._queue = DataQueue()
         self._facts: dict[int, dict[str, str]] = {}
+        self._unknown: deque[tuple[int, bytes]] = deque()  # values of this turn that nobody takes
         self._again = False  # what is being told was told before, perhaps, by the process before this one
         self.handling: Handling | None = None
         self._pending: dict[tuple[int, bytes], Future[Any]] = {}
@@ -233,6 +241,7 @@ class Agent:
         self._aside: Executor = Inline()  # for handlers that wait for a person or a camera
         self._jobs: set[Future[Any]] = set()  # of the application's thread
         self._submitting = threading.Lock()
+        self._owed: deque[Callable[[], None]] = deque()  # settles what is settled when the handlers have caught up
         self._submitted_jobs = 0
         self._started_jobs = 0
         self._thread: threading.Thread | None = None
@@ -292,7 +301,7 @@ class Agent:
         self._stopped.set()
         self._drain()
         for future in self._turn.futures:
-            future.set_exception(TransportError("stopped before it could be made durable"))
+            _end(future, TransportError("stopped before it could be made durable"))
         while self._pending:
             _, future = self._pending.popitem()
             future.set_exception(TransportError("stopped before the answer came"))
@@ -317,6 +326,8 @@ class Agent:
                 work = self._inbox.get(patience > 0, patience)
             except queue.Empty:
                 break
+            if not done:
+                self._turn_began = time.monotonic()
             done += 1
             patience = 0.0
             if isinstance(work, Delivery):
@@ -339,7 +350,7 @@ class Agent:
                 while not self._stopped.wait(1.0):  # a bounded wait, so that Ctrl-C gets through everywhere
                     pass
         except KeyboardInterrupt:
-            log.info("%r is interrupted", self)
+            self._log(logging.INFO, "%r is interrupted")
         finally:
             self.stop()
 
@@ -358,6 +369,27 @@ class Agent:
         """Return when :meth:`step` has something to do next even if nothing arrives; None for never."""
         dues = (self._session.deadline(), self._queue.deadline())
         return min((due for due in dues if due is not None), default=None)
+
+    def vitals(self) -> Vitals:
+        """Return how it goes. It may be asked at any time, from any thread, and holds nobody up."""
+        ticks, now = time.monotonic(), self._clock()
+        value, asked = self._queue.oldest(), self._session.asked()
+        return Vitals(
+            started=self._started and not self._stopping.is_set(),
+            alive=self._thread is None or self._thread.is_alive() or self._stopping.is_set(),
+            connected=self.connected,
+            link=self._link,
+            store_error=self.store_error,
+            turn=0.0 if (began := self._turn_began) is None else ticks - began,
+            handler=0.0 if (began := self._handler_began) is None else ticks - began,
+            inbox=self._inbox.qsize(),
+            handlers=max(0, self._backlog()),
+            values=len(self._queue),
+            oldest_value=0.0 if value is None else max(0.0, now - value / 1e6),  # numbers come from the clock
+            requests=len(asked),
+            oldest_request=max(0.0, now - min((at for at in asked if at), default=now)),
+            members=self._membership(),
+        )
 
     # What the application does.
 
@@ -464,6 +496,43 @@ class Agent:
         """Decorate what is called when the link to the broker comes or goes: with whether it is there, and why."""
         return self._register(self._handlers, "link")(handler)
 
+    def on_measured(self, listener: Handler) -> Handler:
+        """Decorate what is called with a name and a figure: "batch", how many messages were verified together, and
+        "commit", how many seconds the store took to make a turn durable.
+
+        It is called on the agent's own thread, at once, and has to be quick. Several may listen.
+        """
+        if not callable(listener):
+            raise TypeError(f"what listens is a function, which {listener!r} is not")
+        self._measuring += (listener,)
+        return listener
+
+    def _observe(self, name: str, value: float) -> None:
+        for listener in self._measuring:
+            self._fenced(partial(listener, name, value))
+
+    def _log(
+        self,
+        level: int,
+        text: str,
+        *arguments: object,
+        partner: int | None = None,
+        error: Exception | None = None,
+        exc_info: bool = False,
+        **fields: Any,
+    ) -> None:
+        """Log a line about this agent, which ``text`` names first (%r), and ``fields`` for formatters that show them.
+
+        The fields are as they came, from the network perhaps: whoever shows them escapes them (T17).
+        """
+        if log.isEnabledFor(level):
+            about = {"agent": f"{self.identity:x}"}
+            if partner is not None:
+                about["partner"] = f"{partner:x}"
+            if error is not None:
+                about |= {"error": type(error).__name__, "reason": str(error)}
+            log.log(level, text, self, *arguments, exc_info=exc_info, stacklevel=2, extra=about | fields)
+
     # What the roles add.
 
     events: ClassVar[Mapping[type[Event], str]] = {
@@ -472,7 +541,9 @@ class Agent:
         DataConfirmed: "_data_confirmed",
         DataReceived: "_data_received",
         DataRefused: "_data_refused",
+        DataRepeated: "_data_repeated",
         KeyOffered: "_key_offered",
+        TokenChanged: "_token_changed",
         Unanswered: "_unanswered",
         Unexpected: "_unexpected",
     }
@@ -483,6 +554,10 @@ class Agent:
 
     def _begin(self) -> None:
         """Do what is to be done at the start."""
+
+    def _membership(self) -> int:
+        """Return with how many partners we are joined; any thread may ask."""
+        raise NotImplementedError
 
     def _check_address(self, address: Address, sender: int) -> None:
         """Raise PolicyError unless this sender's messages belong on this topic."""
@@ -520,10 +595,13 @@ class Agent:
     def _gather(self, limit: int | None = None, patience: float = 0.0) -> bool:
         """Do what is in the inbox or due, unless a turn waits to be made durable; tell whether there was anything."""
         if self._unsaved:
+            self._turn_began = time.monotonic()
             return True
         self._taking = threading.get_ident()
         try:
             done = self._drain(limit, patience)
+            if not done:
+                self._turn_began = time.monotonic()
             self._settle_handled(done)
             self._tick()
             self._close_turn()
@@ -563,16 +641,19 @@ class Agent:
                 self.counts["faults"] += 1
             self.counts["not stored"] += 1
             if str(error) != self.store_error:
-                log.error("%r accepts nothing until its store works again: %a", self, str(error))
+                text = "%r accepts nothing until its store works again: %a"
+                self._log(logging.ERROR, text, str(error), error=error)
             self._unsaved, self.store_error = True, str(error)
+            self._turn_began = None
             return False
         if self.store_error is not None:
-            log.warning("%r: its store works again", self)
+            self._log(logging.WARNING, "%r: its store works again")
         self._unsaved, self.store_error = False, None
         turn, self._turn = self._turn, Turn()
         for effect in turn.effects:
             self._fenced(effect)
         self._submit(turn.calls)
+        self._turn_began = None
         return True
 
     def _tick(self) -> None:
@@ -592,6 +673,10 @@ class Agent:
             self._queue.release(partner)
         for device in self._queue.awake(now):
             self._fenced(lambda device=device: self._work_off(device, now))  # type: ignore[misc]
+        # Here: a deployed peer hears only what lies above all that it has sent meanwhile. And before the receipts.
+        while self._unknown:
+            peer, token = self._unknown.popleft()
+            self._fenced(lambda peer=peer, token=token: self._perform(self._session.refuse_data(peer, token, now)))  # type: ignore[misc]
         for device in self._session.receipts_due(now):
             self._fenced(lambda device=device: self._perform(self._session.receipt(device, now, self._entropy(16))))  # type: ignore[misc]
         if self._store is None:
@@ -599,6 +684,7 @@ class Agent:
         changes, changed = self._turn.changes, self._session.changes()
         changes.partners, changes.forgotten = changed.partners, changed.forgotten
         changes.exchanges, changes.ended = changed.exchanges, changed.ended
+        changes.facts += changed.facts
         while self._handed_over:
             changes.settled.append(self._handed_over.popleft())
 
@@ -622,7 +708,7 @@ class Agent:
 
     def _give_up(self, error: LeaseLostError) -> None:
         """Touch nothing any more: somebody else serves these partners now, with all that was not made durable here."""
-        log.error("%r stops: %a", self, str(error))
+        self._log(logging.ERROR, "%r stops: %a", str(error), error=error)
         self._unsaved, self.store_error = True, str(error)
         self.counts["leases lost"] += 1
         self._stopping.set()
@@ -644,15 +730,16 @@ class Agent:
     def _fenced(self, job: Callable[[], Result]) -> Result | None:
         try:
             return job()
-        except (Exception, SystemExit):  # a handler must not end the thread either
+        except (Exception, SystemExit):  # noqa: BLE001 - a handler must not end the thread either
             self.counts["faults"] += 1
-            log.exception("%r: a fault", self)
+            self._log(logging.ERROR, "%r: a fault", exc_info=True)
             return None
 
     def _set_connected(self, connected: bool, why: str) -> None:
         self.connected, self._link = connected, why
         level = logging.INFO if connected or self._stopping.is_set() else logging.WARNING
-        log.log(level, "%r is %s: %s", self, "connected" if connected else "not connected", ascii(why))
+        how = "connected" if connected else "not connected"
+        self._log(level, "%r is %s: %s", how, ascii(why), connected=connected, reason=why)
         self._tell("link", connected, why)
 
     def _arrived(self, delivery: Delivery) -> None:
@@ -675,8 +762,19 @@ class Agent:
             return
         for delivery, message in zip(batch, opened, strict=True):
             self._fenced(lambda d=delivery, m=message: self._handle(d, m, as_of))  # type: ignore[misc]
-            self._turn.effects.append(delivery.ack)
+            self._turn.effects.append(partial(self._settle_delivery, delivery.ack))
         self._observe("batch", len(batch))
+
+    def _settle_delivery(self, ack: Callable[[], None] | None = None) -> None:
+        """Settle one more message, and what is owed, unless the handlers are far behind: then the broker has to wait.
+
+        A message that is merely not taken would be lost to us until the next connection.
+        """
+        if ack is not None:
+            self._owed.append(ack)
+        with suppress(IndexError):  # the application's thread settles as well
+            while self._owed and self._backlog() < _HELD_FROM:
+                self._owed.popleft()()
 
     def _handle(self, delivery: Delivery, opened: Message | SrupError, as_of: int) -> None:
         """Let a message take effect, or say why not."""
@@ -725,9 +823,9 @@ class Agent:
         self.counts[type(error).__name__] += 1
         # A replay is ordinary, except of a join request: a device whose ids have gone back is locked out.
         ordinary = isinstance(error, ReplayError) and parse_topic(refusal.topic).server is None
-        ordinary = ordinary or isinstance(error, OutOfOrderError)  # what it follows got lost on the way
         level = logging.INFO if ordinary else logging.WARNING
-        log.log(level, "%r refused a message on %a: %s: %a", self, refusal.topic, type(error).__name__, str(error))
+        text, topic = "%r refused a message on %a: %s: %a", refusal.topic
+        self._log(level, text, topic, type(error).__name__, str(error), topic=topic, error=error)
         if (
             self._submitted_jobs - self._started_jobs < _MAX_REFUSALS
         ):  # junk costs its sender nothing, and must not fill the memory here (T9)
@@ -782,7 +880,9 @@ class Agent:
 
     def _unsent(self, send: Send, error: SrupError) -> None:
         self.counts["unsent"] += 1
-        log.warning("%r could not send %s: %s", self, type(send.message).__name__, error)
+        kind = type(send.message).__name__
+        text = "%r could not send %s: %s"
+        self._log(logging.WARNING, text, kind, error, partner=send.to, message_type=kind, error=error)
 
     def _key_for(self, _partner: int) -> PrivateKey:
         """Return what signs for this partner."""
@@ -877,7 +977,7 @@ class Agent:
             try:
                 outputs = method(*arguments, self._clock())
             except SrupError as error:
-                log.warning("%r: %s", self, error)  # it came too late
+                self._log(logging.WARNING, "%r: %s", error, error=error)  # it came too late
             else:
                 self._perform(outputs)
 
@@ -921,7 +1021,7 @@ class Agent:
         try:
             future = executor.submit(job)
         except RuntimeError:
-            log.info("%r is stopped; a handler was not called", self)
+            self._log(logging.INFO, "%r is stopped; a handler was not called")
             return
         if not future.done():
             self._jobs.add(future)
@@ -937,9 +1037,11 @@ class Agent:
             if not self._may_call():
                 return
             self._started_jobs += 1  # on the application's thread alone
-            self.handling = handling
+            self.handling, self._handler_began = handling, time.monotonic()
             self._fenced(job)
-            self.handling = None
+            self.handling = self._handler_began = None
+            if self._owed:
+                self._settle_delivery()
             if number and handling is not None:
                 idle = not self._finished
                 self._finished.append((handling.partner, number))
@@ -958,7 +1060,8 @@ class Agent:
             if pin is not None and self._keys.pin(peer) is pin:
                 job()
             else:
-                log.warning("%r: %x lost its key; what it asked for is not done", self, peer)
+                self.counts["not done"] += 1
+                self._log(logging.WARNING, "%r: %x lost its key; what it asked for is not done", peer, partner=peer)
 
         name = f"{peer:x}/{number}" if number else token.hex()
         self._call(Call(due, Handling(peer, name, self._again), number))
@@ -1003,13 +1106,14 @@ class Agent:
         """Call a handler and translate what it returns or raises; on the application's thread."""
         try:
             result = handler(*arguments)
-        except (Exception, SystemExit):
+        except (Exception, SystemExit):  # noqa: BLE001 - it is logged, and answered
             self.counts["faults"] += 1
-            log.exception("%r: a handler raised", self)
+            self._log(logging.ERROR, "%r: a handler raised", exc_info=True)
             return failure
         if isawaitable(result):
             self.counts["faults"] += 1
-            log.error("%r: %r returned something to await; a handler is a plain function", self, handler)
+            text = "%r: %r returned something to await; a handler is a plain function"
+            self._log(logging.ERROR, text, handler)
             if iscoroutine(result):
                 result.close()
             return failure
@@ -1017,9 +1121,19 @@ class Agent:
             if result >> 4 == success >> 4:  # codes of one family share their high digit
                 return result
             self.counts["faults"] += 1
-            log.error("%r: a handler returned %s, which answers something else", self, result.name)
+            text = "%r: a handler returned %s, which answers something else"
+            self._log(logging.ERROR, text, result.name, status=result.name)
             return failure
         return failure if result is False else success
+
+    def _is_over(self, event: Event) -> bool:
+        """Tell, when the turn of an order has come, that nobody waits for it any more: then it is not done."""
+        if self._session.awaits(event.peer, event.token):
+            return False
+        self.counts["not done"] += 1
+        text = "%r does not do what %x wanted: it has expired, or we are not joined any more"
+        self._log(logging.WARNING, text, event.peer, partner=event.peer)
+        return True
 
     # Events.
 
@@ -1027,6 +1141,8 @@ class Agent:
         handler = self._actions.get(event.action_id)
 
         def job() -> None:
+            if self._is_over(event):
+                return
             status = Status.ACTION_UNKNOWN
             if handler is not None:
                 status = self._ask(handler, event.peer, failure=Status.ACTION_FAIL, success=Status.ACTION_SUCCESS)
@@ -1040,9 +1156,7 @@ class Agent:
     def _data_received(self, event: DataReceived) -> None:
         taken = self._take_data(event.peer, event.token, Value(event.data_id, event.data))
         if not taken and event.data_id != IDENTIFICATION_RESPONSE:
-            self._session.owe_no_receipt(event.peer, event.token)
-            # In its turn: a deployed peer hears only what lies above all that it has sent meanwhile.
-            self._drive(self._session.refuse_data, event.peer, event.token)
+            self._unknown.append((event.peer, event.token))
 
     def _take_data(self, peer: int, token: bytes, value: Value, number: int = 0) -> bool:
         """Hand a value to its handler, if there is one that can read it."""
@@ -1052,11 +1166,20 @@ class Agent:
         try:
             read = decode_data(value.data, kind)
         except SrupError as error:
-            log.warning("%r: value %a of %x: %s", self, value.data_id, peer, error)
+            text, data_id = "%r: value %a of %x: %s", value.data_id
+            self._log(logging.WARNING, text, data_id, peer, error, partner=peer, data_id=data_id, error=error)
             return False
         number = number or self._keep(peer, token, _DATA, value.pack())
         self._apply_for(peer, token, lambda: handler(peer, value.data_id, read), number)
         return True
+
+    def _data_repeated(self, event: DataRepeated) -> None:
+        self.counts["repeated"] += 1
+
+    def _token_changed(self, event: TokenChanged) -> None:
+        future = self._pending.pop((event.peer, event.former), None)
+        if future is not None:
+            self._pending[event.peer, event.token] = future
 
     def _data_confirmed(self, event: DataConfirmed) -> None:
         self._queue.wake(event.peer)
@@ -1066,7 +1189,7 @@ class Agent:
 
     def _data_refused(self, event: DataRefused) -> None:
         self.counts["data refused"] += 1
-        log.warning("%r: %x does not know a value that we sent", self, event.peer)
+        self._log(logging.WARNING, "%r: %x does not know a value that we sent", event.peer, partner=event.peer)
         self._queue.wake(event.peer)
         future = self._pending.pop((event.peer, event.token), None)
         if future is not None:
@@ -1086,7 +1209,8 @@ class Agent:
         def job() -> None:
             status = Status.ACTION_SUCCESS
             if handler is None:
-                log.warning("%r: nobody stores the new key of %x (see on_key_changed)", self, event.peer)
+                text = "%r: nobody stores the new key of %x (see on_key_changed)"
+                self._log(logging.WARNING, text, event.peer, partner=event.peer)
             else:
                 status = self._ask(handler, event.peer, key, failure=Status.ACTION_FAIL, success=Status.ACTION_SUCCESS)
             self._drive(self._decide_key, event, signer, key, status)
@@ -1106,24 +1230,27 @@ class Agent:
                 return self._refuse_key(event, str(error), now)
             self._keys.rotate(event.peer, key, now + self._session.policy.key_overlap)
             outputs = self._session.answer_key(event.peer, event.token, status, now)
-        log.info("%r takes the new key of %x: %r", self, event.peer, key)
+        self._log(logging.INFO, "%r takes the new key of %x: %r", event.peer, key, partner=event.peer)
         return outputs
 
     def _refuse_key(self, event: KeyOffered, why: str, now: float) -> Sequence[Output]:
         self.counts["key refused"] += 1
-        log.warning("%r does not take the new key of %x: %s", self, event.peer, why)
+        text = "%r does not take the new key of %x: %s"
+        self._log(logging.WARNING, text, event.peer, why, partner=event.peer, reason=why)
         return self._session.answer_key(event.peer, event.token, Status.ACTION_FAIL, now)
 
     def _unanswered(self, event: Unanswered) -> None:
         self.counts["unanswered"] += 1
-        log.warning("%r: %x did not answer %s", self, event.peer, event.request.__name__)
+        kind = event.request.__name__
+        self._log(logging.WARNING, "%r: %x did not answer %s", event.peer, kind, partner=event.peer, message_type=kind)
         self._queue.wake(event.peer)
         error = UnansweredError(f"{event.peer:x} did not answer {event.request.__name__}")
         self._end_request(self._pending.pop((event.peer, event.token), None), event.peer, event.message, error)
 
     def _unexpected(self, event: Unexpected) -> None:
         self.counts["unexpected"] += 1
-        log.warning("%r: unexpected %s of %x: %s", self, event.message.__name__, event.peer, event.why)
+        text, peer, kind, why = "%r: unexpected %s of %x: %s", event.peer, event.message.__name__, event.why
+        self._log(logging.WARNING, text, kind, peer, why, partner=peer, message_type=kind, reason=why)
 
     # What survives a restart.
 
@@ -1138,7 +1265,7 @@ class Agent:
                 self._session.revoke(partner, now)
         again = [event for event in again if isinstance(event, Event) and event.peer in self._keys]
         for fact in state.facts:
-            if fact.value is not None:
+            if fact.value is not None and fact.name not in self._session.facts:
                 self._facts.setdefault(fact.identity, {})[fact.name] = fact.value
         self._taking, self._again = threading.get_ident(), True
         try:
@@ -1162,7 +1289,8 @@ class Agent:
             arguments = body.load(entry.body.decode(), lambda partner, token: None)
             self._call_announced(entry.kind, entry.partner, self._revive(entry.kind, arguments), entry.number)
         if not told:
-            log.warning("%r: no handler takes what was accepted before: %a of %x", self, entry.kind, entry.partner)
+            text = "%r: no handler takes what was accepted before: %a of %x"
+            self._log(logging.WARNING, text, entry.kind, entry.partner, partner=entry.partner)
 
     def _resend_entry(self, entry: OutboxEntry, now: float) -> None:
         self._number = max(self._number, entry.number)

@@ -53,6 +53,11 @@ class DataQueue:
     def __len__(self) -> int:
         return self._count
 
+    def oldest(self) -> int | None:
+        """Return the lowest number of those that wait, None if nothing does; any thread may ask."""
+        heads = [next(iter(queue.copy()), None) for queue in list(self._queues.values())]
+        return min((head.number for head in heads if head is not None), default=None)
+
     def add(self, waiting: Waiting) -> None:
         """Append a value; PolicyError when there are too many."""
         if self._count >= MAX_WAITING:

@@ -1,5 +1,6 @@
 """A device that runs."""
 
+import logging
 import math
 import os
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self, get_args
 
 from .. import rotation
-from ..errors import KeyServiceError, PolicyError, SealError, TransportError, UpdateError
+from ..errors import KeyServiceError, PolicyError, SealError, TransportError, UnansweredError, UpdateError
 from ..fetch import Fetcher, FetchPolicy, HttpFetcher, check_digest
 from ..joinvalue import JoinValue
 from ..keyring import KeyRing
@@ -34,8 +35,8 @@ from ..store import Store
 from ..transport.base import Transport
 from ..transport.topics import Address, device_topic
 from ..update import FETCH_FAILURES
-from ..wire import KEY_ROTATION, Status
-from .base import Agent, Handler, Inline, check_identity, check_type, log, sequence_origin, transport_to
+from ..wire import Status
+from .base import Agent, Handler, Inline, check_identity, check_type, sequence_origin, transport_to
 from .enrolment import enter, link
 
 __all__ = ["Device"]
@@ -146,6 +147,7 @@ class Device(Agent):
             fetcher = self._own_fetcher = HttpFetcher(fetch)
         self._fetcher = fetcher
         self._offered: PrivateKey | None = None  # our next key, while the server has not answered
+        self._offer: tuple[int, bytes] | None = None  # to which server, under which token
         self._downloads: Executor = Inline()
         self._joined: Future[None] = Future()
         self._wants_in = True
@@ -263,7 +265,10 @@ class Device(Agent):
         return self.send_data(self.server, data_id, value, kind, confirmed=confirmed, lifetime=lifetime)
 
     def resign(self) -> "Future[None]":
-        """Leave the server; done when it confirms, UnansweredError when it does not (we are out all the same)."""
+        """Leave the server; done when it confirms, UnansweredError when it does not: we are out at once.
+
+        What it has ordered is not done any more, unless a handler or a download is at it.
+        """
         self._wants_in = False
         return self._request(lambda now, nonce: self._session.resign(self.server, now, nonce))
 
@@ -273,7 +278,8 @@ class Device(Agent):
         Store ``new_key`` before. Raises PolicyError when the server refuses it, when the device is not joined or when
         the answer to another new key is due; then the old key stays. UnansweredError after ``lifetime`` seconds
         (default: the policy's) means that the server may have taken it: the old key still signs, and is good for the
-        server's ``key_overlap``; offer the same key again before that is over, after a restart too.
+        server's ``key_overlap``; offer the same key again before that is over, after a restart too. It comes at once
+        when the device is sent to another server meanwhile, which knows the old key: offer the new one there.
         """
         check_type(new_key, PrivateKey, "new_key")
 
@@ -282,13 +288,13 @@ class Device(Agent):
                 raise PolicyError("the server has not yet answered the change to another key")
             data = rotation.offer(self.identity, self.server, self._key.public_key, new_key)
             sends = self._session.rotate(self.server, data, now, nonce, lifetime)
-            self._offered = new_key
+            self._offered, self._offer = new_key, (self.server, sends[0].message.token)
             return sends
 
         return self._request(begin)
 
     def deregister(self) -> "Future[None]":
-        """Leave the server for good: it drops our key and we drop its. UnansweredError when it does not confirm."""
+        """Leave the server for good, as with :meth:`resign`: it drops our key and we drop its, when it confirms."""
         self._wants_in = False
         return self._request(lambda now, nonce: self._session.deregister(self.server, now, nonce))
 
@@ -333,7 +339,8 @@ class Device(Agent):
     def _restore_role(self, state: State) -> None:
         for server in self._session.servers:
             if server not in self._servers:
-                log.warning("%r and server %x have parted for good; another store lets it begin anew", self, server)
+                text = "%r and server %x have parted for good; another store lets it begin anew"
+                self._log(logging.WARNING, text, server, partner=server)
                 self._session.forget(server)
         facts = self._facts.get(self.identity, {})
         sent_from, _, sent_to = facts.get(_SERVER, "").partition(" ")
@@ -350,6 +357,9 @@ class Device(Agent):
             if self._session.version_floor is not None:
                 self._know(self.identity, _FLOOR, str(self._session.version_floor))
         super()._close_turn()
+
+    def _membership(self) -> int:
+        return int(self.joined)
 
     def _subscribe(self) -> None:
         self._transport.subscribe(device_topic(self.identity))
@@ -377,14 +387,26 @@ class Device(Agent):
         return [*super()._own_keys(), *offered]  # the server may have taken it already
 
     def _key_answered(self, event: KeyAnswered) -> None:
-        new, self._offered = self._offered, None
-        if event.status is Status.ACTION_SUCCESS and new is not None and event.peer == self.server:
+        if (event.peer, event.token) != self._offer:
+            self._settle(event, PolicyError(f"the offer that server {event.peer:x} answers has been given up"))
+            return
+        new, self._offered, self._offer = self._offered, None, None
+        if event.status is Status.ACTION_SUCCESS and new is not None:
             self._retired = self._key, self._clock() + self._session.policy.key_overlap
             self._key = new
-            log.info("%r: server %x has taken the new key %r", self, event.peer, new)
+            self._log(logging.INFO, "%r: server %x has taken the new key %r", event.peer, new, partner=event.peer)
             self._settle(event, None)
         else:
             self._settle(event, PolicyError(f"server {event.peer:x} answers {event.status.name}"))
+
+    def _give_offer_up(self, successor: int) -> None:
+        """End the change of our key: it was to be that server's affair, and the next one knows us by the old key."""
+        if self._offer is not None:
+            why = f"{self._offer[0]:x} sent us to {successor:x} and has not answered; offer the key to that one"
+            future = self._pending.pop(self._offer, None)
+            self._offered = self._offer = None
+            if future is not None:
+                self._resolve(future, UnansweredError(why))
 
     # Joining and leaving.
 
@@ -416,7 +438,8 @@ class Device(Agent):
         try:
             sends = self._request_join(now, self._entropy(16))
         except PolicyError as error:  # we have parted from this server for good, or too much is under way
-            log.warning("%r cannot ask server %x: %s", self, self.server, error)
+            text = "%r cannot ask server %x: %s"
+            self._log(logging.WARNING, text, self.server, error, partner=self.server, error=error)
             if not self._joined.done():
                 self._joined.set_exception(error)
         else:
@@ -437,8 +460,8 @@ class Device(Agent):
 
     def _unanswered(self, event: Unanswered) -> None:
         super()._unanswered(event)
-        if isinstance(event.message, Data) and event.message.data_id == KEY_ROTATION:
-            self._offered = None
+        if (event.peer, event.token) == self._offer:
+            self._offered = self._offer = None
         if event.request in _JOINS and event.peer == self.server:
             if not self.joined:
                 self._tell("not_joined", None)
@@ -446,7 +469,8 @@ class Device(Agent):
                 self._join()
 
     def _join_answered(self, event: JoinAnswered) -> None:
-        log.info("%r: server %x answers the join with %s", self, event.peer, event.status.name)
+        text, status = "%r: server %x answers the join with %s", event.status.name
+        self._log(logging.INFO, text, event.peer, status, partner=event.peer, status=status)
         if event.peer != self.server or not self._wants_in:
             if event.status is Status.JOIN_SUCCESS:  # we have left meanwhile, and the server does not know it
                 self._perform(self._session.resign(event.peer, self._clock(), self._entropy(16)))
@@ -482,7 +506,8 @@ class Device(Agent):
         if not refused or self._named_observer is None or self._join_kind != "simple" or not self._wants_in:
             return False
         if "join_value" not in self._handlers:
-            log.warning("%r: %x would vouch for us, but on_join_value has no handler", self, self._named_observer)
+            text = "%r: %x would vouch for us, but on_join_value has no handler"
+            self._log(logging.WARNING, text, self._named_observer, partner=self.server)
             return False
         self._join_kind, self._observer = "observed", self._named_observer
         self._join()
@@ -495,16 +520,19 @@ class Device(Agent):
             value = JoinValue(self._unseal(event.sealed))
         except SealError as error:
             self.counts["unopened"] += 1
-            log.warning("%r: the join value of %x: %s", self, event.peer, error)
+            text, peer = "%r: the join value of %x: %s", event.peer
+            self._log(logging.WARNING, text, peer, error, partner=peer, error=error)
         else:
             self._tell("join_value", value)
 
     def _join_commanded(self, event: JoinCommanded) -> None:
-        log.info("%r: %x sends us to server %x", self, event.peer, event.server)
+        text = "%r: %x sends us to server %x"
+        self._log(logging.INFO, text, event.peer, event.server, partner=event.peer, server=f"{event.server:x}")
         self._wants_in = True
         if event.server != self.server:
             if self.joined:
                 self._perform(self._session.resign(self.server, self._clock(), self._entropy(16)))
+            self._give_offer_up(event.server)
             self.server, self._is_in = event.server, False
             self._join_kind, self._observer = self._configured_join  # an observer of the old server's is none here
             self._named_observer = None
@@ -515,7 +543,8 @@ class Device(Agent):
         def observe() -> Status:
             handler = self._handlers.get("observation")
             if handler is None:
-                log.warning("%r cannot observe %x: on_observation has no handler", self, event.device)
+                text, device = "%r cannot observe %x: on_observation has no handler", event.device
+                self._log(logging.WARNING, text, device, partner=event.peer, device=f"{device:x}")
                 return Status.OBSERVED_JOIN_FAIL
             value = JoinValue(self._unseal(event.sealed))
             read = handler(event.device)
@@ -532,7 +561,7 @@ class Device(Agent):
         self._apply(job, self._aside)
 
     def _left(self, event: Left) -> None:
-        log.info("%r is no longer a member of server %x", self, event.peer)
+        self._log(logging.INFO, "%r is no longer a member of server %x", event.peer, partner=event.peer)
         if event.peer == self.server:
             self._wants_in = self._is_in = False
             self._expect_answer()
@@ -540,7 +569,7 @@ class Device(Agent):
         self._announce("left", event.peer, event.peer)
 
     def _deregistered(self, event: Deregistered) -> None:
-        log.info("%r and server %x have dropped each other's key", self, event.peer)
+        self._log(logging.INFO, "%r and server %x have dropped each other's key", event.peer, partner=event.peer)
         self._servers.remove(event.peer)
         self._announce("deregistered", event.peer, event.peer)
 
@@ -548,22 +577,26 @@ class Device(Agent):
 
     def _fetch_requested(self, event: FetchRequested) -> None:
         def job() -> None:
+            if self._is_over(event):
+                return
             try:
                 path = self._fetcher.fetch(event.url, event.digest, self.firmware)
             except UpdateError as error:
                 if self._stopping.is_set():
                     return  # this is why: the server asks again, and the next start goes on where this one ended
                 status = Status(error.status) if error.status in FETCH_FAILURES else Status.UPDATE_FAIL_FILE
-                log.warning("%r: update refused: %s: %a", self, status.name, error.reason)
+                text, peer, said = "%r: update refused: %s: %a", event.peer, status.name
+                digest, why = event.digest, error.reason
+                self._log(logging.WARNING, text, said, why, partner=peer, digest=digest, status=said, error=error)
                 self._drive(self._session.fetch_failed, event.peer, event.token, status)
                 self._tell("update", event.digest, status)
             except Exception:  # noqa: BLE001 - the server gets an answer whatever happens, and the fault is told here
                 self.counts["faults"] += 1
-                log.exception("%r: the download raised", self)
+                self._log(logging.ERROR, "%r: the download raised", partner=event.peer, exc_info=True)
                 self._drive(self._session.fetch_failed, event.peer, event.token, Status.UPDATE_FAIL_FILE)
                 self._tell("update", event.digest, Status.UPDATE_FAIL_FILE)
             else:
-                log.info("%r fetched %s", self, path)
+                self._log(logging.INFO, "%r fetched %s", path, partner=event.peer, digest=event.digest)
                 self._drive(self._session.fetched, event.peer, event.token)
                 self._tell("update", event.digest, Status.UPDATE_SUCCESS)
 
@@ -576,13 +609,19 @@ class Device(Agent):
                 check_digest(path, event.digest)  # again: the file may have been changed since it was fetched (T11)
             except UpdateError as error:
                 self.counts["firmware changed"] += 1
-                log.error("%r does not activate: %a", self, error.reason)
+                text, peer, digest = "%r does not activate: %a", event.peer, event.digest
+                self._log(logging.ERROR, text, error.reason, partner=peer, digest=digest, error=error)
                 return False
             handler = self._handlers.get("activate", self._point_current_at)
             status = self._ask(handler, path, failure=Status.ACTIVATE_FAIL, success=Status.ACTIVATE_SUCCESS)
             return status is Status.ACTIVATE_SUCCESS
 
+        pin = self._keys.pin(event.peer)
+
         def job() -> None:
+            if self._is_over(event) or self._keys.pin(event.peer) is not pin:
+                self._drive(self._session.activation_failed, event.peer, event.token)
+                return
             active = activate()
             decision = self._session.activated if active else self._session.activation_failed
             self._drive(decision, event.peer, event.token)

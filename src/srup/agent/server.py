@@ -39,8 +39,8 @@ from ..store import Store
 from ..transport.base import Transport
 from ..transport.topics import Address, device_filter, join_filter
 from ..update import UpdateState
-from ..wire import KEY_ROTATION, Status
-from .base import Agent, Handler, check_identity, check_type, log, sequence_origin, transport_to
+from ..wire import Status
+from .base import Agent, Handler, check_identity, check_type, sequence_origin, transport_to
 from .enrolment import enter, link
 from .rollout import Rollout
 
@@ -328,7 +328,7 @@ class Server(Agent):
             outputs = self._session.revoke(device, now)
             if not known and not outputs:
                 raise PolicyError(f"there is nothing to revoke: no key is registered for {device:x}")
-            log.warning("%r: %x is revoked", self, device)
+            self._log(logging.WARNING, "%r: %x is revoked", device, partner=device)
             self._stop_listening(device)
             self._end_all(device, "was revoked")
             return outputs
@@ -446,6 +446,9 @@ class Server(Agent):
             order.status = status
         return (order,)
 
+    def _membership(self) -> int:
+        return len(self._members)
+
     def _subscribe(self) -> None:
         self._transport.subscribe(join_filter(self.identity))
 
@@ -483,7 +486,7 @@ class Server(Agent):
             try:
                 sends = self._session.rotate(device, data, now, self._entropy(16))
             except PolicyError as error:
-                log.warning("%r could not offer its new key: %s", self, error)
+                self._log(logging.WARNING, "%r could not offer its new key: %s", error, partner=device, error=error)
                 rollout.again(device)
             else:
                 self._perform(sends)
@@ -496,7 +499,8 @@ class Server(Agent):
 
     def _key_answered(self, event: KeyAnswered) -> None:
         level = logging.INFO if event.status is Status.ACTION_SUCCESS else logging.WARNING
-        log.log(level, "%r: %x answers the offer of a new key with %s", self, event.peer, event.status.name)
+        text, status = "%r: %x answers the offer of a new key with %s", event.status.name
+        self._log(level, text, event.peer, status, partner=event.peer, status=status)
         if self._rollout is not None and event.status is Status.ACTION_SUCCESS:
             self._rollout.take(event.peer)
 
@@ -509,7 +513,7 @@ class Server(Agent):
         observer = None
         if self._admission == "observed":
             observer = next((one for one in self._observers if one in self._members and one != event.peer), None)
-        log.info("%r: %x is to join by way of %s", self, event.peer, self._admission)
+        self._log(logging.INFO, "%r: %x is to join by way of %s", event.peer, self._admission, partner=event.peer)
         refuse = self._session.answer_join
         self._perform(refuse(event.peer, event.token, Status.JOIN_REFUSED, self._clock(), observer))
 
@@ -532,7 +536,8 @@ class Server(Agent):
 
     def _human_join_requested(self, event: HumanJoinRequested) -> None:
         if "moderation" not in self._handlers:
-            log.warning("%r: nobody moderates the join of %x: on_moderation has no handler", self, event.peer)
+            text = "%r: nobody moderates the join of %x: on_moderation has no handler"
+            self._log(logging.WARNING, text, event.peer, partner=event.peer)
             self._perform(self._session.answer_join(event.peer, event.token, Status.JOIN_REFUSED, self._clock()))
             return
         value = JoinValue.new(self._entropy(JOIN_VALUE_SIZE))
@@ -556,14 +561,16 @@ class Server(Agent):
         value = JoinValue.new(self._entropy(JOIN_VALUE_SIZE))
         key = self._keys.get(observer)
         if observer not in self._observers or observer not in self._members or observer == device or key is None:
-            log.warning("%r: %x names %x, whose word does not count here or who is not joined", self, device, observer)
+            text = "%r: %x names %x, whose word does not count here or who is not joined"
+            self._log(logging.WARNING, text, device, observer, partner=device, observer=f"{observer:x}")
             self._perform(self._session.answer_join(device, token, Status.JOIN_REFUSED, self._clock()))
         elif self._show(device, token, value):
             try:
                 sealed = seal(value.plaintext, key)
                 sends = self._session.observe(observer, device, token, sealed, self._clock(), self._entropy(16))
             except SrupError as error:
-                log.warning("%r cannot ask %x about %x: %s", self, observer, device, error)
+                said = "%r cannot ask %x about %x: %s", observer, device, error
+                self._log(logging.WARNING, *said, partner=observer, device=f"{device:x}", error=error)
                 self._perform(self._session.answer_join(device, token, Status.JOIN_FAIL, self._clock()))
             else:
                 self._perform(sends)
@@ -576,14 +583,15 @@ class Server(Agent):
                 raise SealError("its key has just been dropped")
             sealed = seal(value.plaintext, key)
         except SealError as error:
-            log.warning("%r: no value for %x: %s", self, device, error)
+            self._log(logging.WARNING, "%r: no value for %x: %s", device, error, partner=device, error=error)
             self._perform(self._session.answer_join(device, token, Status.JOIN_FAIL, self._clock()))
             return False
         self._perform(self._session.show_value(device, token, sealed, self._clock()))
         return True
 
     def _observed(self, event: Observed) -> None:
-        log.info("%r: %x says about %x: %s", self, event.peer, event.device, event.status.name)
+        text, peer, device, said = "%r: %x says about %x: %s", event.peer, event.device, event.status.name
+        self._log(logging.INFO, text, peer, device, said, partner=peer, device=f"{device:x}", status=said)
         if event.status is Status.OBSERVED_JOIN_VALID:
             self._decide(event.device, event.join_token)
         else:
@@ -597,7 +605,8 @@ class Server(Agent):
             pending.status = Status.JOIN_FAIL
 
     def _join_answered(self, event: JoinAnswered) -> None:
-        log.info("%r: join of %x: %s", self, event.peer, event.status.name)
+        status = event.status.name
+        self._log(logging.INFO, "%r: join of %x: %s", event.peer, status, partner=event.peer, status=status)
         if event.status is Status.JOIN_SUCCESS and self._rollout is not None:
             self._rollout.invite(event.peer)
         pending = self._joins.pop((event.peer, event.token), None)
@@ -620,8 +629,7 @@ class Server(Agent):
         super()._unanswered(event)
         if event.request is JoinCommand:
             self._stop_listening(event.peer)
-        offer = isinstance(event.message, Data) and event.message.data_id == KEY_ROTATION
-        if offer and self._rollout is not None:
+        if event.request is Data and self._rollout is not None:
             self._rollout.again(event.peer)
 
     def _recognise(self, sender: int) -> None:
@@ -630,7 +638,7 @@ class Server(Agent):
         before = self._pins.setdefault(sender, pin)
         if before is not pin and before != pin:
             self._pins[sender] = pin
-            log.warning("%r: %x has another key than before", self, sender)
+            self._log(logging.WARNING, "%r: %x has another key than before", sender, partner=sender)
             self._perform(self._session.revoke(sender, self._clock()))
             self._stop_listening(sender)
             self._end_all(sender, "has another key now")
@@ -650,13 +658,13 @@ class Server(Agent):
             self._transport.unsubscribe(device_filter(device))
 
     def _deregistered(self, event: Deregistered) -> None:
-        log.info("%r drops the key of %x", self, event.peer)
+        self._log(logging.INFO, "%r drops the key of %x", event.peer, partner=event.peer)
         self.devices.remove(event.peer)
         self._stop_listening(event.peer)
         self._announce("deregistered", event.peer, event.peer)
 
     def _left(self, event: Left) -> None:
-        log.info("%r: %x has left", self, event.peer)
+        self._log(logging.INFO, "%r: %x has left", event.peer, partner=event.peer)
         self._leave(event.peer)
         self._announce("left", event.peer, event.peer)
 
@@ -675,7 +683,8 @@ class Server(Agent):
             return
         order.state = event.state
         order.status = event.status if event.status is not None else order.status
-        log.info("%r: %r", self, order)
+        state = order.state.name
+        self._log(logging.INFO, "%r: %r", order, partner=event.peer, digest=order.digest, state=state)
         outcome = self._outcome(event)
         if outcome is not None:
             del self._orders[event.peer, event.token]

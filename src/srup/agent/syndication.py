@@ -5,6 +5,7 @@ a :class:`SyndicationDevice` carries everything between the two: two devices in 
 broker and a thread of its own (docs/syndication.md; FLOWS.md, "Syndication"; T16).
 """
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Self, get_args
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, Self, get_args
 from ..errors import EncodeError, PolicyError, SealError, SrupError, UnknownSenderError
 from ..keys import PrivateKey, PublicKey
 from ..messages import DataKind, SyndicatedC2Request, SyndicationInit, SyndicationRequest, decode_data
+from ..records import State
 from ..seal import seal
 from ..session.events import (
     DataReceived,
@@ -33,10 +35,10 @@ from ..session.events import (
     Unanswered,
 )
 from ..session.relay import AwaySide, Crossing, HomeSide, RelayAnswered, Relayed, failure
-from ..session.syndication import SyndicationServerSession
+from ..session.syndication import Role, SyndicationServerSession
 from ..transport.base import Transport
 from ..wire import Status
-from .base import _MAX_WAITING, Handler, check_identity, check_type, log
+from .base import _MAX_WAITING, Handler, check_identity, check_type
 from .device import Device, JoinKind
 from .server import Server
 
@@ -61,6 +63,13 @@ class SyndicationServer(Server):
         self._syndicated_data: dict[str | None, tuple[DataKind, Callable[..., Any]]] = {}
         for device in syndication_devices:
             self.admit(device)
+
+    def _restore_role(self, state: State) -> None:
+        super()._restore_role(state)
+        for device in self._session.partners():
+            known = self._session.syndication(device)
+            if known is not None and known.role is Role.HOME and known.count is not None and not known.missing:
+                self._shared[device] = tuple(known.devices[number] for number in sorted(known.devices))
 
     # Home.
 
@@ -200,12 +209,13 @@ class SyndicationServer(Server):
     }
 
     def _syndication_answered(self, event: SyndicationAnswered) -> None:
-        log.info("%r: syndication by %x: %s", self, event.peer, event.status.name)
+        status = event.status.name
+        self._log(logging.INFO, "%r: syndication by %x: %s", event.peer, status, partner=event.peer, status=status)
         refused = PolicyError(f"{event.peer:x} answers {event.status.name}")
         self._settle(event, None if event.status is Status.JOIN_SUCCESS else refused)
 
     def _syndication_ended(self, event: SyndicationEnded) -> None:
-        log.info("%r: the syndication by %x is over", self, event.peer)
+        self._log(logging.INFO, "%r: the syndication by %x is over", event.peer, partner=event.peer)
         self._shared.pop(event.peer, None)
         self._settle(event, None)
         self._tell("syndication ended", event.peer)
@@ -220,7 +230,8 @@ class SyndicationServer(Server):
         self._tell("shared", event.peer, event.devices)
 
     def _devices_missing(self, event: DevicesMissing) -> None:
-        log.warning("%r: %d devices of the list by %x are missing", self, len(event.numbers), event.peer)
+        text, missing = "%r: %d devices of the list by %x are missing", len(event.numbers)
+        self._log(logging.WARNING, text, missing, event.peer, partner=event.peer)
         if event.repeats:
             self._perform(self._session.request_list(event.peer, self._clock(), self._entropy(16)))
 
@@ -229,7 +240,9 @@ class SyndicationServer(Server):
         try:
             value = None if kind is None else decode_data(event.data, kind)
         except SrupError as error:
-            log.warning("%r: value %a of %x: %s", self, event.data_id, event.source, error)
+            text, peer, data_id, source = "%r: value %a of %x: %s", event.peer, event.data_id, event.source
+            said = text, data_id, source, error
+            self._log(logging.WARNING, *said, partner=peer, data_id=data_id, device=f"{source:x}", error=error)
             handler = None
         if handler is not None:
             self._apply_for(event.peer, event.token, lambda: handler(event.peer, event.source, event.data_id, value))
@@ -257,11 +270,12 @@ class SyndicationServer(Server):
                 status = Status.JOIN_REFUSED if said is False else Status.JOIN_SUCCESS
                 shared = () if said is False else tuple(said)
             except SealError as error:
-                log.warning("%r: syndication by %x: %s", self, event.peer, error)
+                text, peer = "%r: syndication by %x: %s", event.peer
+                self._log(logging.WARNING, text, peer, error, partner=peer, error=error)
                 status = Status.JOIN_FAIL
             except (Exception, SystemExit):  # noqa: BLE001 - the device gets an answer whatever happens
                 self.counts["faults"] += 1
-                log.exception("%r: a handler raised", self)
+                self._log(logging.ERROR, "%r: a handler raised", partner=event.peer, exc_info=True)
                 status = Status.JOIN_FAIL
 
             def decide(now: float) -> list[Any]:
@@ -272,7 +286,8 @@ class SyndicationServer(Server):
                         return self._session.accept_syndication(event.peer, event.token, shared, now, nonce)
                     except EncodeError as error:
                         self.counts["faults"] += 1
-                        log.error("%r: a handler returned devices that cannot be shared: %s", self, error)
+                        text = "%r: a handler returned devices that cannot be shared: %s"
+                        self._log(logging.ERROR, text, error, partner=event.peer, error=error)
                         answer = Status.JOIN_FAIL
                 return self._session.refuse_syndication(event.peer, event.token, now, answer)
 
@@ -341,7 +356,9 @@ class _Side(Device):
 
     def _relay_failed(self, event: RelayFailed) -> None:
         self.counts["not relayed"] += 1
-        log.warning("%r could not pass %s on: %s", self, event.message.__name__, event.why)
+        kind = event.message.__name__
+        text = "%r could not pass %s on: %s"
+        self._log(logging.WARNING, text, kind, event.why, message_type=kind, reason=event.why)
 
 
 class SyndicationDevice(_Side):
@@ -443,10 +460,10 @@ class SyndicationDevice(_Side):
                     return
                 status = Status.JOIN_REFUSED
             except SealError as error:
-                log.warning("%r: syndication refused: %s", self, error)
+                self._log(logging.WARNING, "%r: syndication refused: %s", error, partner=event.peer, error=error)
             except (Exception, SystemExit):  # noqa: BLE001 - home gets an answer whatever happens
                 self.counts["faults"] += 1
-                log.exception("%r could not enter the away network", self)
+                self._log(logging.ERROR, "%r could not enter the away network", exc_info=True)
             self._drive(lambda now: self._session.answer_init(event.token, status, now))
 
         self._apply_for(event.peer, event.token, job)
@@ -501,7 +518,7 @@ class SyndicationDevice(_Side):
         try:
             self._perform(self._session.answer_init(away.token, status, self._clock()))
         except PolicyError as error:
-            log.warning("%r: %s", self, error)
+            self._log(logging.WARNING, "%r: %s", error, error=error)
             self._dismiss_away(away)
         if status is not Status.JOIN_SUCCESS:
             self._dismiss_away(away)
@@ -571,7 +588,8 @@ class _AwayDevice(_Side):
             self._perform(self._session.request_syndication(sealed, self._clock(), self._entropy(16)))
 
     def _syndication_answered(self, event: SyndicationAnswered) -> None:
-        log.info("%r: server %x answers the syndication with %s", self, event.peer, event.status.name)
+        text, status = "%r: server %x answers the syndication with %s", event.status.name
+        self._log(logging.INFO, text, event.peer, status, partner=event.peer, status=status)
         self._tell_home(event.status)
 
     def _unanswered(self, event: Unanswered) -> None:

@@ -14,6 +14,8 @@ import srup
 from srup.cli.keyex import app as keyex
 from srup.keys import SCHEMES
 
+from . import logs
+from .bench import app as bench
 from .device import device
 from .server import server
 from .store import app as store
@@ -26,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(keyex, name="keyex")
+app.add_typer(bench, name="bench")
 app.add_typer(store, name="store")
 app.command()(server)
 app.command()(device)
@@ -38,8 +41,7 @@ def _options(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what this terminal has no sign for is shown as another
-    level = logging.INFO if verbose else logging.CRITICAL
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
+    logs.show(logging.INFO if verbose else logging.CRITICAL)
 
 
 @app.command()

@@ -24,9 +24,13 @@ from .options import (
     Identity,
     JoinTimeout,
     KeyFile,
+    LogFormat,
+    Metrics,
     explained,
     identity,
     key_of,
+    log_as,
+    monitoring,
     policy,
     tell_refusal,
     transport_of,
@@ -52,15 +56,18 @@ def device(
     ] = None,
     firmware: Annotated[Path, typer.Option(help="The folder for firmware.")] = Path("firmware"),
     description: Annotated[str, typer.Option(help="What the device says it is.")] = "",
+    store: Annotated[Path | None, typer.Option(help="An SQLite database: where state survives.")] = None,
     join_timeout: JoinTimeout = None,
     password: HasPassword = False,
     broker_user: BrokerUser = None,
     ca: CaFile = None,
     cert: CertFile = None,
     cert_key: CertKeyFile = None,
+    metrics: Metrics = None,
+    log_format: LogFormat = None,
 ) -> None:
     """Run a device until Ctrl-C: it joins, shows the value to be compared if there is one, and takes updates."""
-    terminal = Terminal()
+    terminal = Terminal(log_as(log_format))
     with explained():
         rules = policy(join_timeout)
         running = srup.Device(
@@ -74,12 +81,14 @@ def device(
             policy=rules,
             join=join,
             observer=observer,
+            store=store,
         )
         command = None if reader is None else srup.CommandReader(shlex.split(reader), rules.join_lifetime)
         if join != "simple" and not terminal.shows:
             raise ValueError(f"the value of a join of the kind {join} has to be shown, and this is no terminal")
         if observe and command is None and not terminal.asks:
             raise ValueError("nobody can type here what others show; --reader COMMAND reads it without a terminal")
+        monitor = monitoring(metrics, running)
     panel = Panel(running, terminal, join, rules.join_lifetime)
     if command is not None:
         running.on_observation(command)
@@ -92,6 +101,9 @@ def device(
         stack.callback(panel.close)
         enter = "; Enter asks again" if terminal.asks else ""
         terminal.say(f"device {identity:x}: asks server {server:x} to let it in ({join} join){enter}")
+        if monitor is not None:
+            stack.enter_context(monitor)
+            terminal.say(f"metrics at {monitor.url}/metrics")
         stack.enter_context(running)
         terminal.run(panel.look, panel.again)
     raise typer.Exit(terminal.status)

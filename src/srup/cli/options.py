@@ -1,21 +1,24 @@
 """The options that the commands share, and what they mean."""
 
 import importlib.util
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 import srup
 
 from ..transport import MqttTransport, Reactor
+from . import logs
 from .terminal import Terminal, fail
 
 if TYPE_CHECKING:
-    from ..agent import Refusal
+    from ..agent import Agent, Refusal
+    from ..monitor import Monitor
 
 __all__ = [
     "BROKER_PASSWORD",
@@ -28,9 +31,13 @@ __all__ = [
     "Identity",
     "JoinTimeout",
     "KeyFile",
+    "LogFormat",
+    "Metrics",
     "explained",
     "identity",
     "key_of",
+    "log_as",
+    "monitoring",
     "policy",
     "tell_refusal",
     "transport_of",
@@ -69,6 +76,13 @@ CertFile = Annotated[Path | None, typer.Option("--cert", help="Our certificate a
 CertKeyFile = Annotated[Path | None, typer.Option("--cert-key", help="Its key, if that is another file.")]
 JoinTimeout = Annotated[
     float | None, typer.Option(min=1.0, metavar="SECONDS", help="How long a compared join may take (default: 900).")
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(metavar="[HOST:]PORT", help="Answer /metrics, /healthz and /readyz here, by HTTP; PORT on loopback."),
+]
+LogFormat = Annotated[
+    Literal["text", "json"] | None, typer.Option(help="Log on standard error in this form, one entry a line.")
 ]
 
 
@@ -133,3 +147,24 @@ def tell_refusal(terminal: Terminal, refusal: "Refusal") -> None:
     if not isinstance(refusal.error, srup.ReplayError):  # brokers deliver twice
         what = f"a message on {refusal.topic} is refused: {type(refusal.error).__name__}: {refusal.error}"
         terminal.say(what, "yellow")
+
+
+def log_as(form: Literal["text", "json"] | None) -> bool:
+    """Begin to log in this form, if there is one; tell whether there is."""
+    if form is not None:
+        try:
+            logs.show(logging.INFO, form)
+        except ModuleNotFoundError as error:
+            fail(f"--log-format {form} needs {error.name}: pip install 'srup[cli]'")
+    return form is not None
+
+
+def monitoring(address: str | None, agent: "Agent") -> "Monitor | None":
+    """Return what shows an agent, listening already; None without an address."""
+    if address is None:
+        return None
+    try:
+        from ..monitor import Monitor
+    except ModuleNotFoundError as error:
+        fail(f"--metrics needs {error.name}: pip install 'srup[metrics]'")
+    return Monitor(address, agent)

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -25,9 +26,13 @@ from .options import (
     Identity,
     JoinTimeout,
     KeyFile,
+    LogFormat,
+    Metrics,
     explained,
     identity,
     key_of,
+    log_as,
+    monitoring,
     policy,
     tell_refusal,
     transport_of,
@@ -73,8 +78,11 @@ def server(
     ca: CaFile = None,
     cert: CertFile = None,
     cert_key: CertKeyFile = None,
+    metrics: Metrics = None,
+    log_format: LogFormat = None,
 ) -> None:
     """Run a server until Ctrl-C; where a person has to compare the value of a join, it asks here."""
+    logs = log_as(log_format)
     with explained():
         setup = application(app) if app is not None else None
         keys = srup.KeyRing.load(devices)
@@ -97,7 +105,9 @@ def server(
             store=None if store is None else srup.SqliteStore(store, adopt=adopt),
             **options,
         )
-    with Terminal() as terminal:
+        monitor = monitoring(metrics, running)
+    with ExitStack() as stack:
+        terminal = stack.enter_context(Terminal(logs))
         moderation = Moderation(running, terminal)
         if setup is not None:
             with explained():
@@ -105,8 +115,11 @@ def server(
         terminal.say(f"server {identity:x}: {len(keys)} {'device' if len(keys) == 1 else 'devices'} in {devices}")
         if not terminal.asks:
             terminal.say("this is no terminal: nobody can compare values here, and human-moderated joins are refused")
-        with running:
-            terminal.run(moderation.look)
+        if monitor is not None:
+            stack.enter_context(monitor)
+            terminal.say(f"metrics at {monitor.url}/metrics")
+        stack.enter_context(running)
+        terminal.run(moderation.look)
     raise typer.Exit(terminal.status)
 
 

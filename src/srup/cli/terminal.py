@@ -11,7 +11,6 @@ import selectors
 import signal
 import sys
 import termios
-import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +22,8 @@ from rich.control import Control
 from rich.markup import escape
 from rich.screen import Screen
 from rich.text import Text
+
+from .logs import escaped
 
 __all__ = ["Scene", "Terminal", "console", "errors", "fail", "printable", "tell"]
 
@@ -54,8 +55,7 @@ def tell(text: str, style: str = "") -> None:
 
 def printable(text: str) -> str:
     """Return ``text`` with everything escaped that is no visible character or space, and not longer than a line."""
-    shown = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in shown)
+    return escaped(text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}...")
 
 
 class Scene(NamedTuple):
@@ -76,15 +76,17 @@ class Terminal:
     """The terminal of this process, as a context manager on the main thread.
 
     Ctrl-C, SIGTERM and SIGHUP end :meth:`run`. ``shows`` tells whether there is a screen, ``asks`` whether somebody can
-    type as well. :meth:`say`, :meth:`wake` and :meth:`end` may be called from any thread.
+    type as well. :meth:`say`, :meth:`wake` and :meth:`end` may be called from any thread. With ``logs`` the lines of a
+    process without a screen go to the log, so that there is one stream of one form.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, logs: bool = False) -> None:
         self.shows = (
             sys.stdout is not None and sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal
         )
         self.asks = self.shows and sys.stdin is not None and sys.stdin.isatty()
         self.status = 0
+        self._log = logging.getLogger("srup.cli") if logs and not self.shows else None
         self._lines: deque[Text] = deque()
         self._dropped = 0
         self._last = Text()
@@ -116,8 +118,8 @@ class Terminal:
             modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, modes)
         root = logging.getLogger()
-        if self.shows and root.level < logging.CRITICAL:
-            self._handlers, root.handlers = root.handlers, [_LogLines(self)]
+        if self.shows and root.level < logging.CRITICAL and sys.stderr is not None and sys.stderr.isatty():
+            self._handlers, root.handlers = root.handlers, [_LogLines(self, root.handlers)]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -134,6 +136,9 @@ class Terminal:
 
     def say(self, line: str, style: str = "") -> None:
         """Show a line; later, if the alternate screen is up."""
+        if self._log is not None:
+            self._log.log(logging.WARNING if style == "yellow" else logging.INFO, "%s", line)
+            return
         if len(self._lines) >= MAX_LINES:
             with suppress(IndexError):
                 self._lines.popleft()
@@ -256,15 +261,14 @@ class Terminal:
 class _LogLines(logging.Handler):
     """The log, as lines of the terminal: what is written past it would spoil the screen."""
 
-    def __init__(self, terminal: Terminal) -> None:
+    def __init__(self, terminal: Terminal, instead_of: list[logging.Handler]) -> None:
         super().__init__()
         self._terminal = terminal
+        self.formatter = next((handler.formatter for handler in instead_of if handler.formatter), None)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._terminal.say(f"{record.levelname} {record.name} {record.getMessage()}", "dim")
-        if record.exc_info:
-            for line in "".join(traceback.format_exception(*record.exc_info)).splitlines():
-                self._terminal.say(f"  | {line}", "dim")
+        for line in self.format(record).splitlines():
+            self._terminal.say(line, "dim")
 
 
 def _same(scene: Scene | None, shown: Scene | None) -> bool:

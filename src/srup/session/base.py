@@ -1,20 +1,22 @@
 """What both ends have in common: partners, freshness, exchanges, retransmission."""
 
 import heapq
+import struct
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from hashlib import sha256
 from itertools import count
 from typing import Any, ClassVar, Final, NamedTuple
 
 from .. import tokens
-from ..errors import EncodeError, OutOfOrderError, PolicyError, ReplayError, SrupError, StoreError
+from ..errors import EncodeError, PolicyError, SrupError, StoreError
 from ..messages import Action, Data, Message, Response
-from ..records import Changes, ExchangeRecord, PartnerRecord, State
+from ..records import Changes, ExchangeRecord, Fact, PartnerRecord, State
 from ..replay import WINDOW_SIZE, ReplayWindow
 from ..update import Step, Table, Trigger, Word
-from ..wire import DATA_FORGOTTEN, DATA_RECEIPT, KEY_ROTATION, Status
+from ..wire import DATA_RECEIPT, KEY_ROTATION, Status
 from . import body
 from .events import (
     ActionAnswered,
@@ -22,10 +24,12 @@ from .events import (
     DataConfirmed,
     DataReceived,
     DataRefused,
+    DataRepeated,
     Event,
     KeyAnswered,
     KeyOffered,
     Left,
+    TokenChanged,
     Unanswered,
     Unexpected,
 )
@@ -56,9 +60,15 @@ ID_BLOCK: Final = 64
 """How many sequence ids of ours are reserved at a time, so that not every message needs a write (OPERATIONS.md)."""
 
 RECEIPT_PAUSE: Final = 1.0
-"""In seconds: a partner gets no more than one receipt in that time; it names all that has come meanwhile."""
+"""In seconds: a partner gets no more than one receipt in that time; it covers all that has come meanwhile."""
 
-_ID_SIZE: Final = 8
+STREAM_OUT: Final = "stream out"
+"""The fact about a partner that says which place the last value has that we have sent it with a receipt."""
+
+STREAM_IN: Final = "stream in"
+"""The fact about a partner that says which place the last value has that we have taken from it for good."""
+
+_RECEIPT: Final = struct.Struct("<QQ")
 NO_EXPIRY: Final = 10**18 - 1
 """The latest expiry that a token can name: what an end without a clock writes into its own."""
 
@@ -132,6 +142,17 @@ class Now(NamedTuple):
     nonce: bytes
 
 
+@body.kept
+class Place(NamedTuple):
+    """Where a value stands among those that a partner must take in order: the number counts from 1 in each stream.
+
+    A stream begins when its sender knows of none; a later one has a greater name.
+    """
+
+    stream: int = 0
+    number: int = 0
+
+
 class Opening(NamedTuple):
     """A message that begins an exchange: its first state, whether only members may send it, whether it is remembered.
 
@@ -157,6 +178,7 @@ class Exchange:
     retry: float = 0.0  # pause before the next retransmission; 0 for none
     due: float = 0.0  # when time changes something
     spends: bool = False  # its token is good until the expiry, and must not work twice (T11)
+    began: float = 0.0  # when I asked, for whoever watches
     detail: Any = None  # what the role needs to know besides: what was ordered, and how
 
 
@@ -230,6 +252,7 @@ COMMON_TABLE: Final[Table] = {
     **{(_A.ASKED, status): Step(_A.ANSWERED, "action_answered") for status in _ACTION_RESULTS},
     **{(_A.ANSWERED, status): Step(_A.ANSWERED) for status in _ACTION_RESULTS},
     (_A.ASKED, Word.EXPIRE): Step(_A.UNANSWERED, "unanswered"),
+    (_A.RUNNING, Word.LEAVE): Step(_A.ANSWERED),
     (_A.RUNNING, Word.EXPIRE): Step(_A.ANSWERED),
     (_D.NEW, Data): Step(_D.TAKEN, "data_received"),
     (_D.SENT, Status.DATA_TYPE_UNKNOWN): Step(_D.REFUSED, "data_refused"),
@@ -274,13 +297,14 @@ class Session:
     values: ClassVar[Mapping[str, Opening]] = {
         KEY_ROTATION: Opening(_K.NEW),
         DATA_RECEIPT: Opening(_R.NEW, members_only=False, remembered=False),
-        DATA_FORGOTTEN: Opening(_R.NEW, members_only=False, remembered=False),
     }
     """Values that begin an exchange of their own kind, by their ``data_id``."""
     resumed: ClassVar[Mapping[Enum, str]] = {_A.RUNNING: "action_again"}
     """What the owner is told again after a restart, because it was to decide: methods that make the event, by state."""
     volatile: ClassVar[frozenset[Enum]] = frozenset({_K.DECIDING})
     """States that do not outlast the process: whoever waits asks again."""
+    facts: ClassVar[frozenset[str]] = frozenset({STREAM_IN, STREAM_OUT})
+    """The names of the facts about partners in which a session keeps what it knows besides."""
     for_strangers: ClassVar[frozenset[type[Message]]] = frozenset()
     """Requests of ours that do not need a membership."""
     repeatable: ClassVar[frozenset[type[Message]]] = frozenset()
@@ -299,8 +323,10 @@ class Session:
         self._touched: dict[int, Partner] = {}  # what has changed since the last changes()
         self._stirred: dict[tuple[int, bytes], None] = {}
         self._dropped: list[int] = []
-        # What is owed a receipt, by partner and token: of which kind, and the value's id.
-        self._receipts: dict[int, dict[bytes, tuple[str, int]]] = {}
+        self._places_in: dict[int, Place] = {}  # the last that was taken, by partner
+        self._places_out: dict[int, Place] = {}  # the last that was given out, by partner
+        self._places_changed: dict[tuple[int, str], Place | None] = {}
+        self._receipts: dict[int, None] = {}  # who is owed a receipt
         self._receipt_due: dict[int, float] = {}  # when a partner that had one may have the next
 
     # What survives a restart.
@@ -322,7 +348,9 @@ class Session:
                 changes.ended.append((partner_id, token))
             else:
                 changes.exchanges.append(ExchangeRecord(partner_id, token, exchange.expiry, self._dump(exchange)))
-        self._touched, self._stirred, self._dropped = {}, {}, []
+        for (partner_id, name), place in self._places_changed.items():
+            changes.facts.append(Fact(partner_id, name, None if place is None else f"{place.stream} {place.number}"))
+        self._touched, self._stirred, self._dropped, self._places_changed = {}, {}, [], {}
         return changes
 
     def repeats(self, send: Send) -> bool:
@@ -355,6 +383,10 @@ class Session:
             self._partners[record.identity] = Partner(
                 record.identity, record.member, record.binds, record.reserved, record.reserved, window
             )
+        for fact in state.facts:
+            places = {STREAM_IN: self._places_in, STREAM_OUT: self._places_out}.get(fact.name)
+            if places is not None and fact.value is not None:
+                places[fact.identity] = Place(*map(int, fact.value.split()))
         known: dict[tuple[int, bytes], Exchange] = {}
         bodies = []
         for kept in state.exchanges:
@@ -365,7 +397,7 @@ class Session:
                 bodies.append((exchange, kept.body))
         for exchange, text in bodies:
             self._load(exchange, text, known)
-        for exchange in sorted(known.values(), key=_sending_order):
+        for exchange in sorted(known.values(), key=_sent):  # what is sent again is so in its order
             exchange.partner.exchanges[exchange.token] = exchange
             self._open += 1
             exchange.retry = min(exchange.retry, self.policy.first_retry)
@@ -379,7 +411,7 @@ class Session:
     def _lift(self, partner: Partner) -> None:
         """Refuse all that a partner has signed so far, and send with ids that it cannot have seen."""
         floor = max(self._first_sequence_id - 1, partner.window.highest, partner.last_sent)
-        partner.window = ReplayWindow(floor + WINDOW_SIZE, 0)  # up to the floor all is too old, above it all is missing
+        partner.window = ReplayWindow(floor, (1 << WINDOW_SIZE) - 1)
         partner.last_sent = partner.reserved = floor
         self._touch(partner)
 
@@ -391,6 +423,7 @@ class Session:
             "status": exchange.status,
             "retry": exchange.retry,
             "spends": exchange.spends,
+            "began": exchange.began,
             "detail": exchange.detail,
         }
         return body.dump({name: value for name, value in kept.items() if value not in (None, False, 0.0)}, _named)
@@ -423,7 +456,7 @@ class Session:
     def receive(self, message: Message, now: float, nonce: bytes) -> list[Output]:
         """Take a message whose signature has verified.
 
-        Raises ReplayError, OutOfOrderError or PolicyError when it must not take effect; then nothing has changed. Anything else is
+        Raises ReplayError or PolicyError when it must not take effect; then nothing has changed. Anything else is
         recorded as seen, whether or not a row of the table expects it.
         """
         partner = self._partner(message.sender_id)
@@ -431,16 +464,7 @@ class Session:
         bound = None
         if exchange is None or not exchange.mine:
             bound = self._bound_token(partner, message, now)
-        try:
-            partner.window.check(message.sequence_id)
-        except ReplayError:
-            if bound is not None and bound.receipt:
-                # The one that was sent for it has got lost; or nobody can say any more what became of it.
-                seen = partner.window.has(message.sequence_id)
-                self._owe_receipt(partner, message, DATA_RECEIPT if seen else DATA_FORGOTTEN)
-            raise
-        if bound is not None and bound.follows is not None and self._is_premature(partner, bound.follows, now):
-            raise OutOfOrderError(f"it follows the message {bound.follows.sequence_id}, which is not here yet")
+        partner.window.check(message.sequence_id)
         known = exchange is not None
         opening = self.openings.get(type(message))
         if isinstance(message, Data):
@@ -462,7 +486,11 @@ class Session:
             # Seen, and not taken: a repetition of it would be confirmed.
             raise PolicyError(f"{partner.identity:x} is not joined, and wants {type(message).__name__} taken for good")
         outputs: list[Output]
-        if exchange is None or step is None:
+        place = Place(*bound.place) if bound is not None and bound.place is not None else None
+        if place is not None and not self._is_next(partner, place):
+            partner.window.accept(message.sequence_id)
+            outputs = [DataRepeated(partner.identity, message.token)]
+        elif exchange is None or step is None:
             partner.window.accept(message.sequence_id)
             outputs = [
                 Unexpected(partner.identity, message.token, type(message), self._why(partner, exchange, message))
@@ -478,8 +506,10 @@ class Session:
             except SrupError:
                 partner.window.highest, partner.window.seen = before
                 raise
+        if place is not None and self._is_next(partner, place):
+            self._set_place(STREAM_IN, self._places_in, partner.identity, place)
         if asks_receipt:
-            self._owe_receipt(partner, message, DATA_RECEIPT)
+            self._receipts[partner.identity] = None
         # A Response only repeats a token, which a deployed peer may have from anyone.
         partner.binds = partner.binds or (bound is not None and not isinstance(message, Response))
         self._partners[partner.identity] = partner
@@ -499,30 +529,10 @@ class Session:
                 if step is not None:
                     with suppress(SrupError):  # the trouble of one partner must not cost the others their turn
                         outputs += self._take(exchange, step, None, Now(now, b""))
-            elif exchange.state is _D.UNCONFIRMED:  # what follows it waits for it at the other end
-                outputs += self._resend(self._unconfirmed(exchange.partner), now)
             else:
-                outputs += self._resend([exchange], now)
+                outputs += self._send_again(exchange)
+                self._schedule(exchange, now)
         return outputs
-
-    def _resend(self, exchanges: Iterable[Exchange], now: float) -> list[Output]:
-        outputs: list[Output] = []
-        for exchange in exchanges:
-            outputs += self._send_again(exchange)
-            self._schedule(exchange, now)
-        return outputs
-
-    def _unconfirmed(self, partner: Partner) -> list[Exchange]:
-        """Return the values that this partner is to confirm, in the order in which they were sent."""
-        return [each for each in partner.exchanges.values() if each.state is _D.UNCONFIRMED]
-
-    def _is_premature(self, partner: Partner, follows: tokens.Follows, now: float) -> bool:
-        """Tell whether a value must wait for the one that it follows, which got lost on the way and comes again.
-
-        Not for ever: the sender may have given that one up. Who has no clock cannot tell, and takes what comes.
-        """
-        in_time = self.policy.has_clock and now <= follows.until + self.policy.clock_skew
-        return in_time and partner.window.lacks(follows.sequence_id)
 
     def deadline(self) -> float | None:
         """Return when :meth:`tick` or :meth:`receipts_due` has something to do next, None for never."""
@@ -552,69 +562,51 @@ class Session:
     ) -> list[Send]:
         """Send a value, again and again until the partner has it for good: DataConfirmed, DataRefused or Unanswered.
 
-        It is good for ``lifetime`` seconds (default: the policy's ``update_lifetime``), and names the value before it,
-        without which the partner does not take it. PolicyError for a partner that does not bind its tokens, which
-        cannot know of receipts (docs/extensions.md, "Receipts").
+        The partner takes such values in the order of these calls, and each of them once. It is good for ``lifetime``
+        seconds (default: the policy's ``update_lifetime``). PolicyError for a partner that does not bind its tokens,
+        which cannot know of receipts (docs/extensions.md, "Receipts").
         """
         if not self.binds(partner):
             raise PolicyError(f"{partner:x} does not bind its tokens, and knows of no receipts")
         lifetime = self.policy.update_lifetime if lifetime is None else lifetime
-        earlier = self._unconfirmed(self._partner(partner))
-        follows = None
-        if earlier and self.policy.has_clock:  # what has no expiry there could be waited for, for ever
-            assert earlier[-1].request is not None  # noqa: S101 - it was sent
-            until = self._token_expiry(max(each.expiry for each in earlier))
-            follows = tokens.Follows(earlier[-1].request.sequence_id, int(until))
-        fields = {"data_id": data_id, "data": data}
-        return self._ask(partner, _D.UNCONFIRMED, Data, now, nonce, lifetime, receipt=True, follows=follows, **fields)
+        place = self._next_place(partner, now)
+        sends = self._ask(
+            partner, _D.UNCONFIRMED, Data, now, nonce, lifetime, detail=place, place=place, data_id=data_id, data=data
+        )
+        self._set_place(STREAM_OUT, self._places_out, partner, place)
+        return sends
 
     def receipts_due(self, now: float) -> list[int]:
         """Return the partners that are to get a receipt now; say :meth:`receipt` for each."""
-        return (
-            [partner for partner in self._receipts if self._receipt_due.get(partner, 0.0) <= now]
-            if self._receipts
-            else []
-        )
+        return [partner for partner in self._receipts if self._receipt_due.get(partner, 0.0) <= now]
 
     def receipt(self, partner: int, now: float, nonce: bytes) -> list[Send]:
-        """Tell a partner which of its values that asked for a receipt are here for good, and which nobody remembers."""
-        side, owed = self._partner(partner), self._receipts.pop(partner, {}).values()
-        if not owed:
-            return []
+        """Tell a partner up to which place its values are here for good."""
+        side = self._partner(partner)
+        self._receipts.pop(partner, None)
         self._receipt_due = {other: due for other, due in self._receipt_due.items() if due > now}
         self._receipt_due[partner] = now + RECEIPT_PAUSE
         token = tokens.bind(self.identity, partner, self._token_expiry(now + self.policy.lifetime), nonce)
-        exchange = Exchange(side, token, _R.TAKEN, now, mine=True)
-        sends = []
-        for kind in (DATA_RECEIPT, DATA_FORGOTTEN):
-            listed = b"".join(number.to_bytes(_ID_SIZE, "little") for each, number in owed if each == kind)
-            if listed:
-                sends.append(self._send(exchange, Data, data_id=kind, data=listed))
-        return sends
-
-    def owe_no_receipt(self, partner: int, token: bytes) -> None:
-        """Do not confirm the value that came under this token: it is not taken."""
-        self._receipts.get(partner, {}).pop(token, None)
+        place = _RECEIPT.pack(*self._places_in.get(partner, Place()))
+        return [self._send(Exchange(side, token, _R.TAKEN, now, mine=True), Data, data_id=DATA_RECEIPT, data=place)]
 
     def binds(self, partner: int) -> bool:
         """Tell whether a partner binds its tokens, and so is no deployed peer."""
         return self._binds(self._partner(partner))
 
     def has_room(self, partner: int) -> bool:
-        """Tell whether one more value may be sent to this partner now.
-
-        Not when it would be one request too many, nor while values are sent again, for which it would have to wait.
-        """
-        side = self._partner(partner)
-        open_ = sum(each.mine and self._is_open(each) for each in side.exchanges.values())
-        return open_ < MAX_EXCHANGES and all(each.retry <= self.policy.first_retry for each in self._unconfirmed(side))
+        """Tell whether one more request of ours to this partner would not be one too many."""
+        side = self._partners.get(partner)
+        open_ = sum(each.mine and self._is_open(each) for each in side.exchanges.values()) if side else 0
+        return open_ < MAX_EXCHANGES
 
     def hurry(self, partner: int, now: float) -> list[Output]:
-        """Send again at once what this partner has not answered: it is here."""
+        """Send again what this partner has not answered, for it is here now; not what was just sent (T9)."""
         side = self._partners.get(partner)
         outputs: list[Output] = []
         for exchange in list(side.exchanges.values()) if side else ():
-            if exchange.mine and exchange.retry:
+            sent = exchange.due - exchange.retry
+            if exchange.mine and exchange.retry and now >= sent + self.policy.first_retry:
                 exchange.retry = self.policy.first_retry
                 outputs += self._send_again(exchange)
                 self._schedule(exchange, now)
@@ -641,23 +633,30 @@ class Session:
         for exchange in list(side.exchanges.values()):
             self._forget(exchange)
             withdrawal = self.table.get((exchange.state, Word.WITHDRAW))
-            if withdrawal is not None:  # a person is still to decide about it
+            if withdrawal is not None:  # a person is still to decide about it, or a join waits for its word
                 outputs += self._take(exchange, withdrawal, None, Now(now, b""))
+        self._receipts.pop(partner, None)
+        for name, places in ((STREAM_IN, self._places_in), (STREAM_OUT, self._places_out)):
+            if places.pop(partner, None) is not None and self._kept:
+                self._places_changed[partner, name] = None
         if self._kept:
             self._dropped.append(partner)
             self._touched.pop(partner, None)
         return [*outputs, Left(partner, b"")] if side.member else outputs
 
     def exchanges(self) -> list[Exchange]:
-        """Return all that is under way or remembered, to be looked at only."""
-        return [exchange for partner in self._partners.values() for exchange in partner.exchanges.values()]
+        """Return all that is under way or remembered, to be looked at only; any thread may ask."""
+        return [each for partner in list(self._partners.values()) for each in list(partner.exchanges.values())]
+
+    def asked(self) -> list[float]:
+        """Return when each request of ours was made that has no answer yet, in no order; any thread may ask."""
+        return [each.began for each in self.exchanges() if each.mine and self._is_open(each)]
 
     def refuse_data(self, partner: int, token: bytes, now: float) -> list[Output]:
         """Answer a DataReceived whose ``data_id`` nobody here knows."""
         side = self._partners.get(partner)
         if side is None:
             raise PolicyError(f"{partner:x} has sent nothing")
-        self.owe_no_receipt(partner, token)
         unremembered = Exchange(side, token, _D.TAKEN, now, mine=False)
         return [self._send(unremembered, Response, status=Status.DATA_TYPE_UNKNOWN)]
 
@@ -669,6 +668,15 @@ class Session:
         """Answer a KeyOffered: ACTION_SUCCESS when the new key counts from now on, or ACTION_FAIL."""
         check_status(status, _KEY_RESULTS)
         return self._drive(partner, token, Word.ANSWER, status, now)
+
+    def awaits(self, partner: int, token: bytes) -> bool:
+        """Tell whether what a partner asked for is still to be done: not when it expired or the membership ended.
+
+        Any thread may ask, just before it does it.
+        """
+        side = self._partners.get(partner)
+        exchange = side.exchanges.get(token) if side else None
+        return exchange is not None and not exchange.mine and self._is_open(exchange)
 
     def is_member(self, partner: int) -> bool:
         """Tell whether this partner and we are joined."""
@@ -691,17 +699,20 @@ class Session:
         return [DataReceived(exchange.partner.identity, exchange.token, cause.data_id, cause.data)]
 
     def receipt_received(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
-        """A partner has these values of ours for good, or does not know any more whether it has."""
-        listed = cause.data
-        if not listed or len(listed) % _ID_SIZE:
-            raise PolicyError(f"{cause.data_id} holds sequence ids of {_ID_SIZE} bytes each, not {len(listed)} bytes")
-        ids = {int.from_bytes(listed[at : at + _ID_SIZE], "little") for at in range(0, len(listed), _ID_SIZE)}
-        known = exchange.partner.exchanges.values()
-        waiting = [mine for mine in known if mine.state is _D.UNCONFIRMED and mine.request.sequence_id in ids]  # type: ignore[union-attr]
-        if cause.data_id == DATA_FORGOTTEN:
-            return self._abandon(waiting, now.time)
+        """A partner has the values of ours up to this place for good."""
+        if len(cause.data) != _RECEIPT.size:
+            raise PolicyError(f"a {DATA_RECEIPT} holds a place in {_RECEIPT.size} bytes, not in {len(cause.data)}")
+        partner, there = exchange.partner, Place(*_RECEIPT.unpack(cause.data))
+        here = self._places_out.get(partner.identity, Place())
+        waiting = [mine for mine in partner.exchanges.values() if mine.mine and mine.state is _D.UNCONFIRMED]
+        first = min((mine.detail for mine in waiting), default=None)
+        # It waits for what we do not have any more, as after a restore from a backup; an old receipt must not say so.
+        behind = first is not None and there < Place(first.stream, first.number - 1)
+        if waiting and (there.stream > here.stream or (behind and cause.sequence_id == partner.window.highest)):
+            return self._begin_stream(partner, waiting, max(there.stream, here.stream) + 1, now)
         step = self.table[_D.UNCONFIRMED, Word.CONFIRM]
-        return [output for mine in waiting for output in self._take(mine, step, cause, now)]
+        arrived = [mine for mine in waiting if mine.detail <= there]
+        return [output for mine in arrived for output in self._take(mine, step, cause, now)]
 
     def data_confirmed(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
         """A partner has a value of ours for good: there is nothing left to remember."""
@@ -802,20 +813,42 @@ class Session:
             partner.reserved = min(sequence_id + ID_BLOCK - 1, MAX_SEQUENCE_ID)
             self._touch(partner)
 
-    def _owe_receipt(self, partner: Partner, message: Message, kind: str) -> None:
-        owed = self._receipts.setdefault(partner.identity, {})
-        if kind == DATA_RECEIPT or len(owed) < MAX_EXCHANGES:  # so many can be under way; more are replays (T9)
-            owed[message.token] = kind, message.sequence_id
+    def _next_place(self, partner: int, now: float) -> Place:
+        last = self._places_out.get(partner) or Place(max(1, int(now * 1e6)))
+        return Place(last.stream, last.number + 1)
+
+    def _is_next(self, partner: Partner, place: Place) -> bool:
+        """Tell whether a value follows the last one, or begins a stream that is later than the last one's."""
+        last = self._places_in.get(partner.identity, Place())
+        return place == Place(last.stream, last.number + 1) or (place.stream > last.stream and place.number == 1)
+
+    def _set_place(self, name: str, places: dict[int, Place], partner: int, place: Place) -> None:
+        places[partner] = place
+        if self._kept:
+            self._places_changed[partner, name] = place
+
+    def _begin_stream(self, partner: Partner, waiting: list[Exchange], stream: int, now: Now) -> list[Output]:
+        """Send what waits as a new stream: one of us has forgotten how far the old one came, and takes none of it."""
+        outputs: list[Output] = []
+        for number, mine in enumerate(sorted(waiting, key=lambda each: each.detail), 1):
+            self._forget(mine)
+            former, mine.detail = mine.token, Place(stream, number)
+            nonce = sha256(now.nonce + number.to_bytes(8, "big")).digest()[: tokens.NONCE_SIZE]
+            expiry = self._token_expiry(mine.expiry)
+            mine.token = tokens.bind(self.identity, partner.identity, expiry, nonce, place=mine.detail)
+            partner.exchanges[mine.token] = mine
+            self._open += 1
+            self._stir(mine)
+            outputs += [TokenChanged(partner.identity, mine.token, former), *self._send_again(mine)]
+            self._set_place(STREAM_OUT, self._places_out, partner.identity, mine.detail)
+        return outputs
 
     def _send_again(self, exchange: Exchange) -> list[Send]:
         if exchange.request is None or not exchange.retry:
             return []
         fields = {name: value for name, value in exchange.request if name not in ("sequence_id", "sender_id", "token")}
         try:
-            if exchange.state is _D.UNCONFIRMED:  # the partner's window tells the repetition by its sequence id
-                send = Send(exchange.partner.identity, exchange.request)
-            else:
-                send = self._send(exchange, type(exchange.request), **fields)
+            send = self._send(exchange, type(exchange.request), **fields)
         except PolicyError:  # no sequence id is left, which is this partner's trouble and not that of the others
             exchange.retry = 0.0
             return []
@@ -835,7 +868,7 @@ class Session:
         detail: Any = None,
         version: int | None = None,
         receipt: bool = False,
-        follows: tokens.Follows | None = None,
+        place: Place | None = None,
         **fields: Any,
     ) -> list[Send]:
         """Begin an exchange of our own and send its request."""
@@ -845,8 +878,8 @@ class Session:
         if not side.member and cls not in self.for_strangers:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
         expiry = now + (self.policy.lifetime if lifetime is None else lifetime)
-        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version, receipt, follows)
-        exchange = Exchange(side, token, state, expiry, mine=True, detail=detail)
+        token = tokens.bind(self.identity, partner, self._token_expiry(expiry), nonce, version, receipt, place)
+        exchange = Exchange(side, token, state, expiry, mine=True, began=now, detail=detail)
         self._check_room(exchange)
         send = self._send(exchange, cls, **fields)
         self._expect(exchange, send.message, resend)
@@ -942,6 +975,15 @@ class Session:
             outputs += self._take(exchange, self.table[exchange.state, Word.EXPIRE], None, Now(now, b""))
         return outputs
 
+    def _drop_orders(self, partner: Partner, now: float) -> list[Output]:
+        """End what a partner has asked for, now that the membership ends; nothing more of it is done or answered."""
+        outputs: list[Output] = []
+        for exchange in partner.exchanges.values():
+            step = self.table.get((exchange.state, Word.LEAVE))
+            if step is not None:
+                outputs += self._take(exchange, step, None, Now(now, b""))
+        return outputs
+
     def _schedule(self, exchange: Exchange, now: float) -> None:
         due = min(exchange.expiry, now + exchange.retry) if exchange.retry else exchange.expiry
         if due != exchange.due:
@@ -969,7 +1011,7 @@ class Session:
         return "it begins nothing here" if partner.member else f"{partner.identity:x} is not joined"
 
 
-def _sending_order(exchange: Exchange) -> int:
+def _sent(exchange: Exchange) -> int:
     return 0 if exchange.request is None else exchange.request.sequence_id
 
 

@@ -20,7 +20,7 @@ from ..messages import (
 )
 from ..update import DEVICE_TABLE, FETCH_FAILURES, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
-from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, check_number, check_status
+from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, check_number, check_status
 from .events import ActivationRequested, Deregistered, Event, FetchRequested, Left, Unexpected
 from .join import DEVICE_JOINS, DeviceJoins
 
@@ -95,6 +95,7 @@ class DeviceSession(DeviceJoins):
         if version_floor is not None:
             check_number(version_floor, "version_floor", 0, tokens.MAX_VERSION)
         self.version_floor = version_floor
+        self._activating: dict[bytes, int] = {}  # the versions that may be active soon, by the token of their order
         self.servers = frozenset(servers)
         self.commanders = frozenset(commanders)
         self.description = description
@@ -105,13 +106,21 @@ class DeviceSession(DeviceJoins):
             raise PolicyError(f"{message.sender_id:x} is none of this device's servers")
         return super().receive(message, now, nonce)
 
-    def resign(self, server: int, now: float, nonce: bytes) -> list[Send]:
-        """Leave the server; Left follows when it confirms, Unanswered when it does not (we are out all the same)."""
-        return self._ask(server, _S.LEAVING, ResignRequest, now, nonce, None)
+    def resign(self, server: int, now: float, nonce: bytes) -> list[Output]:
+        """Leave the server: we are out from now on, and what it has ordered or orders still is not done.
 
-    def deregister(self, server: int, now: float, nonce: bytes) -> list[Send]:
-        """Leave the server and let it drop our key; Left and Deregistered follow when it confirms, else Unanswered."""
-        return self._ask(server, _S.DEREGISTERING, DeregisterRequest, now, nonce, None)
+        Left follows when it confirms, Unanswered when it does not.
+        """
+        sends = self._ask(server, _S.LEAVING, ResignRequest, now, nonce, None)
+        return [*sends, *self._end_membership(self._partner(server), now)]
+
+    def deregister(self, server: int, now: float, nonce: bytes) -> list[Output]:
+        """Leave the server, as with :meth:`resign`, and let it drop our key.
+
+        Left and Deregistered follow when it confirms, else Unanswered.
+        """
+        sends = self._ask(server, _S.DEREGISTERING, DeregisterRequest, now, nonce, None)
+        return [*sends, *self._end_membership(self._partner(server), now)]
 
     def forget(self, server: int) -> None:
         """Obey this server no more, from now on."""
@@ -127,12 +136,18 @@ class DeviceSession(DeviceJoins):
         check_status(status, FETCH_FAILURES)
         return self._drive(server, token, Word.FETCH_FAILED, status, now)
 
+    # The owner says what became of each ActivationRequested, even if the order is over by then.
+
     def activated(self, server: int, token: bytes, now: float) -> list[Output]:
-        """Report that the firmware is active."""
+        """Report that the firmware is active: nothing older is taken any more."""
+        version = self._activating.pop(token, None)
+        if self.version_floor is not None and version is not None:
+            self.version_floor = max(self.version_floor, version)
         return self._drive(server, token, Word.ACTIVATED, Status.ACTIVATE_SUCCESS, now)
 
     def activation_failed(self, server: int, token: bytes, now: float) -> list[Output]:
         """Report that the firmware is not active."""
+        self._activating.pop(token, None)
         return self._drive(server, token, Word.ACTIVATION_FAILED, Status.ACTIVATE_FAIL, now)
 
     # Effects.
@@ -150,8 +165,7 @@ class DeviceSession(DeviceJoins):
 
     def leaving_unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """The server did not confirm that we leave; we are out all the same."""
-        exchange.partner.member = False
-        return self.unanswered(exchange, cause, now)
+        return [*self._end_membership(exchange.partner, now.time), *self.unanswered(exchange, cause, now)]
 
     def terminated(self, exchange: Exchange, cause: TerminateCommand, now: Now) -> list[Output]:
         """The server put us out."""
@@ -191,8 +205,7 @@ class DeviceSession(DeviceJoins):
 
     def activation_again(self, exchange: Exchange) -> list[Event]:
         """An activation was under way when the process ended, or has ended it: it may have started the device anew."""
-        _, digest = exchange.detail
-        return [ActivationRequested(exchange.partner.identity, exchange.token, digest)]
+        return [self._activation(exchange)]
 
     def same_order(self, exchange: Exchange, cause: Initiate, now: Now) -> list[Output]:
         """The same order again; a token is good for one (T11)."""
@@ -208,21 +221,18 @@ class DeviceSession(DeviceJoins):
         """The server wants what was fetched to be activated."""
         if not exchange.partner.member:
             raise PolicyError(f"{exchange.partner.identity:x} is not our server any more")
-        _, digest = exchange.detail
-        version, floor = self._version(exchange), self._activation_floor(exchange)
+        version, floor = self._version(exchange), self._activation_floor()
         if floor is not None and (version is None or version < floor):
             exchange.state = UpdateState.FAILED
             why = f"the firmware is of version {version}, and by now the floor is {floor}"
             unexpected = Unexpected(exchange.partner.identity, exchange.token, Activate, why)
             return [unexpected, *self.answer(exchange, Status.ACTIVATE_FAIL, now)]
-        return [ActivationRequested(exchange.partner.identity, exchange.token, digest)]
+        return [self._activation(exchange)]
 
-    def confirm_activation(self, exchange: Exchange, cause: Status, now: Now) -> list[Output]:
-        """The firmware is active: nothing older is taken any more."""
-        version = self._version(exchange)
-        if self.version_floor is not None and version is not None:
-            self.version_floor = max(self.version_floor, version)
-        return self.answer(exchange, cause, now)
+    def give_order_up(self, exchange: Exchange, cause: None, now: Now) -> list[Output]:
+        """We leave before the firmware is active; a repetition of the order is answered with a failure."""
+        exchange.status = Status.UPDATE_FAIL_FILE
+        return []
 
     def refuse_activation(self, exchange: Exchange, cause: Activate, now: Now) -> list[Output]:
         """There is nothing to activate under this token."""
@@ -231,13 +241,16 @@ class DeviceSession(DeviceJoins):
 
     # Mechanism.
 
-    def _activation_floor(self, order: Exchange) -> int | None:
+    def _activation(self, order: Exchange) -> Event:
+        """Have firmware activated; until the owner says what became of it, nothing older is."""
+        version = self._version(order)
+        if version is not None:
+            self._activating[order.token] = version
+        return ActivationRequested(order.partner.identity, order.token, order.detail[1])
+
+    def _activation_floor(self) -> int | None:
         """Return the lowest version that may be activated now: not below what is just being activated (T12)."""
-        if self.version_floor is None:
-            return None
-        others = [other for other in order.partner.exchanges.values() if other is not order]
-        activating = [self._version(other) for other in others if other.state is UpdateState.ACTIVATING]
-        return max([self.version_floor, *(version for version in activating if version is not None)])
+        return None if self.version_floor is None else max(self.version_floor, *self._activating.values(), 0)
 
     @staticmethod
     def _version(order: Exchange) -> int | None:
@@ -245,8 +258,12 @@ class DeviceSession(DeviceJoins):
         return None if bound is None else bound.version
 
     def _leave(self, partner: Partner, token: bytes, now: float) -> list[Output]:
+        outputs = self._end_membership(partner, now)
+        return [*outputs, Left(partner.identity, token), *self._stop_joining(partner, now)]
+
+    def _end_membership(self, partner: Partner, now: float) -> list[Output]:
         partner.member = False
-        return [Left(partner.identity, token), *self._stop_joining(partner, now)]
+        return self._drop_orders(partner, now)
 
     def _part_for_good(self, partner: Partner, token: bytes) -> Output:
         self.forget(partner.identity)

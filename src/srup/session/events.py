@@ -13,6 +13,7 @@ __all__ = [
     "DataConfirmed",
     "DataReceived",
     "DataRefused",
+    "DataRepeated",
     "Deregistered",
     "DevicesMissing",
     "DevicesShared",
@@ -44,6 +45,7 @@ __all__ = [
     "SyndicationEnded",
     "SyndicationOffered",
     "SyndicationRequested",
+    "TokenChanged",
     "Unanswered",
     "Unexpected",
     "UpdateChanged",
@@ -193,6 +195,18 @@ class DataConfirmed(Event):
 @dataclass(frozen=True, slots=True)
 class DataRefused(Event):
     """The partner does not know the ``data_id`` of a value that we sent under this token."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataRepeated(Event):
+    """A value came that must be taken in order, and was taken before or has to wait for an earlier one; no effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChanged(Event):
+    """What was asked under the token ``former`` goes on under this one."""
+
+    former: bytes
 
 
 @dataclass(frozen=True, slots=True)

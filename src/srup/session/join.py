@@ -108,6 +108,7 @@ DEVICE_JOINS: Final[Table] = {
     (_S.NEW, ObservationRequest): Step(_S.OBSERVING, "observation_requested"),
     (_S.OBSERVING, ObservationRequest): Step(_S.OBSERVING),
     (_S.OBSERVING, Word.ANSWER): Step(_S.ANSWERED, "answer"),
+    (_S.OBSERVING, Word.LEAVE): Step(_S.UNANSWERED),
     (_S.OBSERVING, Word.EXPIRE): Step(_S.UNANSWERED),
     (_S.ANSWERED, ObservationRequest): Step(_S.ANSWERED, "repeat_answer"),
 }
@@ -131,6 +132,7 @@ SERVER_JOINS: Final[Table] = {
     (_S.COMMANDED, Word.EXPIRE): Step(_S.UNANSWERED, "unanswered"),
     **{(_S.OBSERVING, status): Step(_S.ANSWERED, "observed") for status in _OBSERVATIONS},
     **{(_S.ANSWERED, status): Step(_S.ANSWERED) for status in _OBSERVATIONS},
+    (_S.OBSERVING, Word.WITHDRAW): Step(_S.UNANSWERED, "observed"),  # the observer is gone
     (_S.OBSERVING, Word.EXPIRE): Step(_S.UNANSWERED, "observed"),
 }
 """The server's side."""
@@ -180,7 +182,8 @@ class DeviceJoins(Session):
         """The server answered the join."""
         status = Status(cause.status)
         exchange.partner.member = status is Status.JOIN_SUCCESS
-        return [JoinAnswered(exchange.partner.identity, exchange.token, status)]
+        dropped = [] if exchange.partner.member else self._drop_orders(exchange.partner, now.time)
+        return [JoinAnswered(exchange.partner.identity, exchange.token, status), *dropped]
 
     def observer_named(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
         """The server names an observer whose word would let us in."""
@@ -417,7 +420,9 @@ class ServerJoins(Session):
     def observed(self, exchange: Exchange, cause: Response | None, now: Now) -> list[Output]:
         """The observer said what it saw, or did not in time."""
         device, token = exchange.detail
-        status = Status.OBSERVED_JOIN_FAIL if cause is None else Status(cause.status)
+        status = Status.OBSERVED_JOIN_FAIL
+        if cause is not None and exchange.partner.member:  # the word of one that was put out counts no more
+            status = Status(cause.status)
         return [Observed(exchange.partner.identity, exchange.token, device, token, status)]
 
     # Mechanism.

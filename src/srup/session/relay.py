@@ -364,6 +364,8 @@ class AwaySide(Side):
         # Deployed servers give every entry a token of its own.
         if exchange.token != self._listing and tokens.parse(exchange.token) is not None:
             raise PolicyError("the entry belongs to another list of devices than the one that counts")
+        if cause.device_sequence == 0 and self._binds(exchange.partner):
+            raise PolicyError("the list has no number 0: only those of deployed servers may count from there")
         begun = self._heard(exchange.partner, cause, now)
         expiry = good_until(self._listing, self.policy, now.time)
         return [*begun, Relayed(self.server, self._listing, Content.of(cause), expiry)]

@@ -183,7 +183,7 @@ class ServerSession(ServerJoins):
         """End the membership, and what was still asked of the device: no answer to that will be taken any more."""
         device.member = False
         asked = [exchange for exchange in device.exchanges.values() if exchange.mine and self._is_open(exchange)]
-        return [Left(device.identity, token), *self._abandon(asked, now)]
+        return [Left(device.identity, token), *self._abandon(asked, now), *self._drop_orders(device, now)]
 
     def _part_for_good(self, device: Partner, token: bytes, now: float) -> list[Output]:
         left = self._part(device, token, now) if device.member else []

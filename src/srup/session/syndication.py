@@ -12,15 +12,16 @@ The away server decides: with whom (``syndication_devices``, then ``accept_syndi
 (the list), and about every single request (``allow``, ``refuse``).
 """
 
+import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from struct import error as StructError
 from struct import iter_unpack, pack
 from typing import Any, ClassVar, Final
 
 from .. import tokens
-from ..errors import EncodeError, PolicyError
+from ..errors import EncodeError, PolicyError, StoreError
 from ..messages import (
     Action,
     Data,
@@ -38,6 +39,7 @@ from ..messages import (
     SyndicationInit,
     SyndicationRequest,
 )
+from ..records import Changes, Fact, State
 from ..update import Step, Table, Word
 from ..wire import IDENTIFICATION_RESPONSE, Status
 from .base import ActionState, DataState, Exchange, Now, Opening, Output, Partner, Policy, Send, check_status
@@ -82,6 +84,10 @@ ACTION_RESULTS: Final = (Status.ACTION_SUCCESS, Status.ACTION_UNKNOWN, Status.AC
 END_RESULTS: Final = (Status.RESIGN_SUCCESS, Status.RESIGN_FAIL)
 
 
+SYNDICATION: Final = "syndication"
+"""The fact about a syndication device that says how its syndication stands."""
+
+
 class Role(Enum):
     """Which server of a syndication we are."""
 
@@ -103,9 +109,35 @@ class Syndication:
     pause: float = 0.0  # home: how long to wait before missing numbers are told the next time
     due: float | None = None  # home: when that is
 
+    def dump(self) -> str:
+        """Return it as JSON, without its device."""
+        kept = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "device"}
+        return json.dumps(kept | {"role": self.role.name, "token": self.token.hex()})
+
+    @classmethod
+    def load(cls, device: int, text: str) -> "Syndication":
+        """Return what :meth:`dump` has written; StoreError if it is anything else."""
+        try:
+            kept = json.loads(text)
+            kept["devices"] = {int(number): identity for number, identity in kept["devices"].items()}
+            return cls(device, **kept | {"role": Role[kept["role"]], "token": bytes.fromhex(kept["token"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"the syndication by {device:x} in the store is not readable: {error}") from None
+
+    def contradicts(self, number: int) -> bool:
+        """Tell whether a list that counts from 1 or from 0, whichever it does, cannot have this number too."""
+        if self.count is None:
+            return False
+        first = 1 if self.count in self.devices or not self.count else 0
+        last = self.count - (0 in self.devices)
+        return not first <= number <= last
+
     @property
     def missing(self) -> tuple[int, ...]:
-        """The numbers of the list that have not come. Deployed peers may count from 0, srup counts from 1."""
+        """The numbers of the list that have not come: it counts from 1, or from 0 if it has that number.
+
+        srup counts from 1; a syndication device passes a 0 on only from deployed servers.
+        """
         if self.count is None or len(self.devices) >= self.count:
             return ()
         first = 0 if 0 in self.devices else 1
@@ -194,6 +226,7 @@ class SyndicationServerSession(Replying, ServerSession):
     """
 
     table: ClassVar[Table] = TABLE
+    facts = ServerSession.facts | {SYNDICATION}
     openings = {
         **ServerSession.openings,
         SyndicatedDeviceCount: Opening(_S.NEW),
@@ -217,6 +250,31 @@ class SyndicationServerSession(Replying, ServerSession):
         super().__init__(identity, policy, first_sequence_id)
         self.syndication_devices = set(syndication_devices)
         self._syndications: dict[int, Syndication] = {}
+        self._stored: dict[int, str] = {}  # what a store has of them
+
+    def changes(self) -> Changes:
+        """See :meth:`Session.changes`."""
+        touched = [*self._touched, *self._dropped]
+        changes = super().changes()
+        for device in touched:
+            syndication = self._syndications.get(device)
+            text = None if syndication is None else syndication.dump()
+            if text != self._stored.get(device):
+                changes.facts.append(Fact(device, SYNDICATION, text))
+                if text is None:
+                    del self._stored[device]
+                else:
+                    self._stored[device] = text
+        return changes
+
+    def restore(self, state: State, now: float) -> list[Output]:
+        """See :meth:`Session.restore`."""
+        again = super().restore(state, now)
+        for fact in state.facts:
+            if fact.name == SYNDICATION and fact.value is not None and fact.identity in self._partners:
+                self._stored[fact.identity] = fact.value
+                self._syndications[fact.identity] = Syndication.load(fact.identity, fact.value)
+        return again
 
     def tick(self, now: float) -> list[Output]:
         """See :meth:`Session.tick`; tells besides which numbers of a list have not come, at growing intervals."""
@@ -361,7 +419,10 @@ class SyndicationServerSession(Replying, ServerSession):
         unbound = tokens.parse(exchange.token) is None
         kept = syndication.devices if unbound and syndication.count is None else {}
         syndication.token, syndication.count, syndication.counted = exchange.token, cause.count, cause.sequence_id
-        syndication.devices = {number: device for number, device in kept.items() if number <= cause.count}
+        syndication.devices = {}
+        for number, device in kept.items():
+            if not syndication.contradicts(number):
+                syndication.devices[number] = device
         self._expect_list(syndication, now.time)
         return [*outputs, *self._complete(syndication)]
 
@@ -370,7 +431,7 @@ class SyndicationServerSession(Replying, ServerSession):
         syndication = self._required(exchange.partner, Role.HOME)
         if exchange.token != syndication.token and tokens.parse(exchange.token) is not None:
             raise PolicyError("the entry belongs to another list of devices than the one that counts")
-        if cause.device_sequence > (MAX_SHARED if syndication.count is None else syndication.count):
+        if cause.device_sequence > MAX_SHARED or syndication.contradicts(cause.device_sequence):
             raise PolicyError(f"the list has no number {cause.device_sequence}")
         outputs = self._heard(exchange, cause, now)
         if syndication.devices.get(cause.device_sequence) == cause.device_id:

@@ -67,8 +67,9 @@ class Call(NamedTuple):
 class Keyspace:
     """The keys of server ``owner`` in the Redis at a URL (``redis://``, ``rediss://``, ``unix://``), or of a client.
 
-    A client must give bytes (``decode_responses=False``). One that is made here waits ``timeout`` seconds for an answer
-    and repeats a request once when the connection broke; whatever is asked here can be asked again.
+    A client, also a ``redis.RedisCluster``, must give bytes (``decode_responses=False``). One that is made here waits
+    ``timeout`` seconds for an answer and repeats a request once when the connection broke; whatever is asked here can
+    be asked again.
     """
 
     def __init__(self, client_or_url: Any, owner: int, *, timeout: float = 2.0) -> None:
@@ -129,12 +130,10 @@ class Keyspace:
 
     def run_all(self, calls: Sequence[Call]) -> list[Any]:
         """Run scripts in one round trip; the answer of each, or its StoreError; with ``then``, a pair of answers."""
-        answers = self._pipelined(calls, lambda pipe, call: pipe.evalsha(call.script.sha, *_arguments(call)))
+        answers = self._pipelined(calls, "EVALSHA", lambda script: script.sha)
         unknown = [number for number, answer in enumerate(answers) if isinstance(_first(answer), NoScriptError)]
         if unknown:
-            again = self._pipelined(
-                [calls[number] for number in unknown], lambda pipe, call: pipe.eval(call.script.text, *_arguments(call))
-            )
+            again = self._pipelined([calls[number] for number in unknown], "EVAL", lambda script: script.text)
             for number, answer in zip(unknown, again, strict=True):
                 answers[number] = answer
         return [
@@ -142,10 +141,11 @@ class Keyspace:
             for answer in answers
         ]
 
-    def _pipelined(self, calls: Sequence[Call], send: Callable[[Any, Call], Any]) -> list[Any]:
+    def _pipelined(self, calls: Sequence[Call], command: str, text: Callable[[Script], str]) -> list[Any]:
         pipe = self.client.pipeline(transaction=False)
         for call in calls:
-            send(pipe, call)
+            # Not pipe.evalsha: redis-py's client of clusters refuses to pipeline that, though a script is in one slot.
+            pipe.execute_command(command, text(call.script), len(call.keys), *call.keys, *call.arguments)
             if call.then:
                 pipe.execute_command(*call.then)
         try:
@@ -213,10 +213,6 @@ class Keyspace:
         """Close the connections that were made here."""
         if self._own:
             self.client.close()
-
-
-def _arguments(call: Call) -> list[Any]:
-    return [len(call.keys), *call.keys, *call.arguments]
 
 
 def _first(answer: Any) -> Any:

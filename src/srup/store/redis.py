@@ -27,6 +27,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
+from redis import Redis
 from redis.exceptions import ResponseError
 
 from ..errors import LeaseLostError, StoreError
@@ -152,6 +153,8 @@ class RedisStore:
     ) -> None:
         if not isinstance(lease.arbiter, RedisArbiter):
             raise ValueError("the lease is not one of Redis")
+        if (replicas or fsync) and not isinstance(lease.arbiter.keyspace.client, Redis):
+            raise ValueError("replicas and fsync need a client of one server: one of a cluster asks any node to wait")
         self.lease: Final = lease
         self.durable = False
         self.keyspace: Final = lease.arbiter.keyspace

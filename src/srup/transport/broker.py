@@ -69,6 +69,11 @@ class LocalBroker:
         return self._engine.kind
 
     @property
+    def pid(self) -> int | None:
+        """The process that Mosquitto runs in; None while it does not run, and for amqtt."""
+        return self._engine.pid
+
+    @property
     def url(self) -> str:
         """``mqtt://127.0.0.1:<port>``; TransportError before the first :meth:`start`."""
         if self._port is None:
@@ -129,6 +134,8 @@ class _Engine(Protocol):
     kind: str
 
     @property
+    def pid(self) -> int | None: ...
+    @property
     def running(self) -> bool: ...
     def start(self, port: int) -> None: ...
     def stop(self) -> None: ...
@@ -177,6 +184,10 @@ class _Mosquitto:
         self._path = path
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
 
     @property
     def running(self) -> bool:
@@ -246,6 +257,7 @@ class _Amqtt:
     """amqtt on an event loop of its own, in a thread of its own."""
 
     kind = "amqtt"
+    pid = None
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None

@@ -373,6 +373,7 @@ class _Link:
         "ended",
         "greeted",
         "in_flight",
+        "open",
         "taken_over",
         "version_refused",
     )
@@ -385,6 +386,7 @@ class _Link:
         self.version_refused = False
         self.taken_over = False
         self.in_flight: dict[int, _Message] = {}  # sent and not acknowledged, by packet id, in order
+        self.open = 0  # deliveries that are not settled
         self._owner = owner
         self._fence = owner._fence
         self._line: socket.socket | None = None  # from our DISCONNECT until the broker has hung up
@@ -474,10 +476,19 @@ class _Link:
             owner._tls = _tls_context(*owner._tls_files)
             self._client.tls_set_context(owner._tls)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the broker has sent more than it may. Mosquitto 2.0 does, once one of the open ones is settled."""
+        return self.open > _RECEIVE_MAXIMUM
+
     def watch(self) -> None:
-        """Have the reactor wait for what the connection waits for."""
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._client.want_write() else 0)
-        if events != self._watched and (sock := self._client.socket()) is not None:
+        """Have the reactor wait for what the connection waits for; one that is full is not read: TCP holds it back."""
+        events = 0 if self.is_full else selectors.EVENT_READ
+        if self._client.want_write():
+            events |= selectors.EVENT_WRITE
+        if not events:
+            self._let_go()
+        elif events != self._watched and (sock := self._client.socket()) is not None:
             self._descriptor, self._watched = sock.fileno(), events
             self._owner._reactor.watch(self._descriptor, events, self._owner)
 
@@ -498,7 +509,8 @@ class _Link:
         if now < self.due:
             return
         self.due = now + max(_TICK, self._owner._keepalive / 8)
-        self._client.loop_misc()
+        if not self.is_full:  # else the answer to a ping is not read either
+            self._client.loop_misc()
         if not self._answered:
             self.due = min(self.due, self._reached + _ANSWER_TIMEOUT)
             if now >= self._reached + _ANSWER_TIMEOUT:
@@ -528,6 +540,7 @@ class _Link:
 
     def acknowledge(self, mid: int) -> None:
         """Settle a delivery of this connection."""
+        self.open -= 1
         self._client.ack(mid, 1)
 
     def publish(self, message: _Message) -> None:
@@ -614,9 +627,11 @@ def _on_message(_client: paho.Client, link: _Link, message: paho.MQTTMessage) ->
         topic = message.topic
     except UnicodeDecodeError:  # MQTT forbids it, so only a broken or hostile broker sends it
         link._fence.fault("a message arrived whose topic is not UTF-8")
+        link.open += 1
         link.acknowledge(message.mid)
         return
     ticket = [message.mid] if message.qos else []  # taken out by whoever acknowledges first
+    link.open += len(ticket)
     owner = link._owner
 
     def ack() -> None:
@@ -633,7 +648,8 @@ def _on_publish(_client: paho.Client, link: _Link, mid: int, reason: ReasonCode,
     if (message := link.in_flight.pop(mid, None)) is None:
         return
     if reason.is_failure:
-        log.warning("the broker refused a message on %a: %s", message.topic, reason)
+        about = {"topic": message.topic, "reason": str(reason)}
+        log.warning("the broker refused a message on %a: %s", message.topic, reason, extra=about)
     if message.on_settled is not None:
         link._fence.settle(message.topic, message.on_settled)
 
@@ -641,7 +657,8 @@ def _on_publish(_client: paho.Client, link: _Link, mid: int, reason: ReasonCode,
 def _on_subscribe(_client: paho.Client, link: _Link, mid: int, reasons: list[ReasonCode], _properties: object) -> None:
     for topic_filter, reason in zip(link._subscribing.pop(mid, ()), reasons, strict=False):
         if reason.is_failure:
-            log.warning("the broker refused to subscribe to %a: %s", topic_filter, reason)
+            about = {"topic": topic_filter, "reason": str(reason)}
+            log.warning("the broker refused to subscribe to %a: %s", topic_filter, reason, extra=about)
 
 
 def _on_unsubscribe(

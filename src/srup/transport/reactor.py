@@ -6,7 +6,6 @@ and reach a host and to agree on TLS, is done by a few connector threads. They l
 and the network thread only as long as the reactor has members, so there is nothing to open or to close.
 """
 
-import heapq
 import selectors
 import socket
 import threading
@@ -14,9 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
 from math import inf
 from typing import Final, Protocol
+
+from srup.transport.alarms import Alarms
 
 __all__ = ["Member", "Reactor"]
 
@@ -53,7 +53,7 @@ class Reactor:
         self._name = name
         self._most_connectors = connectors
         self._changed = threading.Condition()  # guards the next four; notified when a member has left
-        self._members: dict[Member, float] = {}  # and when each wants to be attended to at the latest
+        self._members: dict[Member, None] = {}
         self._thread: threading.Thread | None = None
         self._jobs: deque[Callable[[], None]] = deque()
         self._connectors = 0
@@ -61,8 +61,7 @@ class Reactor:
         self._awake = False
         self._waker: socket.socket | None = None  # a byte into it ends the thread's wait
         self._selector: selectors.BaseSelector = selectors.SelectSelector()  # until there is a thread
-        self._alarms: list[tuple[float, int, Member]] = []  # a heap; those that `_members` does not know are void
-        self._serial = count()
+        self._alarms: Alarms[Member] = Alarms()
 
     def __len__(self) -> int:
         """How many transports it drives now: those that have been started and have not ended."""
@@ -82,7 +81,7 @@ class Reactor:
     def enter(self, member: Member) -> None:
         """Attend to a member from now on, until it leaves."""
         with self._changed:
-            self._members[member] = inf
+            self._members[member] = None
             if self._thread is None:
                 self._open()
         self.wake(member)
@@ -161,7 +160,6 @@ class Reactor:
                     self._attend(member, ready)
                 with self._changed:
                     if not self._members:
-                        self._alarms.clear()
                         self._thread = None
                         return
                 todo = {}
@@ -177,16 +175,13 @@ class Reactor:
         """Add who was woken and whose time is up."""
         while self._woken:
             todo.setdefault(self._woken.popleft(), 0)
-        now = time.monotonic()
-        while self._alarms and self._alarms[0][0] <= now:
-            when, _, member = heapq.heappop(self._alarms)
-            if self._members.get(member) == when:
-                self._members[member] = inf
-                todo.setdefault(member, 0)
+        for member in self._alarms.due(time.monotonic()):
+            todo.setdefault(member, 0)
         return todo
 
     def _patience(self) -> float | None:
-        return max(0.0, self._alarms[0][0] - time.monotonic()) if self._alarms else None
+        until = self._alarms.next()
+        return None if until == inf else max(0.0, until - time.monotonic())
 
     def _attend(self, member: Member, ready: int) -> None:
         if member not in self._members:
@@ -200,6 +195,5 @@ class Reactor:
             with self._changed:
                 del self._members[member]
                 self._changed.notify_all()
-        elif when < self._members[member]:
-            self._members[member] = when
-            heapq.heappush(self._alarms, (when, next(self._serial), member))
+        else:
+            self._alarms.set(member, when)

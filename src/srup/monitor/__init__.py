@@ -1,0 +1,10 @@
+"""What operators see of running agents: metrics, health and readiness (docs/observability.md).
+
+Needs the extra ``srup[metrics]``.
+"""
+
+from .endpoint import Monitor
+from .health import STUCK_AFTER, Problem, liveness, readiness
+from .metrics import Collector
+
+__all__ = ["STUCK_AFTER", "Collector", "Monitor", "Problem", "liveness", "readiness"]

@@ -1,0 +1,128 @@
+"""``srup server --metrics``: a real process, a real broker, and an independent reader of what it shows."""
+
+import os
+import signal
+import socket
+import time
+
+import pytest
+
+from srup import Data, Device, JoinRequest, PrivateKey, encode, tokens
+from srup.transport import LocalBroker
+
+from .fleet import WAIT, key_of, wait_until
+from .server_process import DEVICE, SERVER, Publisher, ServerProcess, keys_in
+
+TOPIC = f"SRUP/{DEVICE:x}"
+
+
+@pytest.fixture
+def broker():
+    with LocalBroker() as broker:
+        yield broker
+
+
+def value(sequence_id, *, key=None, sender=DEVICE, recipient=SERVER):
+    """A value as the device would send it, by default."""
+    token = tokens.bind(sender, recipient, time.time() + 60, os.urandom(16))
+    message = Data(sequence_id=sequence_id, sender_id=sender, token=token, data_id="x", data=b"1")
+    return encode(message, key or key_of(sender))
+
+
+def test_counters_grow_by_exactly_what_is_sent(tmp_path, broker):
+    with ServerProcess(keys_in(tmp_path), broker.url, "--metrics", "0", "--log-format", "json") as server:
+        device = Device(
+            DEVICE,
+            key_of(DEVICE),
+            server=SERVER,
+            server_key=key_of(SERVER).public_key,
+            broker=broker.url,
+            firmware=tmp_path / "firmware",
+            description="a lamp",
+        )
+        with device:
+            server.heard("says it is: a lamp")
+        # The device is gone, and nobody else publishes; ids of ours are above all of its own.
+        first = int(time.time() * 1e6) + 1_000_000
+        before = server.samples()
+        assert before[("srup_members",)] == before[("srup_agents_connected",)] == 1
+        twice = value(first)
+        sent = [
+            *(value(first + number) for number in range(1, 41)),
+            *(twice, twice, twice),
+            *(value(first + 50 + number, key=PrivateKey.generate("ed25519")) for number in range(3)),
+            *(value(first + 60 + number, recipient=0x99) for number in range(4)),
+            *(value(1, sender=0xBAD, key=PrivateKey.generate("ed25519")) for _ in range(5)),
+            *(b"junk" for _ in range(6)),
+        ]
+        with Publisher(broker.url) as publisher:
+            for wire in sent:
+                publisher.publish(TOPIC, wire)
+            wait_until(
+                lambda: (
+                    server.samples()[("srup_messages_received_total",)]
+                    == before[("srup_messages_received_total",)] + len(sent)
+                ),
+                "all have arrived",
+            )
+        after = server.samples()
+        names = ("received", "verified", "sent", "duplicate", "unexpected", "unsent")
+        grown = {
+            name: after[(f"srup_messages_{name}_total",)] - before[(f"srup_messages_{name}_total",)] for name in names
+        }
+        # Verified is what has its sender's signature: the 40, thrice the one, and the four for somebody else.
+        expected = {"received": len(sent), "verified": 47, "sent": 0, "duplicate": 2, "unexpected": 0, "unsent": 0}
+        assert grown == expected
+        refused = {name[1]: n for name, n in after.items() if name[0] == "srup_messages_refused_total"}
+        assert refused == {"DecodeError": 6, "PolicyError": 4, "SignatureError": 3, "UnknownSenderError": 5}
+        assert after[("srup_faults_total",)] == 0
+        batches = after[("srup_batch_messages_sum",)]
+        assert batches == after[("srup_messages_received_total",)]
+
+
+def test_readiness_follows_the_broker_and_the_process_ends_when_told(tmp_path, broker):
+    with ServerProcess(keys_in(tmp_path), broker.url, "--metrics", "0", "--log-format", "text") as server:
+        wait_until(lambda: server.problems() == {}, "it is ready")
+        assert server.get("healthz") == (200, '{"ok": true, "problems": []}\n')
+        broker.kill()
+        wait_until(lambda: server.problems().keys() == {"broker"}, "it notices")
+        assert server.get("healthz")[0] == 200
+        assert server.samples()[("srup_agents_connected",)] == 0
+        broker.restart()
+        wait_until(lambda: server.problems() == {}, "it is ready again")
+        # Nobody who holds on to the endpoint keeps the process.
+        with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), WAIT):
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(WAIT) == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("nowhere", "'nowhere' is no address to listen on: HOST:PORT, [IPV6]:PORT, or PORT on 127.0.0.1"),
+        ("70000", "'70000' is no address to listen on"),
+        ("host.invalid:1", "cannot listen on host.invalid:1: "),
+    ],
+)
+def test_an_address_that_is_none(tmp_path, address, said):
+    with ServerProcess(keys_in(tmp_path), "mqtt://127.0.0.1:1", "--metrics", address) as server:
+        assert server.process.wait(WAIT) == 2
+        assert said in server.heard("error: ")
+
+
+def test_a_port_that_is_taken(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with ServerProcess(keys_in(tmp_path), "mqtt://127.0.0.1:1", "--metrics", address) as server:
+            assert server.process.wait(WAIT) == 2
+            assert f"cannot listen on {address}: Address already in use" in server.heard("error: ")
+
+
+def test_a_join_request_of_a_stranger_is_counted(tmp_path, broker):
+    with ServerProcess(keys_in(tmp_path), broker.url, "--metrics", "0", "--log-format", "text") as server:
+        wait_until(lambda: server.problems() == {}, "it is ready")
+        stranger = JoinRequest(sequence_id=1, sender_id=0xBAD, token=b"t")
+        with Publisher(broker.url) as publisher:
+            publisher.publish(f"SRUP/servers/{SERVER:x}/bad", encode(stranger, PrivateKey.generate("ed25519")))
+            name = ("srup_messages_refused_total", "UnknownSenderError")
+            wait_until(lambda: server.samples()[name] == 1, "it is counted")
