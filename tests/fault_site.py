@@ -33,7 +33,7 @@ from . import fault_app
 from .fleet import SERVER, key_of
 
 TESTS = Path(__file__).parent
-PATIENCE = 90.0  # seconds until a test gives up on what must happen
+PATIENCE = 60.0  # seconds until a test gives up on what must happen
 DEVICES = range(0xD00, 0xD00 + int(os.environ.get("FAULT_DEVICES", "24")))
 RATE = float(os.environ.get("FAULT_RATE", "120"))  # values per second, all devices together
 PARTITIONS = 8
@@ -357,7 +357,7 @@ class Site:
         """Set up the ``srup server`` command."""
         self.command = Command(
             [
-                *("-m", "srup", "server", "--identity", f"{SERVER:x}", "--key", str(self.folder / "server.pem")),
+                *("-m", "srup", "--verbose", "server", "--identity", f"{SERVER:x}", "--key", str(self.folder / "server.pem")),
                 *("--devices", str(self.folder / "keys"), "--broker", broker or self.broker.url),
                 *("--store", str(store), "--app", "fault_app:setup", *more),
             ],
