@@ -228,9 +228,10 @@ def test_an_old_backup_of_a_database(tmp_path):
         site.command.start()
         assert site.command.process.wait() == 1
         site.says("it is an old backup")
+        adopted = time.monotonic()
         site.command.start("--adopt")
         site.progress()
-        site.account(forgotten=True)
+        site.account(adopted)
 
 
 def test_an_old_copy_of_redis(tmp_path):
@@ -250,6 +251,7 @@ def test_an_old_copy_of_redis(tmp_path):
         for partition in range(PARTITIONS):
             site.says(f"cannot serve partition {partition}", again=True)
         site.command.stop()
+        adopted = time.monotonic()
         site.command.start("--adopt")
         site.progress()
-        site.account(forgotten=True)
+        site.account(adopted)

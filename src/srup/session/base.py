@@ -318,6 +318,7 @@ class Session:
         self._partners: dict[int, Partner] = {}
         self._timers: list[tuple[float, int, Exchange]] = []
         self._order = count()
+        self._latest = 0.0  # the time of the last tick
         self._open = 0
         self._kept = False  # whether somebody asks for changes()
         self._touched: dict[int, Partner] = {}  # what has changed since the last changes()
@@ -519,6 +520,10 @@ class Session:
     def tick(self, now: float) -> list[Output]:
         """Do what time demands: send again, give up, forget."""
         outputs: list[Output] = []
+        if now < self._latest - self.policy.first_retry:  # the clock was set back: nothing waits until it has caught up
+            for exchange in self.exchanges():
+                self._schedule(exchange, now)
+        self._latest = now
         while self._timers and self._timers[0][0] <= now:
             due, _, exchange = heapq.heappop(self._timers)
             if not self._is_current(due, exchange):
@@ -578,7 +583,9 @@ class Session:
 
     def receipts_due(self, now: float) -> list[int]:
         """Return the partners that are to get a receipt now; say :meth:`receipt` for each."""
-        return [partner for partner in self._receipts if self._receipt_due.get(partner, 0.0) <= now]
+        # A time that is further off comes from before the clock was set back.
+        pauses = ((partner, self._receipt_due.get(partner, 0.0) - now) for partner in self._receipts)
+        return [partner for partner, pause in pauses if not 0.0 < pause <= RECEIPT_PAUSE]
 
     def receipt(self, partner: int, now: float, nonce: bytes) -> list[Send]:
         """Tell a partner up to which place its values are here for good."""
