@@ -3,6 +3,7 @@
 # make bench  every benchmark; results go to benchmarks/results/
 # make fuzz-verify  100,000 cases about which every way to verify must agree (CASES=n, SEED=n)
 # make sanitize     the vectors and verify_many with AddressSanitizer and UndefinedBehaviorSanitizer
+# make faults       kill, stop, cut, fill, jump and restore servers, brokers and Redis under load (REPEAT=n faults in each test)
 # Each makes the environment it needs; PYTHON names another interpreter (3.11 or newer).
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ PIP_INSTALL := install --quiet --disable-pip-version-check
 
 export DEVICES
 
-.PHONY: help demo test lint docs test-native test-python test-pure fuzz-verify sanitize bench bench-short clean
+.PHONY: help demo test lint docs test-native test-python test-pure fuzz-verify faults sanitize bench bench-short clean
 
 help:
 	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +64,11 @@ test-pure: $(PURE)/test.stamp
 CASES ?= 100000
 fuzz-verify: $(VENV)/test.stamp
 	SRUP_BACKEND=native $(VENV)/bin/python tests/fuzz_verify.py --cases $(CASES) $(if $(SEED),--seed $(SEED))
+
+# As root the full disk is a file system of its own; without, that test is skipped.
+REPEAT ?= 5
+faults: $(VENV)/test.stamp
+	REPEAT=$(REPEAT) $(VENV)/bin/pytest tests/test_faults.py -m "" -s -p no:logging
 
 $(SANITIZED)/test.stamp: $(SOURCES)
 	test -x $(SANITIZED)/bin/python || $(PYTHON) -m venv $(SANITIZED)

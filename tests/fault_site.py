@@ -165,7 +165,8 @@ class Account:
     """What became of the values, in numbers.
 
     ``again``: a handler was called once more because the fault came before its end was durable, and was told so.
-    ``repeated``: executed before an old state was adopted, which does not know it, and not confirmed by then.
+    ``repeated``: executed before an old state was adopted, which does not know it, and not confirmed by then. ``gone``:
+    confirmed and not executed before that.
     """
 
     sent: int
@@ -177,6 +178,7 @@ class Account:
     replayed: int
     refused: int
     repeated: int
+    gone: int
 
 
 class Fleet:
@@ -457,21 +459,31 @@ class Site:
 
     # The account.
 
-    def drain(self):
+    def drain(self, adopted=None):
         """Send nothing new, wait until everything is confirmed, and a while of replays longer."""
         self.fleet.rest()
         wait_until(
             lambda: not self.fleet.under_way,
             f"everything is confirmed, {self.fleet.under_way} are not; server.log: {self.tail()}",
         )
+        orders = {device: len(names) for device, names in self.fleet.orders.items()}
+        wait_until(
+            lambda: all(len(names) > orders.get(device, 0) for device, names in self.fleet.orders.items()),
+            "every device takes new orders",
+        )
         replayed = self.attacker.replayed
         wait_until(lambda: self.attacker.replayed >= replayed + 2 * REPLAYS, "the attacker goes on")
         self.updated()
-        wait_until(lambda: not self.unexecuted(), f"all is executed, {len(self.unexecuted())} is not")
+        wait_until(
+            lambda: self.unexecuted() == self.unexecuted(before=adopted), f"all is executed: {len(self.unexecuted())}"
+        )
 
-    def unexecuted(self):
+    def unexecuted(self, before=float("inf")):
+        """What was confirmed ``before`` that time, None for never, and is not executed."""
         done = {(line["device"], line["number"]) for line in self.lines("end")}
-        return {(device, number) for device, numbers in self.fleet.confirmed.items() for number in numbers} - done
+        at = float("-inf") if before is None else before
+        confirmed = self.fleet.confirmed.items()
+        return {(device, number) for device, all_ in confirmed for number, when in all_.items() if when < at} - done
 
     def audit(self):
         """What the stores say was accepted; the server is stopped."""
@@ -508,9 +520,10 @@ class Site:
     def account(self, adopted=None):
         """Stop everything; check what must hold whatever happened, and return the figures.
 
-        When an old state was ``adopted`` (monotonic time), what it had lost comes again: only what was not confirmed.
+        When an old state was ``adopted`` (monotonic time), what the newer one had confirmed and not executed is gone with
+        it; and what it had executed and not confirmed comes again.
         """
-        self.drain()
+        self.drain(adopted)
         fleet = self.fleet
         self.attacker.stop()
         assert self.command.stop() in (0, 143), self.tail()
@@ -523,12 +536,13 @@ class Site:
         begun = defaultdict(list)
         for line in self.lines("begin"):
             begun[line["device"], line["number"]].append(line)
-        lost = sent - begun.keys()
+        gone = self.unexecuted(before=adopted)
+        lost = sent - begun.keys() - gone
         assert not lost, f"{len(lost)} of {len(sent)} values are lost: {sorted(lost)[:10]}"
         repeated = 0
         for (device, number), calls in begun.items():
             late = [call for call in calls if adopted is not None and call["at"] >= adopted]
-            if late and len(late) < len(calls):
+            if late and len(late) < len(calls) and not late[0]["again"]:
                 assert fleet.confirmed[device][number] >= adopted, f"confirmed, and executed again: {calls}"
                 begun[device, number] = late
                 repeated += 1
@@ -576,6 +590,7 @@ class Site:
             replayed=self.attacker.replayed,
             refused=refused["ReplayError"],
             repeated=repeated,
+            gone=len(gone),
         )
         assert refused["ReplayError"] > 0
         print("ACCOUNT", os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[-1].split(" ")[0], asdict(figures), self.notes)

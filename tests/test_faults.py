@@ -26,8 +26,8 @@ from .fault_site import (
     wait_until,
 )
 
-pytestmark = pytest.mark.timeout(900)
-REPEAT = int(os.environ.get("REPEAT", "2"))
+pytestmark = pytest.mark.timeout(1800)
+REPEAT = int(os.environ.get("REPEAT", "1"))
 chance = random.Random()
 
 
@@ -70,6 +70,7 @@ def test_sigkill_of_mosquitto(tmp_path):
         site.account()
 
 
+@pytest.mark.slow
 def test_sigkill_of_mosquitto_with_workers(tmp_path):
     with redis_site(tmp_path) as site:
         site.begin()
@@ -106,6 +107,7 @@ def test_sigstop_of_a_worker_past_its_lease(tmp_path):
         site.account()
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path):
     with small_disk(tmp_path / "disk") as disk, sqlite_site(tmp_path, database=disk / "server.db") as site:
         site.begin()
@@ -124,6 +126,7 @@ def test_a_full_disk(tmp_path):
         site.account()
 
 
+@pytest.mark.slow
 def test_a_redis_without_memory(tmp_path):
     with redis_site(tmp_path) as site:
         site.begin()
@@ -137,6 +140,7 @@ def test_a_redis_without_memory(tmp_path):
         site.account()
 
 
+@pytest.mark.slow
 def test_a_slow_disk(tmp_path):
     slow = slow_disk(tmp_path)
     with sqlite_site(tmp_path, **slow) as site:
@@ -149,6 +153,7 @@ def test_a_slow_disk(tmp_path):
         site.account()
 
 
+@pytest.mark.slow
 def test_a_network_cut_between_server_and_broker(tmp_path):
     with sqlite_site(tmp_path, proxied=True) as site:
         site.begin()
@@ -169,6 +174,7 @@ def test_a_network_cut_between_server_and_broker(tmp_path):
         site.account()
 
 
+@pytest.mark.slow
 def test_a_network_cut_between_workers_and_redis(tmp_path):
     with redis_site(tmp_path, proxied=True) as site:
         site.begin()
@@ -189,6 +195,7 @@ def test_a_network_cut_between_workers_and_redis(tmp_path):
         site.account()
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps(tmp_path):
     with jumping_site(tmp_path) as site:
         site.begin()
@@ -234,6 +241,7 @@ def test_an_old_backup_of_a_database(tmp_path):
         site.account(adopted)
 
 
+@pytest.mark.slow
 def test_an_old_copy_of_redis(tmp_path):
     with redis_site(tmp_path, "--witness", str(tmp_path)) as site:
         site.begin()

@@ -225,7 +225,7 @@ class Worker:
 
     def _take_turns(self) -> None:
         while not self._stopping.is_set():
-            now = time.time()
+            now = time.monotonic()
             patience = max(0.0, min(self._dues.values(), default=now + _IDLE) - now)
             try:
                 job: Callable[[], object] | None = self._ready.get(True, min(patience, _IDLE))
@@ -238,7 +238,7 @@ class Worker:
                 else:
                     job()
                 job = None if self._ready.empty() else self._ready.get()
-            now = time.time()
+            now = time.monotonic()
             turns |= dict.fromkeys(server for server, due in self._dues.items() if due <= now)
             self._turn(list(turns))
 
@@ -268,9 +268,12 @@ class Worker:
                 server._observe("commit", took)
             server._conclude(error)
             if server in self._dues:
-                pause = _RETRY if server.store_error is not None else _IDLE
-                due = None if server.store_error is not None else server.deadline()
-                self._dues[server] = time.time() + pause if due is None else due
+                pause, due = _IDLE, server.deadline()
+                if server.store_error is not None:
+                    pause = _RETRY
+                elif due is not None:
+                    pause = due - server._clock()
+                self._dues[server] = time.monotonic() + pause  # the other clock may be set meanwhile
                 if not server._inbox.empty():
                     self._ring(server)
 

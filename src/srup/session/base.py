@@ -406,6 +406,7 @@ class Session:
         if state.adopted:
             for partner in self._partners.values():
                 self._lift(partner)
+                self._leave_stream(partner.identity, now)
         again = [(each, self.resumed[each.state]) for each in known.values() if each.state in self.resumed]
         return [event for exchange, method in again for event in getattr(self, method)(exchange)]
 
@@ -415,6 +416,15 @@ class Session:
         partner.window = ReplayWindow(floor, (1 << WINDOW_SIZE) - 1)
         partner.last_sent = partner.reserved = floor
         self._touch(partner)
+
+    def _leave_stream(self, partner: int, now: float) -> None:
+        """Let what is new be in a later stream: places after the last that we know of may have been given out before.
+
+        A partner that has taken those would confirm what we send now without taking it.
+        """
+        last = self._places_out.get(partner)
+        if last is not None:
+            self._set_place(STREAM_OUT, self._places_out, partner, Place(max(last.stream + 1, int(now * 1e6)), 0))
 
     def _dump(self, exchange: Exchange) -> str:
         kept = {
@@ -602,10 +612,16 @@ class Session:
         return self._binds(self._partner(partner))
 
     def has_room(self, partner: int) -> bool:
-        """Tell whether one more request of ours to this partner would not be one too many."""
+        """Tell whether one more value may be sent to this partner now.
+
+        Not if it would be one request too many, nor while values of an earlier stream are not confirmed: a partner that
+        has taken one of a later stream does not take them any more.
+        """
         side = self._partners.get(partner)
-        open_ = sum(each.mine and self._is_open(each) for each in side.exchanges.values()) if side else 0
-        return open_ < MAX_EXCHANGES
+        open_ = [each for each in side.exchanges.values() if each.mine and self._is_open(each)] if side else []
+        stream = self._places_out.get(partner, Place()).stream
+        earlier = any(each.state is _D.UNCONFIRMED and each.detail.stream < stream for each in open_)
+        return len(open_) < MAX_EXCHANGES and not earlier
 
     def hurry(self, partner: int, now: float) -> list[Output]:
         """Send again what this partner has not answered, for it is here now; not what was just sent (T9)."""
@@ -714,7 +730,8 @@ class Session:
         waiting = [mine for mine in partner.exchanges.values() if mine.mine and mine.state is _D.UNCONFIRMED]
         first = min((mine.detail for mine in waiting), default=None)
         # It waits for what we do not have any more, as after a restore from a backup; an old receipt must not say so.
-        behind = first is not None and there < Place(first.stream, first.number - 1)
+        # Nor does it when the first of a stream is on its way: that one is taken wherever the partner stands.
+        behind = first is not None and first.number > 1 and there < Place(first.stream, first.number - 1)
         if waiting and (there.stream > here.stream or (behind and cause.sequence_id == partner.window.highest)):
             return self._begin_stream(partner, waiting, max(there.stream, here.stream) + 1, now)
         step = self.table[_D.UNCONFIRMED, Word.CONFIRM]
