@@ -363,7 +363,16 @@ class Site:
         """Set up the ``srup server`` command."""
         self.command = Command(
             [
-                *("-m", "srup", "--verbose", "server", "--identity", f"{SERVER:x}", "--key", str(self.folder / "server.pem")),
+                *(
+                    "-m",
+                    "srup",
+                    "--verbose",
+                    "server",
+                    "--identity",
+                    f"{SERVER:x}",
+                    "--key",
+                    str(self.folder / "server.pem"),
+                ),
                 *("--devices", str(self.folder / "keys"), "--broker", broker or self.broker.url),
                 *("--store", str(store), "--app", "fault_app:setup", *more),
             ],
@@ -452,7 +461,9 @@ class Site:
                     times.setdefault(partition_of(line["device"], PARTITIONS), line["at"] - at)
             return {partition: took for partition, took in times.items() if partition in wanted}
 
-        wait_until(lambda: first().keys() == wanted, f"the partitions {wanted} are taken over; server.log: {self.tail()}")
+        wait_until(
+            lambda: first().keys() == wanted, f"the partitions {wanted} are taken over; server.log: {self.tail()}"
+        )
         took = max(first().values()) / self.lease
         self.notes.setdefault("take-over in leases", []).append(round(took, 2))
         return pid
@@ -573,7 +584,9 @@ class Site:
         done = {(device, name) for device, names in fleet.orders.items() for name in names}
         confirmed = {(line["device"], line["name"]) for line in self.lines("order confirmed")}
         assert confirmed <= done, f"orders are lost: {sorted(confirmed - done)[:5]}"
-        answered = Counter(line["device"] for line in self.lines("action answered") if line["status"] == "ACTION_SUCCESS")
+        answered = Counter(
+            line["device"] for line in self.lines("action answered") if line["status"] == "ACTION_SUCCESS"
+        )
         for device, count in answered.items():
             assert count <= len(fleet.actions[device]), f"{device:x}: an action was answered and not done"
         assert fleet.activated == Counter(list(fleet.devices)), f"not updated once: {fleet.activated}"
@@ -593,7 +606,12 @@ class Site:
             gone=len(gone),
         )
         assert refused["ReplayError"] > 0
-        print("ACCOUNT", os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[-1].split(" ")[0], asdict(figures), self.notes)
+        print(
+            "ACCOUNT",
+            os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[-1].split(" ")[0],
+            asdict(figures),
+            self.notes,
+        )
         return figures
 
 

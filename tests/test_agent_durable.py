@@ -590,15 +590,14 @@ def test_what_a_handler_asks_for_is_kept_before_its_end_is(fleet):
     fleet.device.send("n", 1, "uint8")
     fleet.device.step()
     server.step()
-    tick = server._tick
+    drain = server._drain
 
-    def late():
-        calls = waiting[:]
-        waiting.clear()
-        server._run_calls(calls)
-        tick()
+    def drain_then_handle(*arguments):
+        done = drain(*arguments)
+        server._run_calls(waiting)
+        return done
 
-    server._tick = late
+    server._drain = drain_then_handle
     server._advance()  # one turn; then the process ends
     fleet.crash_server().on_data("n", "uint8")(
         lambda device, name, value: fleet.server.send_data(identity, "n", value + 1, "uint8")

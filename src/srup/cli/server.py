@@ -71,7 +71,7 @@ def server(
     adopt: Annotated[bool, typer.Option("--adopt", help="Take over a store that may be an old copy.")] = False,
     witness: Annotated[
         Path | None,
-        typer.Option(help="A folder of this machine's own, by which an old copy of Redis is told; keep it from backups."),
+        typer.Option(help="A folder of this machine's own, not in its backups, by which an old copy of Redis is told."),
     ] = None,
     password: HasPassword = False,
     broker_user: BrokerUser = None,
