@@ -6,6 +6,7 @@ end :meth:`Site.account` compares what was sent, accepted and executed.
 """
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -52,7 +53,7 @@ class Proxy:
     """A TCP proxy on a loopback port that passes everything on until it is told otherwise.
 
     ``stall`` keeps bytes back in both directions, ``cut`` ends all connections and refuses new ones, ``heal`` ends
-    both; ``cut_after_request`` cuts each connection as soon as a request has gone through, before its answer comes back.
+    both; ``cut_after_request`` cuts a connection as soon as a request has gone through, before its answer comes back.
     """
 
     def __init__(self, port):
@@ -238,6 +239,10 @@ class Fleet:
     @property
     def count(self):
         return sum(len(numbers) for numbers in self.confirmed.values())
+
+    def refused(self, error):
+        """How many messages the devices have refused with this error."""
+        return sum(device.counts[error] for device in self.devices.values())
 
     def _load(self):
         order = list(self.devices)
@@ -531,8 +536,8 @@ class Site:
     def account(self, adopted=None):
         """Stop everything; check what must hold whatever happened, and return the figures.
 
-        When an old state was ``adopted`` (monotonic time), what the newer one had confirmed and not executed is gone with
-        it; and what it had executed and not confirmed comes again.
+        When an old state was ``adopted`` (monotonic time), what the newer one had confirmed and not executed is gone
+        with it; and what it had executed and not confirmed comes again.
         """
         self.drain(adopted)
         fleet = self.fleet
@@ -566,7 +571,7 @@ class Site:
             order[device].append((calls[0]["at"], number))
         for device, calls in order.items():
             numbers = [number for _, number in sorted(calls)]
-            wrong = [pair for pair in zip(numbers, numbers[1:], strict=False) if pair[0] > pair[1]]
+            wrong = [pair for pair in itertools.pairwise(numbers) if pair[0] > pair[1]]
             assert not wrong, f"{device:x}: out of order: {wrong[:5]}, {len(wrong)} times"
 
         accepted = Counter((row.partner, row.sequence_id) for row in audit)
@@ -606,12 +611,8 @@ class Site:
             gone=len(gone),
         )
         assert refused["ReplayError"] > 0
-        print(
-            "ACCOUNT",
-            os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[-1].split(" ")[0],
-            asdict(figures),
-            self.notes,
-        )
+        test = os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].partition(" ")[0]
+        print(f"\n{test}:", ", ".join(f"{count} {name}" for name, count in asdict(figures).items()), self.notes or "")
         return figures
 
 
