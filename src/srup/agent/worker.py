@@ -88,7 +88,7 @@ class Worker:
     of each partition that begins to be served here, and registers its handlers; they run on one thread, one at a time.
     ``options`` are more of :class:`Server`'s. ``ttl`` is how long a lease lasts in seconds: so long the devices of a
     worker that crashes wait at most, twice that if it only hangs. ``witness`` is a folder of this machine's own (see
-    :class:`RedisStore`).
+    :class:`RedisStore`, for ``adopt`` too: workers that share a text adopt each partition once).
 
     ``servers`` has the servers by partition, ``trouble`` why something is not served now, by partition; under -1 stands
     what concerns all of it. StoreError if Redis does not answer or was not set up.
@@ -106,7 +106,7 @@ class Worker:
         ttl: float = 15.0,
         name: str | None = None,
         witness: str | os.PathLike[str] | None = None,
-        adopt: bool = False,
+        adopt: bool | str = False,
         **options: Any,
     ) -> None:
         check_identity(identity)

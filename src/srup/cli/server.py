@@ -1,6 +1,7 @@
 """The server command: who is let in is decided here, by a person who compares what a device shows."""
 
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -118,19 +119,20 @@ def server(
         if monitor is not None:
             stack.enter_context(monitor)
             terminal.say(f"metrics at {monitor.url}/metrics")
-        stack.enter_context(running)
+        with explained():
+            stack.enter_context(running)
         terminal.run(moderation.look)
     raise typer.Exit(terminal.status)
 
 
 _WORKER: Final = "SRUP_WORKER"
-"""The environment variable by which a worker process knows that it is one."""
+"""The environment variable by which a worker process knows that it is one; it names this run of the command."""
 
 
 def _supervise(identity: int, store: str | None, workers: int) -> int:
     """Run workers in processes of their own, which are this command again."""
     srup.Worker.check(store, identity)
-    os.environ[_WORKER] = "1"
+    os.environ[_WORKER] = secrets.token_hex(8)
     return Supervisor([sys.executable, "-m", "srup", *sys.argv[1:]], workers, tell).run()
 
 
@@ -154,7 +156,7 @@ def _share(
         store=store,
         setup=hear,
         ttl=lease,
-        adopt=adopt,
+        adopt=os.environ[_WORKER] if adopt else False,  # a worker that takes over for another one adopts nothing again
         witness=witness,
         **options,
     ).run()
