@@ -2,8 +2,9 @@
 # make test   lint, types and the whole suite: native backend, pure backend, pure-Python install
 # make bench  every benchmark; results go to benchmarks/results/
 # make fuzz-verify  100,000 cases about which every way to verify must agree (CASES=n, SEED=n)
+# make simulate     fleets under faults and attacks in simulated time (RUNS=n seeds, the first one SEED=n)
 # make sanitize     the vectors and verify_many with AddressSanitizer and UndefinedBehaviorSanitizer
-# make faults       kill, stop, cut, fill, jump and restore servers, brokers and Redis under load (REPEAT=n faults in each test)
+# make faults       servers, brokers and Redis are killed, stopped, cut off and restored under load (REPEAT=n times each)
 # Each makes the environment it needs; PYTHON names another interpreter (3.11 or newer).
 
 PYTHON ?= python3
@@ -17,7 +18,8 @@ PIP_INSTALL := install --quiet --disable-pip-version-check
 
 export DEVICES
 
-.PHONY: help demo test lint docs test-native test-python test-pure fuzz-verify faults sanitize bench bench-short clean
+.PHONY: help demo test lint docs test-native test-python test-pure simulate faults fuzz-verify sanitize bench \
+	bench-short clean
 
 help:
 	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +66,10 @@ test-pure: $(PURE)/test.stamp
 CASES ?= 100000
 fuzz-verify: $(VENV)/test.stamp
 	SRUP_BACKEND=native $(VENV)/bin/python tests/fuzz_verify.py --cases $(CASES) $(if $(SEED),--seed $(SEED))
+
+RUNS ?= 1000
+simulate: $(VENV)/test.stamp
+	$(VENV)/bin/srup simulate --runs $(RUNS) $(if $(SEED),--seed $(SEED))
 
 # As root the full disk is a file system of its own; without, that test is skipped.
 REPEAT ?= 5

@@ -18,13 +18,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from srup import Device, KeyRing, Policy, PrivateKey, Server
 from srup.fetch import MemoryFetcher
+from srup.simulation import Clock, Simulator
 from srup.transport import MemoryNetwork, MemoryTransport
 
 SERVER = 0x5E
 URL = "https://firmware.example/image"
 FIRMWARE = b"the firmware" * 100
 DIGEST = hashlib.sha256(FIRMWARE).hexdigest()
-START = 1_800_000_000.0
 WAIT = 30.0
 """How long a test waits for what must happen; it only takes that long when it fails."""
 
@@ -47,17 +47,7 @@ def wait_until(condition: Callable[[], object], what: str = "the condition") -> 
         time.sleep(0.005)
 
 
-class Clock:
-    """Simulated Unix time."""
-
-    def __init__(self, now: float = START) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Fleet:
+class Fleet(Simulator):
     """A server and devices on one in-memory network, in simulated time, without threads.
 
     ``faults`` are those of MemoryNetwork; without any, one :meth:`settle` does all that there is to do.
@@ -75,15 +65,14 @@ class Fleet:
         server_options=None,
         **faults,
     ):
-        self.clock = Clock()
-        self.network = MemoryNetwork(seed, clock=self.clock, **faults)
-        self.network.advance(self.clock.now)
+        clock = Clock()
+        self.network = MemoryNetwork(seed, clock=clock, **faults)
+        super().__init__({"": self.network}, clock)
         self.randbytes = random.Random(seed).randbytes
         self.tmp_path = tmp_path
         self.scheme = scheme
         self.device_policy = device_policy
         self.fetcher = MemoryFetcher({URL: FIRMWARE})
-        self.refusals = []
         self.ring = KeyRing()
         self.server = Server(
             SERVER,
@@ -95,7 +84,7 @@ class Fleet:
             entropy=self.randbytes,
             **(server_options or {}),
         )
-        self.server.on_refused(lambda refusal: self.refusals.append((self.server, refusal)))
+        self.watch(self.server)
         self.devices = {}
         for identity in range(0xD0, 0xD0 + size):
             self.add(identity)
@@ -124,7 +113,7 @@ class Fleet:
             "entropy": self.randbytes,
         } | options
         device = self.devices[identity] = Device(identity, key_of(identity, self.scheme), **options)
-        device.on_refused(lambda refusal: self.refusals.append((device, refusal)))
+        self.watch(device)
         return device
 
     def start(self):
@@ -141,37 +130,6 @@ class Fleet:
         self.start().settle()
         assert self.all_joined()
         return self
-
-    def settle(self):
-        """Let everything happen that takes no time."""
-        while True:
-            before = len(self.network.log)
-            for agent in self.agents:
-                agent.step()
-            if len(self.network.log) == before:
-                return
-
-    def run(self, until, seconds):
-        """Let time pass until ``until()`` holds, for no more than ``seconds``."""
-        end = self.clock.now + seconds
-        while True:
-            self.settle()
-            if until():
-                return
-            due = [at for at in (self.network.next_due(), *(agent.deadline() for agent in self.agents)) if at]
-            assert due, "nothing will ever happen again"
-            self.clock.now = max(self.clock.now, min(due))
-            assert self.clock.now <= end, f"it did not come true within {seconds} simulated seconds"
-            self.network.advance(self.clock.now)
-
-    def errors(self, by=None):
-        """The names of the errors for which an agent, or any, refused messages since the last call, in order."""
-        names = [type(refusal.error).__name__ for agent, refusal in self.refusals if by in (None, agent)]
-        self.refusals.clear()
-        return names
-
-    def faults(self):
-        return sum(agent.counts["faults"] for agent in self.agents)
 
     def stop(self):
         for agent in self.agents:

@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from srup.keyex import ServiceFolder
 from srup.keyex.forms import Identity
 from srup.keyex.service import application, listen
+from srup.simulation import Clock
 
-from .fleet import WAIT, Clock, key_of
+from .fleet import WAIT, key_of
 
 SERVICE = 0x5E41CE
 DEVICE = 0xD1

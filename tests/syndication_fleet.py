@@ -4,9 +4,10 @@ import random
 
 from srup import AwayNetwork, Device, KeyRing, Policy, SyndicationDevice, SyndicationServer
 from srup.fetch import MemoryFetcher
+from srup.simulation import Clock, Simulator
 from srup.transport import MemoryNetwork, MemoryTransport
 
-from .fleet import Clock, key_of
+from .fleet import key_of
 
 HOME, AWAY = 0xA1, 0xA2
 HOME_ID, AWAY_ID = 0xB1, 0xB2
@@ -22,21 +23,17 @@ KEY_SERVICE = "https://away.example/KeyEx/register/"
 VALUE = b"0123456789abcdef0123456789abcdef"
 
 
-class Federation:
+class Federation(Simulator):
     """Both networks in simulated time, without threads. ``faults`` are those of MemoryNetwork, for both."""
 
     def __init__(self, tmp_path, *, seed=0, scheme="rsa2048", policy=None, lamps=LAMPS, join="simple", **faults):
-        self.clock = Clock()
+        clock = Clock()
+        super().__init__({name: MemoryNetwork(seed, clock=clock, **faults) for name in ("home", "away")}, clock)
         self.tmp_path = tmp_path
         self.scheme = scheme
         self.join = join
         self.policy = policy or Policy(require_bound_tokens=True)
         self.randbytes = random.Random(seed).randbytes
-        self.networks = {}
-        for name in ("home", "away"):
-            self.networks[name] = MemoryNetwork(seed, clock=self.clock, **faults)
-            self.networks[name].advance(self.clock.now)
-        self.refusals = []
         self.values = []  # what the away server's owner was shown
         self.shared = list(lamps)
         self.allowed = True
@@ -50,17 +47,21 @@ class Federation:
         self.bridge = SyndicationDevice(HOME_ID, self.key(HOME_ID), **self.options(HOME_ID, HOME, "home"))
         self.neighbour = Device(NEIGHBOUR, self.key(NEIGHBOUR), **self.options(NEIGHBOUR, HOME, "home"))
         self.lamps = {lamp: Device(lamp, self.key(lamp), **self.options(lamp, AWAY, "away")) for lamp in lamps}
-        self.agents = [self.home, self.away, self.bridge, self.neighbour, *self.lamps.values()]
+        self.everybody = [self.home, self.away, self.bridge, self.neighbour, *self.lamps.values()]
         self.done = []  # (lamp, action)
         for lamp, device in self.lamps.items():
             device.on_action(1)(lambda _, lamp=lamp: self.done.append((lamp, 1)))
         for agent in self.agents:
-            agent.on_refused(lambda refusal, agent=agent: self.refusals.append((agent, refusal)))
+            self.watch(agent)
         self.bridge.on_syndication_init(self.enter)
         self.away.on_syndication_request(self.request)
         self.away.on_syndicated_action(self.moderate)
         self.away.on_syndicated_identify(self.moderate)
         self.away.on_syndicated_request(self.moderate)
+
+    @property
+    def agents(self):
+        return self.everybody
 
     def key(self, identity):
         return key_of(identity, self.scheme)
@@ -117,46 +118,10 @@ class Federation:
         assert self.refusals == []
         return self
 
-    def settle(self):
-        """Let everything happen that takes no time."""
-        while True:
-            before = self.heard()
-            for agent in self.agents:
-                agent.step()
-            if self.heard() == before:
-                return
-
-    def heard(self):
-        return [len(network.log) for network in self.networks.values()]
-
-    def run(self, until, seconds):
-        """Let time pass until ``until()`` holds, for no more than ``seconds``."""
-        end = self.clock.now + seconds
-        while True:
-            self.settle()
-            if until():
-                return
-            dues = [network.next_due() for network in self.networks.values()]
-            dues = [due for due in (*dues, *(agent.deadline() for agent in self.agents)) if due]
-            assert dues, "nothing will ever happen again"
-            self.clock.now = max(self.clock.now, min(dues))
-            assert self.clock.now <= end, f"it did not come true within {seconds} simulated seconds"
-            for network in self.networks.values():
-                network.advance(self.clock.now)
-
     def answered(self, future, seconds=300):
         """Let time pass until this future has a result; return it."""
         self.run(future.done, seconds)
         return future.result(0)
-
-    def errors(self, by=None):
-        """The names of the errors for which an agent, or any, refused messages since the last call, in order."""
-        names = [type(refusal.error).__name__ for agent, refusal in self.refusals if by in (None, agent)]
-        self.refusals.clear()
-        return names
-
-    def faults(self):
-        return sum(agent.counts["faults"] for agent in self.agents)
 
     def __enter__(self):
         return self

@@ -58,11 +58,12 @@ from srup import (
     seal,
 )
 from srup.fetch import HttpFetcher
+from srup.simulation import START
 from srup.tokens import bind, parse
 from srup.transport import MemoryTransport
 from srup.update import UpdateState
 
-from .fleet import DIGEST, FIRMWARE, SERVER, START, URL, FirmwareHost, Fleet, certificate, key_of
+from .fleet import DIGEST, FIRMWARE, SERVER, URL, FirmwareHost, Fleet, certificate, key_of
 
 TOP = 2**64 - 1
 CURVE_ORDER = 2**252 + 27742317777372353535851937790883648493  # of Ed25519 (RFC 8032, section 5.1)

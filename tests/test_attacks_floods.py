@@ -15,9 +15,10 @@ from srup import HumanJoinRequest, JoinRequest, PrivateKey, encode
 from srup.agent.server import PendingJoin
 from srup.session.base import Exchange, Partner
 from srup.session.join import MAX_MODERATED
+from srup.simulation import START
 from srup.tokens import bind
 
-from .fleet import SERVER, START, Fleet
+from .fleet import SERVER, Fleet
 
 STRANGERS = 100_000
 CROWD = 5_000

@@ -7,10 +7,11 @@ import pytest
 
 from srup import Action, Data, JoinRequest, Policy, PolicyError, PrivateKey, Status, decode, encode, rotation
 from srup.agent import base
+from srup.simulation import START
 from srup.tokens import bind
 from srup.wire import KEY_ROTATION
 
-from .fleet import SERVER, START, Fleet, key_of
+from .fleet import SERVER, Fleet, key_of
 
 OVERLAP = 1000.0
 

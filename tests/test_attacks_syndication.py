@@ -24,9 +24,9 @@ from srup import (
 from srup.messages import Initiate
 from srup.session.relay import TO_AWAY, TO_HOME, AwaySide, HomeSide
 from srup.session.syndication import RESEND, SyndicationServerSession
+from srup.simulation import START
 from srup.tokens import bind
 
-from .fleet import START
 from .session_link import snapshot
 from .syndication_fleet import AWAY, AWAY_ID, HOME, HOME_ID, KEY_SERVICE, LAMPS, NEIGHBOUR, VALUE, Federation
 

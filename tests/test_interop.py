@@ -41,10 +41,11 @@ from srup.session.events import (
     ObservedJoinRequested,
     Unanswered,
 )
+from srup.simulation import START
 from srup.transport import LocalBroker, MemoryTransport, MqttTransport
 from srup.update import UpdateState
 
-from .fleet import DIGEST, FIRMWARE, SERVER, START, WAIT, FirmwareHost, Fleet, key_of, wait_until
+from .fleet import DIGEST, FIRMWARE, SERVER, WAIT, FirmwareHost, Fleet, key_of, wait_until
 from .old_peer import FORMS, NUMBERS, TYPES, Link, OldDevice, OldServer, from_data, pack, read, seal, split, unseal
 from .session_link import nonce
 

@@ -14,8 +14,9 @@ from srup import KeyServiceError, TransportError
 from srup.cli.app import app
 from srup.keyex import KeyService, ServiceFolder, enroll
 from srup.keyex.proof import endorsement, is_signed
+from srup.simulation import Clock
 
-from .fleet import WAIT, Clock, certificate, key_of
+from .fleet import WAIT, certificate, key_of
 from .keyex_site import BROKER, DEVICE, OTHER, SERVER, named
 
 RUNNER = CliRunner()

@@ -110,6 +110,16 @@ Join.SHOWING JOIN_SUCCESS -> ANSWERED: JoinAnswered
 Join.SHOWING JOIN_REFUSED -> ANSWERED: JoinAnswered
 Join.SHOWING JOIN_FAIL -> ANSWERED: JoinAnswered
 Join.SHOWING EXPIRE -> UNANSWERED: Unanswered
+Join.ASKED WITHDRAW -> WITHDRAWN:
+Join.HUMAN_ASKED WITHDRAW -> WITHDRAWN:
+Join.OBSERVED_ASKED WITHDRAW -> WITHDRAWN:
+Join.SHOWING WITHDRAW -> WITHDRAWN:
+Join.WITHDRAWN JOIN_SUCCESS -> ANSWERED: JoinAnswered
+Join.WITHDRAWN JOIN_REFUSED -> ANSWERED: JoinAnswered
+Join.WITHDRAWN JOIN_FAIL -> ANSWERED: JoinAnswered
+Join.WITHDRAWN HumanJoinResponse -> WITHDRAWN:
+Join.WITHDRAWN ObservedJoinResponse -> WITHDRAWN:
+Join.WITHDRAWN Data -> WITHDRAWN:
 Join.ANSWERED JOIN_SUCCESS -> ANSWERED:
 Join.ANSWERED JOIN_REFUSED -> ANSWERED:
 Join.ANSWERED JOIN_FAIL -> ANSWERED:
@@ -163,12 +173,13 @@ Join.COMPARING HumanJoinRequest -> COMPARING: HumanJoinResponse
 Join.COMPARING ObservedJoinRequest -> COMPARING: HumanJoinResponse
 Join.DECIDING ANSWER -> ANSWERED: JoinAnswered Response
 Join.PREPARING ANSWER -> ANSWERED: JoinAnswered Response
+Join.DECIDING WITHDRAW -> UNANSWERED: JoinWithdrawn
 Join.PREPARING WITHDRAW -> UNANSWERED: JoinWithdrawn
 Join.COMPARING ANSWER -> ANSWERED: JoinAnswered Response
 Join.COMPARING WITHDRAW -> UNANSWERED: JoinWithdrawn
 Join.DECIDING EXPIRE -> UNANSWERED:
-Join.PREPARING EXPIRE -> UNANSWERED: JoinAnswered Response
-Join.COMPARING EXPIRE -> UNANSWERED: JoinAnswered Response
+Join.PREPARING EXPIRE -> ANSWERED: JoinAnswered Response
+Join.COMPARING EXPIRE -> ANSWERED: JoinAnswered Response
 Join.ANSWERED JoinRequest -> ANSWERED: Response
 Join.ANSWERED HumanJoinRequest -> ANSWERED: Response
 Join.ANSWERED ObservedJoinRequest -> ANSWERED: Response
@@ -262,6 +273,7 @@ OURS = {
         DeviceState.DEREGISTERING,
     ),
     *(JoinState.ASKED, JoinState.HUMAN_ASKED, JoinState.OBSERVED_ASKED, JoinState.SHOWING, JoinState.COMMANDED),
+    JoinState.WITHDRAWN,
     *(KeyState.OFFERED, KeyState.TAKEN, KeyState.REFUSED, ServerState.IDENTIFYING),
 }
 
@@ -353,9 +365,9 @@ def drive(session, partner, exchange, word):
         case Word.WITHDRAW if exchange.state is JoinState.OBSERVING:
             return session.revoke(partner, T0)[:-1]  # the last one says that the membership is over
         case Word.WITHDRAW:
-            session._moderated[exchange] = None
-            another = Exchange(session._partners[partner], b"another", JoinState.NEW, T0 + 300, mine=False)
-            return session._supersede(another, Now(T0, b""))
+            if isinstance(session, DeviceSession):
+                return session._stop_joining(session._partners[partner], T0) or []
+            return session._withdraw_joins(session._partners[partner], Now(T0, b""))
         case Word.ANSWER:
             return session.answer_action(partner, token, Status.ACTION_SUCCESS, T0)
         case Word.ACTIVATE:
@@ -463,8 +475,9 @@ def test_what_begins_nothing_changes_nothing(role, member):
             continue
         session = new_session(role)
         session._partners[partner].member = member
-        before = snapshot(session, window=False)
+        session._partners[partner].decided = 10  # newer than the message
         message = trigger_message(partner, bound(me), trigger)
+        before = snapshot(session, window=False)
         [unexpected] = session.receive(message, T0, nonce())
         assert (type(unexpected), unexpected.message) == (Unexpected, type(message))
         assert snapshot(session, window=False) == before

@@ -235,7 +235,7 @@ def test_being_terminated():
     assert pair.device.receive(make(m.TerminateCommand, 90, SERVER, token), T0, nonce()) == []
     for cls in (m.Action, m.Data, m.IdRequest, m.Initiate, m.Activate, m.TerminateCommand):
         token = bound(DEVICE)
-        [unexpected] = pair.device.receive(make(cls, 91 + cls.layout.type, SERVER, token), T0, nonce())
+        unexpected, *_ = pair.device.receive(make(cls, 91 + cls.layout.type, SERVER, token), T0, nonce())
         assert unexpected == Unexpected(SERVER, token, cls, "a5 is not joined")
     with pytest.raises(PolicyError, match="not joined"):
         pair.device.data(SERVER, "x", b"", T0, nonce())

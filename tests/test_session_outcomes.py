@@ -71,7 +71,7 @@ def requests_of(session, state, mine):
 def exchange_in(session, state, mine, about, member):
     """Put an exchange in this state into the session, as it would have come about."""
     partner = partner_of(session)
-    session._partners[partner] = Partner(partner, member=member)
+    session._partners[partner] = Partner(partner, member=member, decided=10)  # later than the messages below
     if about is None:
         return put(session, partner, state, mine)
     token = bound(partner if mine else session.identity, sender=session.identity if mine else partner)
@@ -126,7 +126,7 @@ def test_every_message_under_a_token_that_is_new(role, member):
     for trigger in MESSAGES:
         session = ROLES[role]()
         partner = partner_of(session)
-        session._partners[partner] = Partner(partner, member=member)
+        session._partners[partner] = Partner(partner, member=member, decided=10)  # later than the messages below
         message = trigger_message(partner, bound(session.identity, sender=partner), trigger)
         what = outcome(session, message)
         opening = session.openings.get(trigger) if isinstance(trigger, type) else None

@@ -10,7 +10,7 @@ from srup import messages as m
 from srup.errors import EncodeError, PolicyError, ReplayError
 from srup.session import Policy, Send
 from srup.session.base import KeyState
-from srup.session.events import DataReceived, KeyAnswered, KeyOffered, Left, Unanswered, Unexpected
+from srup.session.events import DataReceived, JoinWithdrawn, KeyAnswered, KeyOffered, Left, Unanswered, Unexpected
 from srup.wire import KEY_ROTATION, Status
 
 from .session_link import (
@@ -135,7 +135,7 @@ def test_only_members_offer_keys(role):
     with pytest.raises(PolicyError, match="is not joined"):
         pair.end(owner).rotate(partner, OFFER, T0, nonce())
     message = make(m.Data, 1, owner, bound(partner), data_id=KEY_ROTATION, data=OFFER)
-    assert [type(output) for output in pair.end(partner).receive(message, T0, nonce())] == [Unexpected]
+    assert type(pair.end(partner).receive(message, T0, nonce())[0]) is Unexpected
 
 
 def test_a_key_is_answered_with_one_of_two(pair, role):
@@ -218,8 +218,9 @@ def test_a_revoked_device_is_forgotten_with_all_that_is_under_way(pair):
     server = pair.server
     server.action(DEVICE, 1, T0, nonce())
     server.update(DEVICE, "https://updates.example/f", "0" * 64, T0, nonce())
-    server.receive(make(m.JoinRequest, 10**6, DEVICE, bound(SERVER)), T0, nonce())
-    assert server.revoke(DEVICE, T0) == [Left(DEVICE, b"")]
+    asked = make(m.JoinRequest, 10**6, DEVICE, bound(SERVER))
+    server.receive(asked, T0, nonce())
+    assert server.revoke(DEVICE, T0) == [JoinWithdrawn(DEVICE, asked.token), Left(DEVICE, b"")]
     assert not server.is_member(DEVICE)
     assert (server._partners, server._open, server.tick(T0 + 10**6), server.deadline()) == ({}, 0, [], None)
     assert server.revoke(DEVICE, T0) == []
@@ -231,6 +232,6 @@ def test_who_was_no_member_leaves_without_a_word():
     pair = Pair()
     [join] = sends(pair.device.join(SERVER, T0, nonce()))
     [requested] = pair.server.receive(join, T0, nonce())
-    assert pair.server.revoke(DEVICE, T0) == []
+    assert pair.server.revoke(DEVICE, T0) == [JoinWithdrawn(DEVICE, join.token)]
     with pytest.raises(PolicyError, match="does not fit"):
         pair.server.answer_join(DEVICE, requested.token, Status.JOIN_SUCCESS, T0)

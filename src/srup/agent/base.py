@@ -370,12 +370,19 @@ class Agent:
         dues = (self._session.deadline(), self._queue.deadline())
         return min((due for due in dues if due is not None), default=None)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it has come to its end: :meth:`stop` is over, or the partition is another worker's."""
+        return self._stopped.is_set()
+
     def vitals(self) -> Vitals:
         """Return how it goes. It may be asked at any time, from any thread, and holds nobody up."""
         ticks, now = time.monotonic(), self._clock()
         value, asked = self._queue.oldest(), self._session.asked()
         return Vitals(
-            started=self._started and not self._stopping.is_set(),
+            started=self._started,
+            stopping=self._stopping.is_set(),
+            stopped=self._stopped.is_set(),
             alive=self._thread is None or self._thread.is_alive() or self._stopping.is_set(),
             connected=self.connected,
             link=self._link,
@@ -497,10 +504,10 @@ class Agent:
         return self._register(self._handlers, "link")(handler)
 
     def on_measured(self, listener: Handler) -> Handler:
-        """Decorate what is called with a name and a figure: "batch", how many messages were verified together, and
-        "commit", how many seconds the store took to make a turn durable.
+        """Decorate what is called with the name of a measurement and its value.
 
-        It is called on the agent's own thread, at once, and has to be quick. Several may listen.
+        "batch" is how many messages were verified together, "commit" how many seconds the store took to make a turn
+        durable. It is called at once on the thread that takes the turns, so it has to be quick. Several may listen.
         """
         if not callable(listener):
             raise TypeError(f"what listens is a function, which {listener!r} is not")
@@ -508,6 +515,7 @@ class Agent:
         return listener
 
     def _observe(self, name: str, value: float) -> None:
+        """Tell those who listen, if any do."""
         for listener in self._measuring:
             self._fenced(partial(listener, name, value))
 

@@ -206,7 +206,7 @@ class Device(Agent):
     def on_join_value(self, handler: Handler) -> Handler:
         """Decorate what shows the :class:`JoinValue` of a human-moderated or observed join.
 
-        It is shown until ``on_joined`` or ``on_not_joined`` is called, or this with another one.
+        It is shown until ``on_joined``, ``on_not_joined`` or ``on_left`` is called, or this with another one.
         """
         return self._register(self._handlers, "join_value")(handler)
 
@@ -562,11 +562,16 @@ class Device(Agent):
 
     def _left(self, event: Left) -> None:
         self._log(logging.INFO, "%r is no longer a member of server %x", event.peer, partner=event.peer)
-        if event.peer == self.server:
-            self._wants_in = self._is_in = False
-            self._expect_answer()
+        news = event.peer != self.server
+        if not news:
+            if (event.peer, event.token) not in self._pending:  # else we wanted that, and join() may have come since
+                self._wants_in = False
+            if not self.joined:
+                news, self._is_in = self._is_in, False
+                self._expect_answer()
         self._settle(event, None)
-        self._announce("left", event.peer, event.peer)
+        if news:
+            self._announce("left", event.peer, event.peer)
 
     def _deregistered(self, event: Deregistered) -> None:
         self._log(logging.INFO, "%r and server %x have dropped each other's key", event.peer, partner=event.peer)

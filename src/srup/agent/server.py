@@ -514,8 +514,11 @@ class Server(Agent):
         if self._admission == "observed":
             observer = next((one for one in self._observers if one in self._members and one != event.peer), None)
         self._log(logging.INFO, "%r: %x is to join by way of %s", event.peer, self._admission, partner=event.peer)
-        refuse = self._session.answer_join
-        self._perform(refuse(event.peer, event.token, Status.JOIN_REFUSED, self._clock(), observer))
+        self._answer_join(event.peer, event.token, Status.JOIN_REFUSED, observer)
+
+    def _answer_join(self, device: int, token: bytes, status: Status, observer: int | None = None) -> None:
+        """Answer a join without asking anybody; it may be too late, or no sequence id may be left for the device."""
+        self._drive(lambda now: self._session.answer_join(device, token, status, now, observer))
 
     def _decide(self, device: int, token: bytes) -> None:
         """Let the application say whether a device may join that has proved what it had to."""
@@ -538,7 +541,7 @@ class Server(Agent):
         if "moderation" not in self._handlers:
             text = "%r: nobody moderates the join of %x: on_moderation has no handler"
             self._log(logging.WARNING, text, event.peer, partner=event.peer)
-            self._perform(self._session.answer_join(event.peer, event.token, Status.JOIN_REFUSED, self._clock()))
+            self._answer_join(event.peer, event.token, Status.JOIN_REFUSED)
             return
         value = JoinValue.new(self._entropy(JOIN_VALUE_SIZE))
         if self._show(event.peer, event.token, value):
@@ -563,7 +566,7 @@ class Server(Agent):
         if observer not in self._observers or observer not in self._members or observer == device or key is None:
             text = "%r: %x names %x, whose word does not count here or who is not joined"
             self._log(logging.WARNING, text, device, observer, partner=device, observer=f"{observer:x}")
-            self._perform(self._session.answer_join(device, token, Status.JOIN_REFUSED, self._clock()))
+            self._answer_join(device, token, Status.JOIN_REFUSED)
         elif self._show(device, token, value):
             try:
                 sealed = seal(value.plaintext, key)
@@ -571,22 +574,22 @@ class Server(Agent):
             except SrupError as error:
                 said = "%r cannot ask %x about %x: %s", observer, device, error
                 self._log(logging.WARNING, *said, partner=observer, device=f"{device:x}", error=error)
-                self._perform(self._session.answer_join(device, token, Status.JOIN_FAIL, self._clock()))
+                self._answer_join(device, token, Status.JOIN_FAIL)
             else:
                 self._perform(sends)
 
     def _show(self, device: int, token: bytes, value: JoinValue) -> bool:
-        """Send a device the value that it is to show; if nothing can be sealed to it the join fails: False."""
+        """Send a device the value that it is to show; if nothing can be sealed or sent to it the join fails: False."""
         try:
             key = self._keys.get(device)
             if key is None:
                 raise SealError("its key has just been dropped")
-            sealed = seal(value.plaintext, key)
-        except SealError as error:
+            outputs = self._session.show_value(device, token, seal(value.plaintext, key), self._clock())
+        except (SealError, PolicyError) as error:
             self._log(logging.WARNING, "%r: no value for %x: %s", device, error, partner=device, error=error)
-            self._perform(self._session.answer_join(device, token, Status.JOIN_FAIL, self._clock()))
+            self._answer_join(device, token, Status.JOIN_FAIL)
             return False
-        self._perform(self._session.show_value(device, token, sealed, self._clock()))
+        self._perform(outputs)
         return True
 
     def _observed(self, event: Observed) -> None:

@@ -72,7 +72,9 @@ class PartitionServer(Server):
         return super()._may_call() and self.lease.valid()
 
     def _give_up(self, error: LeaseLostError) -> None:
-        log.error("%r, partition %d, stops: %a", self, self.lease.partition, str(error))
+        partition = self.lease.partition
+        text = "%r, partition %d, stops: %a"
+        self._log(logging.ERROR, text, partition, str(error), partition=partition, error=error)
         self.counts["leases lost"] += 1
         self.store_error = str(error)
         self._stopping.set()
@@ -160,6 +162,11 @@ class Worker:
     def leases(self) -> tuple[Lease, ...]:
         """The leases that are valid now."""
         return self._leases.held
+
+    @property
+    def alive(self) -> bool:
+        """Whether its threads go on, as they must until it is told to stop."""
+        return self._stopping.is_set() or all(thread.is_alive() for thread in self._threads if thread.ident is not None)
 
     def server_of(self, device: int) -> PartitionServer:
         """Return the server of a device's partition; PolicyError when another worker serves it now."""
@@ -346,7 +353,8 @@ class Worker:
             server.start(threads=False)
         except Exception as error:  # noqa: BLE001 - told below; another worker may have more luck
             if self.trouble.get(partition) != str(error):
-                log.error("%r cannot serve partition %d: %a", self, partition, str(error))
+                about = {"partition": partition, "error": type(error).__name__, "reason": str(error)}
+                log.error("%r cannot serve partition %d: %a", self, partition, str(error), extra=about)
             self.trouble[partition] = str(error)
             self._given_up.put(lease)
             return
@@ -380,7 +388,9 @@ class Worker:
             return
         self.servers[server.lease.partition] = server
         self._dues[server] = 0.0
-        log.info("%r serves partition %d: %d devices", self, server.lease.partition, len(server.devices))
+        partition = server.lease.partition
+        about = {"partition": partition}
+        log.info("%r serves partition %d: %d devices", self, partition, len(server.devices), extra=about)
 
     def _hand_over(self, lease: Lease) -> None:
         """Give a partition to another worker, when nothing is under way any more."""

@@ -18,6 +18,7 @@ from . import logs
 from .bench import app as bench
 from .device import device
 from .server import server
+from .simulate import simulate
 from .store import app as store
 from .terminal import console
 from .terminal import fail as _fail
@@ -32,6 +33,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(store, name="store")
 app.command()(server)
 app.command()(device)
+app.command()(simulate)
 
 
 @app.callback()

@@ -1,11 +1,13 @@
 """The options that the commands share, and what they mean."""
 
+import importlib
 import importlib.util
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
@@ -38,6 +40,7 @@ __all__ = [
     "key_of",
     "log_as",
     "monitoring",
+    "monitors",
     "policy",
     "tell_refusal",
     "transport_of",
@@ -159,12 +162,14 @@ def log_as(form: Literal["text", "json"] | None) -> bool:
     return form is not None
 
 
-def monitoring(address: str | None, agent: "Agent") -> "Monitor | None":
-    """Return what shows an agent, listening already; None without an address."""
-    if address is None:
-        return None
+def monitoring(address: str | None, *agents: "Agent") -> "Monitor | None":
+    """Return what shows agents, listening already; None without an address."""
+    return None if address is None else monitors().Monitor(address, *agents)
+
+
+def monitors() -> ModuleType:
+    """Return srup.monitor, which needs more than other commands do."""
     try:
-        from ..monitor import Monitor
+        return importlib.import_module("srup.monitor")
     except ModuleNotFoundError as error:
         fail(f"--metrics needs {error.name}: pip install 'srup[metrics]'")
-    return Monitor(address, agent)

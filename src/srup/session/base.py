@@ -191,6 +191,7 @@ class Partner:
     binds: bool = False  # has sent a bound token: from then on it must (T3)
     last_sent: int = 0
     reserved: int = 0  # after a restart, ids of ours begin above this one
+    decided: int = 0  # the sequence id of the newest message of theirs that was about being joined or not
     window: ReplayWindow = field(default_factory=ReplayWindow)
     exchanges: dict[bytes, Exchange] = field(default_factory=dict)
 
@@ -381,8 +382,9 @@ class Session:
         self._kept = True
         for record in state.partners:
             window = ReplayWindow(record.highest, record.seen)
+            decided = 0 if record.member else record.highest  # what was sent before does not bring anybody back in
             self._partners[record.identity] = Partner(
-                record.identity, record.member, record.binds, record.reserved, record.reserved, window
+                record.identity, record.member, record.binds, record.reserved, record.reserved, decided, window
             )
         for fact in state.facts:
             places = {STREAM_IN: self._places_in, STREAM_OUT: self._places_out}.get(fact.name)

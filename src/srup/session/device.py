@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 from .. import tokens
 from ..errors import PolicyError
 from ..messages import (
+    Action,
     Activate,
     Data,
     DeregisterCommand,
@@ -14,15 +15,16 @@ from ..messages import (
     IdRequest,
     Initiate,
     Message,
+    ObservationRequest,
     ResignRequest,
     Response,
     TerminateCommand,
 )
 from ..update import DEVICE_TABLE, FETCH_FAILURES, Step, Table, UpdateState, Word, is_digest
 from ..wire import IDENTIFICATION_RESPONSE, Status
-from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, check_number, check_status
+from .base import COMMON_TABLE, Exchange, Now, Opening, Output, Partner, Policy, Send, check_number, check_status
 from .events import ActivationRequested, Deregistered, Event, FetchRequested, Left, Unexpected
-from .join import DEVICE_JOINS, DeviceJoins
+from .join import DEVICE_JOINS, WAITING, DeviceJoins
 
 __all__ = ["TABLE", "DeviceSession", "DeviceState"]
 
@@ -39,6 +41,8 @@ class DeviceState(Enum):
 
 _S = DeviceState
 _RESIGN_RESULTS: Final = (Status.RESIGN_SUCCESS, Status.RESIGN_FAIL)
+_FOR_MEMBERS: Final = (Action, Data, IdRequest, Initiate, Activate, ObservationRequest)
+_DISCLAIMED: Final = "we were out already"
 _DEREGISTER_RESULTS: Final = (Status.DEREGISTER_SUCCESS, Status.DEREGISTER_FAIL)
 
 TABLE: Final[Table] = {
@@ -79,7 +83,7 @@ class DeviceSession(DeviceJoins):
         UpdateState.FETCHING: "fetch_again",
         UpdateState.ACTIVATING: "activation_again",
     }
-    for_strangers = DeviceJoins.for_strangers | {DeregisterRequest}
+    for_strangers = DeviceJoins.for_strangers | {DeregisterRequest, ResignRequest}
 
     def __init__(
         self,
@@ -104,13 +108,18 @@ class DeviceSession(DeviceJoins):
         """See :meth:`Session.receive`; a sender that is none of the device's servers is a PolicyError (T10)."""
         if message.sender_id not in self.servers:
             raise PolicyError(f"{message.sender_id:x} is none of this device's servers")
-        return super().receive(message, now, nonce)
+        outputs = super().receive(message, now, nonce)
+        if isinstance(message, _FOR_MEMBERS) and any(isinstance(output, Unexpected) for output in outputs):
+            outputs += self._disclaim(message, now, nonce)
+        return outputs
 
     def resign(self, server: int, now: float, nonce: bytes) -> list[Output]:
         """Leave the server: we are out from now on, and what it has ordered or orders still is not done.
 
         Left follows when it confirms, Unanswered when it does not.
         """
+        if not self.is_member(server):
+            raise PolicyError(f"{server:x} is not joined: it would not take ResignRequest")
         sends = self._ask(server, _S.LEAVING, ResignRequest, now, nonce, None)
         return [*sends, *self._end_membership(self._partner(server), now)]
 
@@ -153,27 +162,35 @@ class DeviceSession(DeviceJoins):
     # Effects.
 
     def resign_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
-        """The server confirmed that we leave, or failed to; either way we are out."""
-        return self._leave(exchange.partner, exchange.token, now.time)
+        """The server confirmed that we leave, or failed to; either way we are out, unless it has let us in since."""
+        if exchange.detail == _DISCLAIMED:
+            return []
+        if cause.sequence_id < exchange.partner.decided:
+            return [Left(exchange.partner.identity, exchange.token)]
+        return self._leave(exchange, cause, now.time)
 
     def deregister_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
         """The server has dropped our key, or failed to; either way we are out."""
-        outputs = self._leave(exchange.partner, exchange.token, now.time)
+        outputs = self._leave(exchange, cause, now.time)
         if cause.status != Status.DEREGISTER_SUCCESS:
             return outputs
         return [*outputs, self._part_for_good(exchange.partner, exchange.token)]
 
     def leaving_unanswered(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
-        """The server did not confirm that we leave; we are out all the same."""
-        return [*self._end_membership(exchange.partner, now.time), *self.unanswered(exchange, cause, now)]
+        """The server did not confirm that we leave; we are out all the same, unless it has let us in since."""
+        if exchange.detail == _DISCLAIMED:
+            return []
+        since = exchange.request is not None and exchange.partner.decided > exchange.request.sequence_id
+        ended = [] if since else self._end_membership(exchange.partner, now.time)
+        return [*ended, *self.unanswered(exchange, cause, now)]
 
     def terminated(self, exchange: Exchange, cause: TerminateCommand, now: Now) -> list[Output]:
         """The server put us out."""
-        return self._leave(exchange.partner, exchange.token, now.time)
+        return self._leave(exchange, cause, now.time)
 
     def deregistered(self, exchange: Exchange, cause: DeregisterCommand, now: Now) -> list[Output]:
         """The server has dropped our key."""
-        outputs = self._leave(exchange.partner, exchange.token, now.time)
+        outputs = self._leave(exchange, cause, now.time)
         return [*outputs, self._part_for_good(exchange.partner, exchange.token)]
 
     def identify(self, exchange: Exchange, cause: IdRequest, now: Now) -> list[Output]:
@@ -241,6 +258,15 @@ class DeviceSession(DeviceJoins):
 
     # Mechanism.
 
+    def _disclaim(self, message: Message, now: float, nonce: bytes) -> list[Send]:
+        """Tell a server that takes us for a member that we are none: it may not have heard that we have left."""
+        server = self._partner(message.sender_id)
+        under_way = any(mine.state in (_S.LEAVING, _S.DEREGISTERING, *WAITING) for mine in server.exchanges.values())
+        knows = message.sequence_id < server.decided  # it has let us out since
+        if server.member or under_way or knows or not self._binds(server):
+            return []
+        return self._ask(server.identity, _S.LEAVING, ResignRequest, now, nonce, None, detail=_DISCLAIMED)
+
     def _activation(self, order: Exchange) -> Event:
         """Have firmware activated; until the owner says what became of it, nothing older is."""
         version = self._version(order)
@@ -257,9 +283,18 @@ class DeviceSession(DeviceJoins):
         bound = tokens.parse(order.token)
         return None if bound is None else bound.version
 
-    def _leave(self, partner: Partner, token: bytes, now: float) -> list[Output]:
-        outputs = self._end_membership(partner, now)
-        return [*outputs, Left(partner.identity, token), *self._stop_joining(partner, now)]
+    def _join(self, server: int, *arguments: Any, **fields: Any) -> list[Send]:
+        sends = super()._join(server, *arguments, **fields)
+        for leaving in self._partners[server].exchanges.values():
+            if leaving.state is _S.LEAVING:  # sent again it would come after the join, and undo it
+                leaving.retry = 0.0
+        return sends
+
+    def _leave(self, exchange: Exchange, cause: Message, now: float) -> list[Output]:
+        partner, ours = exchange.partner, exchange.request
+        partner.decided = max(partner.decided, cause.sequence_id)
+        self._stop_joining(partner, now, None if ours is None else ours.sequence_id)
+        return [*self._end_membership(partner, now), Left(partner.identity, exchange.token)]
 
     def _end_membership(self, partner: Partner, now: float) -> list[Output]:
         partner.member = False

@@ -100,7 +100,7 @@ class ObservedJoinRequested(Event):
 
 @dataclass(frozen=True, slots=True)
 class JoinWithdrawn(Event):
-    """Server: a join that was not answered yet is over, because the device began another one."""
+    """Server: a join that was not answered yet is over, because the device began another one, or has left."""
 
 
 @dataclass(frozen=True, slots=True)

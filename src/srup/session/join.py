@@ -6,6 +6,7 @@ value is opaque here: its owner makes, seals and opens it.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import Enum
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -42,7 +43,7 @@ from .events import (
     Unexpected,
 )
 
-__all__ = ["DEVICE_JOINS", "SERVER_JOINS", "DeviceJoins", "JoinState", "Moderated", "ServerJoins"]
+__all__ = ["DEVICE_JOINS", "SERVER_JOINS", "WAITING", "DeviceJoins", "JoinState", "Moderated", "ServerJoins"]
 
 MAX_MODERATED: Final = 1024
 """How many joins may wait for a person or an observer at a time; the oldest gives way to a new one (T9)."""
@@ -53,11 +54,12 @@ OBSERVER_SIZE: Final = 8
 
 @kept
 class Moderated(NamedTuple):
-    """A join that waits for somebody's word: what carries the value, the value, and the observer's identity."""
+    """A join that waits for somebody's word: what carries the value, the value, the observer, and the last moment."""
 
     response: type[Message]
     sealed: bytes = b""
     observer: int | None = None
+    until: float = 0.0  # how long the device may ask for it
 
 
 class JoinState(Enum):
@@ -68,6 +70,7 @@ class JoinState(Enum):
     HUMAN_ASKED = "the server is to send the value that a person will compare"
     OBSERVED_ASKED = "the server is to send the value that the observer will compare"
     SHOWING = "the device shows the value; the server is to let it in"
+    WITHDRAWN = "the device has asked anew or left; the server may answer all the same"
     DECIDING = "the application is to say whether the device may join"
     PREPARING = "a value is to be made for the device"
     COMPARING = "the value that the device shows is being compared"
@@ -87,13 +90,17 @@ _MODERATED: Final[Mapping[type[Message], type[Message]]] = {
 }
 """What carries the value, by what asks for it."""
 
-_SHOWN: Final = (_S.HUMAN_ASKED, _S.OBSERVED_ASKED, _S.SHOWING)
-_WAITING: Final = (_S.ASKED, *_SHOWN)
+WAITING: Final = (_S.ASKED, _S.HUMAN_ASKED, _S.OBSERVED_ASKED, _S.SHOWING)
+"""States in which a device waits to be let in."""
+
 _PENDING: Final = (_S.DECIDING, _S.PREPARING, _S.COMPARING)
 
 DEVICE_JOINS: Final[Table] = {
-    **{(state, status): Step(_S.ANSWERED, "join_answered") for state in _WAITING for status in _JOIN_RESULTS},
-    **{(state, Word.EXPIRE): Step(_S.UNANSWERED, "unanswered") for state in _WAITING},
+    **{(state, status): Step(_S.ANSWERED, "join_answered") for state in WAITING for status in _JOIN_RESULTS},
+    **{(state, Word.EXPIRE): Step(_S.UNANSWERED, "unanswered") for state in WAITING},
+    **{(state, Word.WITHDRAW): Step(_S.WITHDRAWN) for state in WAITING},
+    **{(_S.WITHDRAWN, status): Step(_S.ANSWERED, "withdrawn_join_answered") for status in _JOIN_RESULTS},
+    **{(_S.WITHDRAWN, answer): Step(_S.WITHDRAWN) for answer in (*_MODERATED.values(), Data)},
     **{(_S.ANSWERED, status): Step(_S.ANSWERED) for status in _JOIN_RESULTS},
     **{(state, Data): Step(state, "observer_named") for state in (_S.ASKED, _S.ANSWERED)},
     (_S.HUMAN_ASKED, HumanJoinResponse): Step(_S.SHOWING, "value_received"),
@@ -123,8 +130,8 @@ SERVER_JOINS: Final[Table] = {
     **{(_S.COMPARING, request): Step(_S.COMPARING, "repeat_value") for request in _MODERATED},
     **{(state, Word.ANSWER): Step(_S.ANSWERED, "answer_to_join") for state in _PENDING},
     (_S.DECIDING, Word.EXPIRE): Step(_S.UNANSWERED),
-    **{(state, Word.EXPIRE): Step(_S.UNANSWERED, "join_timed_out") for state in (_S.PREPARING, _S.COMPARING)},
-    **{(state, Word.WITHDRAW): Step(_S.UNANSWERED, "join_withdrawn") for state in (_S.PREPARING, _S.COMPARING)},
+    **{(state, Word.EXPIRE): Step(_S.ANSWERED, "join_timed_out") for state in (_S.PREPARING, _S.COMPARING)},
+    **{(state, Word.WITHDRAW): Step(_S.UNANSWERED, "join_withdrawn") for state in _PENDING},
     **{(_S.ANSWERED, request): Step(_S.ANSWERED, "repeat_join_answer") for request in _REQUESTS},
     (_S.COMMANDED, Word.OBEYED): Step(_S.ANSWERED, "command_answered"),
     (_S.COMMANDED, Status.JOIN_REFUSED): Step(_S.ANSWERED, "command_answered"),
@@ -154,7 +161,11 @@ class DeviceJoins(Session):
     }
     for_strangers: ClassVar[frozenset[type[Message]]] = frozenset(_REQUESTS)
     repeatable = frozenset({JoinRequest})
-    volatile = Session.volatile | {*_WAITING, _S.OBSERVING}  # a new start asks anew, and so does the server
+    volatile = Session.volatile | {
+        *WAITING,
+        _S.WITHDRAWN,
+        _S.OBSERVING,
+    }  # a new start asks anew, and so does the server
     servers: frozenset[int]
     commanders: frozenset[int]
 
@@ -180,10 +191,19 @@ class DeviceJoins(Session):
 
     def join_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
         """The server answered the join."""
-        status = Status(cause.status)
-        exchange.partner.member = status is Status.JOIN_SUCCESS
-        dropped = [] if exchange.partner.member else self._drop_orders(exchange.partner, now.time)
-        return [JoinAnswered(exchange.partner.identity, exchange.token, status), *dropped]
+        status, partner = Status(cause.status), exchange.partner
+        if cause.sequence_id < partner.decided:
+            return []  # the server has said something else since, which got here first
+        partner.decided = cause.sequence_id
+        partner.member = status is Status.JOIN_SUCCESS
+        dropped = [] if partner.member else self._drop_orders(partner, now.time)
+        return [JoinAnswered(partner.identity, exchange.token, status), *dropped]
+
+    def withdrawn_join_answered(self, exchange: Exchange, cause: Response, now: Now) -> list[Output]:
+        """The server answered a join that we ask for no more: that counts for it, but a refusal changes nothing."""
+        before = exchange.partner.member
+        outputs = self.join_answered(exchange, cause, now)
+        return outputs if before or exchange.partner.member else []
 
     def observer_named(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
         """The server names an observer whose word would let us in."""
@@ -211,7 +231,7 @@ class DeviceJoins(Session):
     ) -> list[Output]:
         """The same from a deployed server: the join goes on under the token of its message (FLOWS.md, "Tokens")."""
         partner = exchange.partner
-        waiting = [mine for mine in partner.exchanges.values() if mine.mine and mine.state in _WAITING]
+        waiting = [mine for mine in partner.exchanges.values() if mine.mine and mine.state in WAITING]
         asked = next((mine for mine in waiting if _MODERATED.get(type(mine.request)) is type(cause)), None)  # type: ignore[arg-type]
         if asked is None or self._binds(partner):
             raise PolicyError(f"{partner.identity:x} sends a value that no join of ours asked for")
@@ -259,19 +279,19 @@ class DeviceJoins(Session):
         # Whoever has values to be confirmed needs to know whether this server gives receipts.
         receipt = self._kept and not self.binds(server)
         sends = self._ask(server, state, request, now, nonce, lifetime, receipt=receipt, **fields)
-        self._forget_moderated(self._partners[server], sends[0].message.token)
+        self._stop_joining(self._partners[server], now, sends[0].message.sequence_id)
         return sends
 
-    def _forget_moderated(self, server: Partner, latest: bytes) -> None:
-        """The latest join counts: the server, too, drops a moderated one for it."""
-        for mine in list(server.exchanges.values()):
-            if mine.mine and mine.state in _SHOWN and mine.token != latest:
-                self._forget(mine)
+    def _stop_joining(self, server: Partner, now: float, before: int | None = None) -> None:
+        """Ask no more for what was asked for, or what was asked for before this sequence id.
 
-    def _stop_joining(self, partner: Partner, now: float) -> list[Output]:
-        """End joins that are still being asked for: they would bring us back in."""
-        joins = [mine for mine in partner.exchanges.values() if mine.mine and mine.state in _WAITING]
-        return self._abandon(joins, now)
+        The latest join counts, and leaving ends those before it, which would bring us back in.
+        """
+        for join in list(server.exchanges.values()):
+            asked = join.request.sequence_id if join.request is not None else 0
+            if join.mine and join.state in WAITING and (before is None or asked < before):
+                self._take(join, self.table[join.state, Word.WITHDRAW], None, Now(now, b""))
+                self._schedule(join, now)
 
 
 class ServerJoins(Session):
@@ -342,15 +362,18 @@ class ServerJoins(Session):
 
     def join_requested(self, exchange: Exchange, cause: JoinRequest, now: Now) -> list[Output]:
         """A device wants in."""
+        self._note_wish(exchange.partner, cause)
         return [JoinRequested(exchange.partner.identity, exchange.token)]
 
     def human_join_requested(self, exchange: Exchange, cause: HumanJoinRequest, now: Now) -> list[Output]:
         """A device wants in, and a person is to compare what it shows."""
+        self._note_wish(exchange.partner, cause)
         made_room = self._moderate(exchange, Moderated(HumanJoinResponse), now)
         return [*made_room, HumanJoinRequested(exchange.partner.identity, exchange.token, exchange.expiry)]
 
     def observed_join_requested(self, exchange: Exchange, cause: ObservedJoinRequest, now: Now) -> list[Output]:
         """A device wants in, and another one is to compare what it shows."""
+        self._note_wish(exchange.partner, cause)
         made_room = self._moderate(exchange, Moderated(ObservedJoinResponse, observer=cause.observer_id), now)
         return [*made_room, ObservedJoinRequested(exchange.partner.identity, exchange.token, cause.observer_id)]
 
@@ -398,17 +421,19 @@ class ServerJoins(Session):
         return self.repeat_answer(exchange, cause, now)
 
     def join_timed_out(self, exchange: Exchange, cause: None, now: Now) -> list[Output]:
-        """Nobody compared the values in time."""
+        """Nobody compared the values in time. As long as the device can ask for this join it is answered the same."""
         self._moderated.pop(exchange, None)
         exchange.partner.member = False  # the device will think so when it gets the answer
-        event = JoinAnswered(exchange.partner.identity, exchange.token, Status.JOIN_FAIL)
-        try:
-            return [event, *self.answer(exchange, Status.JOIN_FAIL, now)]
-        except PolicyError:  # no sequence id is left, which is this device's trouble and not that of the others
-            return [event]
+        outputs: list[Output] = [JoinAnswered(exchange.partner.identity, exchange.token, Status.JOIN_FAIL)]
+        with suppress(PolicyError):  # no sequence id is left, which is this device's trouble and not that of the others
+            outputs += self.answer(exchange, Status.JOIN_FAIL, now)
+        exchange.expiry = exchange.detail.until
+        if exchange.expiry > now.time:
+            self._remember(exchange, now.time)
+        return outputs
 
     def join_withdrawn(self, exchange: Exchange, cause: None, now: Now) -> list[Output]:
-        """The device began another join, which counts instead."""
+        """The device began another join, which counts instead, or is no longer to be let in."""
         self._moderated.pop(exchange, None)
         return [JoinWithdrawn(exchange.partner.identity, exchange.token)]
 
@@ -429,9 +454,9 @@ class ServerJoins(Session):
 
     def _moderate(self, exchange: Exchange, moderated: Moderated, now: Now) -> list[Output]:
         """Let a join wait for somebody's word: for so long, and with no more than so many others."""
-        outputs = self._supersede(exchange, now)
+        outputs = self._withdraw_joins(exchange.partner, now)  # a device has one under way: the latest
+        exchange.detail = moderated._replace(until=exchange.expiry)
         exchange.expiry = min(exchange.expiry, now.time + self.policy.join_lifetime)
-        exchange.detail = moderated
         if len(self._moderated) >= MAX_MODERATED:
             oldest = next(iter(self._moderated))
             self._forget(oldest)
@@ -439,15 +464,18 @@ class ServerJoins(Session):
         self._moderated[exchange] = None
         return outputs
 
-    def _supersede(self, exchange: Exchange, now: Now) -> list[Output]:
-        """A device has one moderated join under way: the latest."""
-        return self._withdraw_joins(exchange.partner, now)
+    def _note_wish(self, device: Partner, cause: Message) -> None:
+        """Take note that a device wants in; PolicyError if it has asked anew or left since it sent this."""
+        if cause.sequence_id < device.decided:
+            raise PolicyError(f"{device.identity:x} has asked anew or left since it asked for this join")
+        device.decided = cause.sequence_id
 
     def _withdraw_joins(self, device: Partner, now: Now) -> list[Output]:
-        """End the moderated joins of a device without an answer."""
+        """End the joins of a device that are not decided, without an answer."""
         outputs: list[Output] = []
-        for join in [join for join in self._moderated if join.partner is device]:
-            outputs += self._take(join, self.table[join.state, Word.WITHDRAW], None, now)
+        for join in list(device.exchanges.values()):
+            if not join.mine and join.state in _PENDING:
+                outputs += self._take(join, self.table[join.state, Word.WITHDRAW], None, now)
         return outputs
 
     def _obeyed(self, device: Partner, now: Now, handed_over: bool) -> list[Output]:

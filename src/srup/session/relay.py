@@ -410,8 +410,8 @@ class AwaySide(Side):
             raise PolicyError("a deployed server would take the request for the list for one of its own")
         return super()._pass(event, now, nonce)
 
-    def _leave(self, partner: Partner, token: bytes, now: float) -> list[Output]:
-        return [*super()._leave(partner, token, now), *self._lose(token, now)]
+    def _leave(self, exchange: Exchange, cause: Message, now: float) -> list[Output]:
+        return [*super()._leave(exchange, cause, now), *self._lose(exchange.token, now)]
 
     def _lose(self, token: bytes, now: float) -> list[Output]:
         """Tell home that the away server is gone, in its place."""

@@ -125,12 +125,17 @@ class ServerSession(ServerJoins):
 
     def resigned(self, exchange: Exchange, cause: ResignRequest, now: Now) -> list[Output]:
         """A device leaves."""
-        outputs = [*self.answer(exchange, Status.RESIGN_SUCCESS, now), *self._obeyed(exchange.partner, now, True)]
+        outputs = self.answer(exchange, Status.RESIGN_SUCCESS, now)
+        if cause.sequence_id < exchange.partner.decided:
+            return outputs  # it has asked to be let in since, and that got here first
+        exchange.partner.decided = cause.sequence_id
+        outputs += self._obeyed(exchange.partner, now, handed_over=True)
         return [*outputs, *self._part(exchange.partner, exchange.token, now.time)]
 
     def deregistered(self, exchange: Exchange, cause: DeregisterRequest, now: Now) -> list[Output]:
         """A device leaves for good."""
         outputs = self.answer(exchange, Status.DEREGISTER_SUCCESS, now)
+        exchange.partner.decided = max(exchange.partner.decided, cause.sequence_id)
         return [*outputs, *self._part_for_good(exchange.partner, exchange.token, now.time)]
 
     def data_received(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
@@ -183,8 +188,10 @@ class ServerSession(ServerJoins):
         """End the membership, and what was still asked of the device: no answer to that will be taken any more."""
         device.member = False
         asked = [exchange for exchange in device.exchanges.values() if exchange.mine and self._is_open(exchange)]
-        return [Left(device.identity, token), *self._abandon(asked, now), *self._drop_orders(device, now)]
+        withdrawn = self._withdraw_joins(device, Now(now, b""))
+        dropped = [*self._abandon(asked, now), *self._drop_orders(device, now)]
+        return [*withdrawn, Left(device.identity, token), *dropped]
 
     def _part_for_good(self, device: Partner, token: bytes, now: float) -> list[Output]:
-        left = self._part(device, token, now) if device.member else []
-        return [*left, *self._withdraw_joins(device, Now(now, b"")), Deregistered(device.identity, token)]
+        left = self._part(device, token, now) if device.member else self._withdraw_joins(device, Now(now, b""))
+        return [*left, Deregistered(device.identity, token)]

@@ -55,18 +55,10 @@ class MemoryNetwork:
         reorder: float = 0.0,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        if not all(0.0 <= probability <= 1.0 for probability in (loss, duplicate, reorder)):
-            raise ValueError("loss, duplicate and reorder are probabilities from 0 to 1")
-        if not 0.0 <= delay[0] <= delay[1]:
-            raise ValueError(f"delay is (shortest, longest) in seconds, not {delay}")
         self.log: list[tuple[str, bytes]] = []
         """Every message that reached the broker, in order, before any fault; clear it in long simulations."""
         self._random = random.Random(seed)  # noqa: S311 - must be repeatable, and guards nothing
-        self._loss = loss
-        self._duplicate = duplicate
-        self._delay = delay
-        self._reorder = reorder
-        self._immediate = not (loss or duplicate or delay[1] or reorder)
+        self.disturb(loss=loss, duplicate=duplicate, delay=delay, reorder=reorder)
         self._clock = clock
         self._now = 0.0
         self._serial = 0
@@ -75,6 +67,25 @@ class MemoryNetwork:
         self._due: list[tuple[float, int, _Session, tuple[str, bytes]]] = []
         self._delivering = False
         self._lock = threading.RLock()  # never held while a callback runs
+
+    def disturb(
+        self,
+        *,
+        loss: float = 0.0,
+        duplicate: float = 0.0,
+        delay: tuple[float, float] = (0.0, 0.0),
+        reorder: float = 0.0,
+    ) -> None:
+        """Have these faults from now on, and no others; what is under way keeps its time."""
+        if not all(0.0 <= probability <= 1.0 for probability in (loss, duplicate, reorder)):
+            raise ValueError("loss, duplicate and reorder are probabilities from 0 to 1")
+        if not 0.0 <= delay[0] <= delay[1]:
+            raise ValueError(f"delay is (shortest, longest) in seconds, not {delay}")
+        self._loss = loss
+        self._duplicate = duplicate
+        self._delay = delay
+        self._reorder = reorder
+        self._immediate = not (loss or duplicate or delay[1] or reorder)
 
     def advance(self, now: float) -> None:
         """Deliver everything due up to ``now`` (seconds, never backwards), in the order of time, then of sending.
@@ -109,6 +120,14 @@ class MemoryNetwork:
             client = self._session(client_id).client
         if client is not None:
             client._found()
+
+    def kill(self, client_id: str) -> None:
+        """Let a client's process die: it is told nothing, and what it had queued is gone; its session remains."""
+        with self._lock:
+            session = self._session(client_id)
+            client, session.client = session.client, None
+            if client is not None:
+                client._die()
 
     # What follows is the broker as the transports see it.
 
@@ -282,6 +301,10 @@ class MemoryTransport:
             self._online = False
         if self._fence is not None and self._fence.connected:
             self._fence.report(False, why)
+
+    def _die(self) -> None:
+        self._stopped, self._online = True, False
+        self._outbox.clear()
 
     def _flush(self) -> None:
         with self._network._lock:

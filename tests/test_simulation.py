@@ -1,0 +1,242 @@
+"""The simulator: it finds nothing as things are, the same every time, and finds each guard that is taken away."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from typer.testing import CliRunner
+
+import srup
+from srup import tokens
+from srup.agent import base as agent_base
+from srup.agent import device as agent_device
+from srup.cli.app import app
+from srup.cli.simulate import replay_command
+from srup.codec import decode, verify_many
+from srup.errors import PolicyError, SignatureError
+from srup.keyring import KeyRing
+from srup.replay import ReplayWindow
+from srup.session import base, device
+from srup.simulation import Clock, Ledger, Options, World, run
+from srup.simulation.keychain import key_of
+from srup.simulation.schedule import ACTS
+
+SEEDS = range(20)
+BOUND = 40
+"""Within how many seeds each missing guard is found."""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nothing_happens_that_must_not(seed):
+    report = run(seed)
+    assert report.passed, "\n".join([*report.trace[-40:], *map(str, report.violations), replay_command(report)])
+
+
+@pytest.mark.parametrize("options", [Options(scheme="rsa2048"), Options(devices=12, steps=300), Options(attack=False)])
+def test_nor_in_other_worlds(options):
+    report = run("another", options)
+    assert report.passed, report.violations
+
+
+def test_the_runs_are_not_idle():
+    """What the runs above are about does happen in them."""
+    counts = Counter()
+    acts = " ".join(line for seed in SEEDS for line in tally(run(seed), counts))
+    for kind in ("action", "data", "update"):
+        assert counts[f"effect {kind}"] >= 20
+    for error in ("ReplayError", "PolicyError", "SignatureError", "UnknownSenderError", "DecodeError"):
+        assert counts[error] >= 10
+    assert [name for name in ACTS if not counts[f"act {name}"]] == []
+    for what in ("dies", "turns from", "stores a new key", "is cut", "part for good", "revokes", "about", "altered"):
+        assert what in acts
+
+
+def tally(report, counts):
+    counts.update(report.counts)
+    return report.trace
+
+
+# The same seed gives the same run.
+
+
+def test_another_process_comes_to_the_same_digest():
+    code = "from srup.simulation import run; print(run(3).digest)"
+    for hash_seed in ("0", "12345"):
+        env = os.environ | {"PYTHONHASHSEED": hash_seed}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == run(3).digest
+    assert run(4).digest != run(3).digest
+
+
+def test_a_run_does_not_depend_on_the_one_before():
+    run(1)
+    assert run(2).trace == run(2).trace
+
+
+# Each guard that is taken away is missed.
+
+
+def tokens_checked_but_for(*words):
+    genuine = base.Session._bound_token
+
+    def check(session, partner, message, now):
+        try:
+            return genuine(session, partner, message, now)
+        except PolicyError as error:
+            if any(word in str(error) for word in words):
+                return tokens.parse(message.token)
+            raise
+
+    return base.Session, "_bound_token", check
+
+
+def verified_by_anybody(wires, keys, threads=1):
+    opened = verify_many(wires, keys, threads)
+    for number, wire in enumerate(wires):
+        for key in (key_of("stranger"), key_of("mole")):
+            if isinstance(opened[number], SignatureError):
+                with contextlib.suppress(SignatureError):
+                    opened[number] = decode(wire).verify(key.public_key)
+    return opened
+
+
+def without_memory():
+    table = dict(device.TABLE)
+    table[base.ActionState.ANSWERED, srup.Action] = base.Step(base.ActionState.RUNNING, "begin_action")
+    return device.DeviceSession, "table", table
+
+
+GUARDS = {
+    "the replay window": ("repeated", (ReplayWindow, "check", lambda window, sequence_id: None)),
+    "the memory of tokens": ("repeated", without_memory()),
+    "the recipient of a token": ("redirected", tokens_checked_but_for("the message is for")),
+    "the expiry of a token": ("late", tokens_checked_but_for("expired")),
+    "the signature": ("forged", (agent_base, "verify_many", verified_by_anybody)),
+    "the digest at activation": ("tampered", (agent_device, "check_digest", lambda path, digest: None)),
+    "the version floor": ("rolled back", (device.DeviceSession, "_version", staticmethod(lambda order: 10**9))),
+    "the revocation": ("revoked", (KeyRing, "revoke", lambda ring, identity: identity in ring)),
+    "the passing of time": ("hanging", (base.Session, "tick", lambda session, now: [])),
+}
+
+
+@pytest.mark.parametrize(("name", "patch"), GUARDS.values(), ids=GUARDS)
+def test_without_a_guard_the_violation_is_found(monkeypatch, name, patch):
+    monkeypatch.setattr(*patch)
+    found = Counter()
+    fleet = Options(devices=8, steps=200)  # the more devices there are, the more can be mistaken for another
+    for seed in range(BOUND):
+        report = run(seed, fleet if name == "redirected" else None)
+        found.update(violation.name for violation in report.violations)
+        if found[name]:
+            return
+    pytest.fail(f"{name} was not found within {BOUND} seeds, but {found}")
+
+
+def test_a_lie_about_an_action_is_found(monkeypatch):
+    """A device that answers before it has done anything."""
+    monkeypatch.setattr(device.DeviceSession, "begin_action", lambda session, exchange, cause, now: [])
+    table = dict(device.TABLE)
+    table[base.ActionState.NEW, srup.Action] = base.Step(base.ActionState.ANSWERED, "lie")
+    monkeypatch.setattr(device.DeviceSession, "table", table)
+
+    def lie(session, exchange, cause, now):
+        return session.answer(exchange, srup.Status.ACTION_SUCCESS, now)
+
+    monkeypatch.setattr(device.DeviceSession, "lie", lie, raising=False)
+    assert any(violation.name == "untrue" for seed in range(5) for violation in run(seed).violations)
+
+
+# The command.
+
+
+def command(*arguments):
+    done = CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1"}).invoke(app, ["simulate", *arguments])
+    return done.exit_code, done.stdout
+
+
+def test_the_command_tells_of_each_run():
+    status, text = command("--seed", "7", "--runs", "2", "--steps", "40")
+    assert status == 0
+    assert re.findall(r"^seed (\d+): passed; \d+ simulated seconds, \d+ messages", text, re.M) == ["7", "8"]
+
+
+def test_the_command_shows_how_to_see_a_failure_again(monkeypatch):
+    monkeypatch.setattr(*GUARDS["the signature"][1])
+    report = next(report for report in map(run, range(BOUND)) if not report.passed)
+    status, text = command("--seed", str(report.seed), "--steps", "150")
+    assert status == 1
+    assert f"again: srup simulate --seed {report.seed} --devices 4 --steps 150 --scheme ed25519" in text
+    assert f"  {report.violations[0]}" in text
+    assert "VIOLATION" in text
+    assert report.digest[:16] in text
+    again = text[text.index("again: srup ") :].split()[2:]
+    assert command(*again[1:]) == (status, text)
+
+
+def test_a_mistake_in_the_command_is_told():
+    status, _ = command("--scheme", "p256")
+    assert status == 2
+
+
+# The parts.
+
+
+def entered(**changes):
+    ledger = Ledger()
+    ledger.order("action", 1, 2, 7, until=100.0, life=1, signer="key")
+    given = {"issuer": 1, "target": 2, "now": 50.0, "local": 50.0, "life": 1, "durable": False} | changes
+    lives = given.pop("lives", [given["life"]])
+    for life in lives:
+        ledger.effect("action", what=7, **(given | {"life": life}))
+    return [violation.name for violation in ledger.violations]
+
+
+def test_what_the_ledger_finds():
+    assert entered() == []
+    assert entered(issuer=3) == ["forged"]
+    assert entered(target=3) == ["redirected"]
+    assert entered(local=100.5) == ["late"]
+    assert entered(valid=frozenset({"key"})) == []
+    assert entered(valid=frozenset({"another"})) == ["revoked"]
+    assert entered(lives=[1, 1]) == ["repeated"]
+    assert entered(lives=[1, 2]) == []
+    assert entered(lives=[1, 2], durable=True) == ["repeated"]
+    assert entered(lives=[1, 2, 1]) == ["repeated"]
+
+
+def test_a_clock_that_follows_another():
+    world = Clock(10.0)
+    fast = Clock(ahead_of=world, skew=2.0)
+    world.now = 20.0
+    assert (world(), fast()) == (20.0, 22.0)
+    with pytest.raises(AttributeError, match="follows"):
+        fast.now = 1.0
+
+
+def test_a_store_is_given_to_every_life_of_an_identity(tmp_path, monkeypatch):
+    """What a durable store will be used for: one for each identity, kept when the process dies."""
+    given = []
+    genuine = agent_device.Device.__init__
+
+    def device_with_store(self, *arguments, store=None, **options):
+        given.append((arguments[0], store))
+        genuine(self, *arguments, **options)
+
+    def server_with_store(self, *arguments, store=None, **options):
+        genuine_server(self, *arguments, **options)
+
+    genuine_server = srup.Server.__init__
+    monkeypatch.setattr(srup.Device, "__init__", device_with_store)
+    monkeypatch.setattr(srup.Server, "__init__", server_with_store)
+    world = World("store", tmp_path, Options(store=lambda identity: ["of", identity]))
+    party = world.devices[0xD0]
+    assert party.durable
+    world.crash(party)
+    world.restart(party)
+    first, second = [store for identity, store in given if identity == 0xD0]
+    assert first is second
+    assert first == ["of", 0xD0]
