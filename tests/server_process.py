@@ -76,23 +76,23 @@ class ServerProcess:
         line = self.heard("metrics at http://")
         return line[line.index("http://") :].split("/metrics")[0]
 
-    def get(self, path):
-        """Status and body."""
+    def get(self, path, url=None):
+        """Status and body; of the process itself, or of the worker at a URL."""
         try:
-            with urllib.request.urlopen(f"{self.url}/{path}", timeout=WAIT) as answer:
+            with urllib.request.urlopen(f"{url or self.url}/{path}", timeout=WAIT) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
 
-    def samples(self):
+    def samples(self, url=None):
         """All metrics by name and labels, as an independent parser reads them."""
-        families = text_string_to_metric_families(self.get("metrics")[1])
+        families = text_string_to_metric_families(self.get("metrics", url)[1])
         return {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
 
-    def problems(self):
+    def problems(self, url=None):
         """What it is not ready for, by part."""
-        status, body = self.get("readyz")
+        status, body = self.get("readyz", url)
         report = json.loads(body)
         assert (status == 200) == report["ok"] == (not report["problems"])
         return {problem["part"]: problem["why"] for problem in report["problems"]}

@@ -1,5 +1,6 @@
 """``srup server --metrics``: a real process, a real broker, and an independent reader of what it shows."""
 
+import json
 import os
 import signal
 import socket
@@ -126,3 +127,61 @@ def test_a_join_request_of_a_stranger_is_counted(tmp_path, broker):
             publisher.publish(f"SRUP/servers/{SERVER:x}/bad", encode(stranger, PrivateKey.generate("ed25519")))
             name = ("srup_messages_refused_total", "UnknownSenderError")
             wait_until(lambda: server.samples()[name] == 1, "it is counted")
+
+
+def test_each_worker_shows_its_share(tmp_path, broker):
+    pytest.importorskip("redis")
+    from srup.store import RedisStore
+
+    from .redis_server import redis_server
+
+    def urls():
+        found = [line[line.index("http://") :].split("/metrics")[0] for line in server.lines if "metrics at " in line]
+        return sorted(set(found))
+
+    def total(name):
+        return sum(server.samples(url)[(name,)] for url in urls())
+
+    def all_ready():
+        return len(urls()) == 2 and all(server.problems(url) == {} for url in urls())
+
+    with redis_server(tmp_path) as redis:
+        RedisStore.create(redis.url, SERVER, 4)
+        options = ("--store", redis.url, "--workers", "2", "--metrics", "0", "--log-format", "json")
+        with ServerProcess(keys_in(tmp_path), broker.url, *options) as server:
+            wait_until(all_ready, "both workers serve their share")
+            wait_until(lambda: [server.samples(url)[("srup_leases_held",)] for url in urls()] == [2, 2], "it is fair")
+            assert total("srup_agents") == total("srup_agents_connected") == total("srup_agents_storing") == 4
+            left = [value for url in urls() for name, value in server.samples(url).items() if "remaining" in name[0]]
+            assert len(left) == 4
+            assert all(0 < seconds <= 15.0 for seconds in left)
+            device = Device(
+                DEVICE,
+                key_of(DEVICE),
+                server=SERVER,
+                server_key=key_of(SERVER).public_key,
+                broker=broker.url,
+                firmware=tmp_path / "firmware",
+            )
+            with device:
+                wait_until(lambda: total("srup_members") == 1, "it is a member of one of them")
+            verified = total("srup_messages_verified_total")
+            assert verified >= 1
+            assert total("srup_commit_seconds_count") >= 1
+            redis.kill()
+            wait_until(lambda: all("leases" in server.problems(url) for url in urls()), "they cannot ask for leases")
+            assert all(server.get("healthz", url)[0] == 200 for url in urls())
+            # What partitions that are served no more have counted stays.
+            wait_until(lambda: total("srup_agents") == 0, "the leases are over")
+            assert total("srup_messages_verified_total") >= verified
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(WAIT) == 128 + signal.SIGTERM
+        for line in server.lines:
+            assert {"time", "level", "event"} <= json.loads(line).keys()
+
+
+def test_workers_need_as_many_ports(tmp_path):
+    options = ("--store", "redis://127.0.0.1:1/0", "--workers", "3", "--metrics", "65534")
+    with ServerProcess(keys_in(tmp_path), "mqtt://127.0.0.1:1", *options) as server:
+        assert server.process.wait(WAIT) == 2
+        server.heard("there are no 3 ports from 65534 on")

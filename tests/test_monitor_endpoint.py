@@ -52,6 +52,13 @@ def test_an_address(text, address):
     assert Address.parse(str(Address.parse(text))) == address
 
 
+def test_the_addresses_of_several_processes():
+    assert Address.parse("9464").after(3) == ("127.0.0.1", 9467)
+    assert Address.parse("[::1]:0").after(3) == ("::1", 0)
+    with pytest.raises(ValueError, match="there are no 3 ports from 65534 on"):
+        Address("x", 65534).after(2)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", ":", "x", "host:", ":9464", "::1:9464", "[::1]", "65536", "-1", "9464x", "a b:1", "\uff11", "http://x:1"],
@@ -145,7 +152,7 @@ def test_junk_is_no_request(monitor, caplog, request_):
 
 
 def test_a_fault_here_is_logged_and_the_next_request_answered(monitor, caplog):
-    monitor._checks["broken"] = lambda: 1 // 0
+    monitor._ready["broken"] = lambda: 1 // 0
     with pytest.raises(OSError, match=r"."):
         get(f"{monitor.url}/readyz")
     wait_until(lambda: caplog.records, "it is logged")

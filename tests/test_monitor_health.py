@@ -13,7 +13,7 @@ from srup.transport import MemoryNetwork, MemoryTransport
 
 from .fleet import WAIT, Fleet, key_of, wait_until
 
-WELL = Vitals(True, True, True, "connected", None, 0.0, 0.0, 0, 0, 0, 0.0, 0, 0.0, 0)
+WELL = Vitals(True, False, False, True, True, "connected", None, 0.0, 0.0, 0, 0, 0, 0.0, 0, 0.0, 0)
 
 
 def test_nothing_is_wrong():
@@ -24,6 +24,7 @@ def test_nothing_is_wrong():
     ("change", "parts"),
     [
         ({"started": False, "connected": False}, ["agent"]),
+        ({"stopping": True, "connected": False}, ["agent"]),
         ({"connected": False, "link": "refused"}, ["broker"]),
         ({"store_error": "disk full"}, ["store"]),
         ({"connected": False, "store_error": "disk full"}, ["broker", "store"]),
@@ -42,6 +43,7 @@ def test_readiness(change, parts):
         ({"turn": 61.0}, [Problem("thread", "it has been in one turn for 61 seconds")]),
         ({"turn": 60.0}, []),
         ({"started": False, "alive": False, "turn": 61.0}, []),
+        ({"stopping": True, "alive": False, "turn": 61.0}, []),
         ({"connected": False, "store_error": "disk full", "handler": 1e6, "inbox": 10_000}, []),
     ],
 )
@@ -132,13 +134,16 @@ def test_a_store_that_refuses_makes_it_unready_and_not_unhealthy(tmp_path):
 
 def test_other_parts_can_be_asked_and_nobody_is_nobody():
     said = {"why": "no tables"}
-    monitor = Monitor("0", checks={"database": lambda: said["why"]})
+    ask = {"database": lambda: said["why"]}
+    monitor = Monitor("0", ready=ask, healthy=ask)
     try:
         assert monitor.readiness()["problems"] == [
             {"part": "agent", "why": "none runs here"},
             {"part": "database", "why": "no tables"},
         ]
+        assert monitor.health() == {"ok": False, "problems": [{"part": "database", "why": "no tables"}]}
         said["why"] = None
+        assert monitor.health()["ok"]
         assert [problem["part"] for problem in monitor.readiness()["problems"]] == ["agent"]
     finally:
         monitor.stop()

@@ -79,6 +79,11 @@ _JOIN_REQUESTS: Final = (JoinRequest, HumanJoinRequest, ObservedJoinRequest)
 _IDLE: Final = 3600.0  # the longest sleep when no deadline is near, in seconds
 _BATCH: Final = 256  # messages that are verified together at most
 _TURN: Final = 1024  # things that are done in one turn, and made durable in one commit, at most
+_AUDIT_KEPT: Final = 30 * 86400.0  # how long audit rows are kept in seconds, if nobody says otherwise
+_AUDIT_LOOK: Final = 3600.0  # seconds until it is looked again which rows are too old
+_AUDIT_PIECE: Final = 4000  # rows that are deleted between two turns, at most
+_AUDIT_PAUSE: Final = 0.1  # seconds from one piece to the next, at least
+_AUDIT_SHARE: Final = 0.1  # of an agent's time may go into that
 _STORE_PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to write to a store that refuses
 _MAX_WAITING: Final = 10_000  # messages and handlers that wait at most; a broker keeps what does not get in
 _HELD_FROM: Final = 5_000  # handlers that wait: from then on nothing is settled, so that the broker sends no more
@@ -198,8 +203,11 @@ class Agent:
         entropy: Callable[[int], bytes],
         threads: int = 1,
         store: Store | str | os.PathLike[str] | None = None,
+        audit_kept: float | None = _AUDIT_KEPT,
     ) -> None:
         check_type(key, PrivateKey, "key")
+        if audit_kept is not None:
+            check_seconds(audit_kept, "audit_kept")
         if type(threads) is not int or threads < 1:
             raise ValueError(f"threads must be an int of at least 1, not {threads!r}")
         self.identity = session.identity
@@ -223,9 +231,12 @@ class Agent:
         self._turn = Turn()
         self._taking: int | None = None  # the thread that is taking a turn now
         self._unsaved = False  # the turn is over, and the store has not taken it yet
+        self._audit_kept = audit_kept
+        self._audit_due: float | None = None  # when rows may be too old; None for never
         self.store_error: str | None = None  # why the store refuses to write, while it does
         self._number = 0  # of the last inbox or outbox entry
         self._finished: deque[tuple[int, int]] = deque()  # inbox entries whose handlers have ended
+        self._ripe = (0, 0)  # so many of them are finished once so many things more of the inbox are done
         self._handed_over: deque[tuple[int, int]] = deque()  # outbox entries that the broker has
         self._queue = DataQueue()
         self._facts: dict[int, dict[str, str]] = {}
@@ -317,7 +328,7 @@ class Agent:
             _, future = self._pending.popitem()
             future.set_exception(TransportError("stopped before the answer came"))
         if self._store is not None:
-            self._keys.release(self._keep_keys)
+            self._keys.release(self._save_keys)
             self._store.close()
 
     def _dismiss(self) -> None:
@@ -325,10 +336,10 @@ class Agent:
         self._application.shutdown(wait=False, cancel_futures=True)
         self._aside.shutdown(wait=False, cancel_futures=True)
 
-    def _drain(self, limit: int | None = None, patience: float = 0.0) -> bool:
+    def _drain(self, limit: int | None = None, patience: float = 0.0) -> int:
         """Do what is in the inbox, or so many things of it; deliveries that stand together are one batch.
 
-        Waits up to ``patience`` seconds for the first thing and for nothing else. Tells whether there was anything.
+        Waits up to ``patience`` seconds for the first thing and for nothing else. Tells how many things there were.
         """
         batch: list[Delivery] = []
         done = 0
@@ -350,7 +361,7 @@ class Agent:
             if not isinstance(work, Delivery):
                 self._fenced(work)
         self._deliver(batch)
-        return done > 0
+        return done
 
     def run(self) -> None:
         """Start, unless that was done, and stay until :meth:`stop` is called, Ctrl-C is pressed or SIGTERM arrives."""
@@ -378,15 +389,22 @@ class Agent:
 
     def deadline(self) -> float | None:
         """Return when :meth:`step` has something to do next even if nothing arrives; None for never."""
-        dues = (self._session.deadline(), self._queue.deadline())
+        dues = (self._session.deadline(), self._queue.deadline(), self._audit_due)
         return min((due for due in dues if due is not None), default=None)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it has come to its end: :meth:`stop` is over, or the partition is another worker's."""
+        return self._stopped.is_set()
 
     def vitals(self) -> Vitals:
         """Return how it goes. It may be asked at any time, from any thread, and holds nobody up."""
         ticks, now = time.monotonic(), self._clock()
         value, asked = self._queue.oldest(), self._session.asked()
         return Vitals(
-            started=self._started and not self._stopping.is_set(),
+            started=self._started,
+            stopping=self._stopping.is_set(),
+            stopped=self._stopped.is_set(),
             alive=self._thread is None or self._thread.is_alive() or self._stopping.is_set(),
             connected=self.connected,
             link=self._link,
@@ -446,16 +464,19 @@ class Agent:
                 if self._stopping.is_set():
                     raise TransportError(f"{self!r} is stopped")
                 self._session.check_data(*value_)
-                waiting = Waiting(self._next_number(), partner, value_, self._clock() + lasts, future)
-                self._queue.add(waiting)
+                self._let_wait(partner, value_, self._clock() + lasts, future)
             except SrupError as error:
                 self._resolve(future, error)
-            else:
-                entry = OutboxEntry(waiting.number, partner, "", value_.pack(), waiting.expiry)
-                self._turn.changes.outbox.append(entry)
 
         self._post(job)
         return future
+
+    def _let_wait(self, partner: int, value: Value, expiry: float, future: "Future[None]") -> int:
+        """Put a value into the queue of those that are confirmed; return its number."""
+        number = self._next_number()
+        self._queue.add(Waiting(number, partner, value, expiry, future))
+        self._turn.changes.outbox.append(OutboxEntry(number, partner, "", value.pack(), expiry))
+        return number
 
     def on_action(self, action_id: int) -> Callable[[Handler], Handler]:
         """Decorate what does an action. It is called with the partner's identity.
@@ -509,10 +530,10 @@ class Agent:
         return self._register(self._handlers, "link")(handler)
 
     def on_measured(self, listener: Handler) -> Handler:
-        """Decorate what is called with a name and a figure: "batch", how many messages were verified together, and
-        "commit", how many seconds the store took to make a turn durable.
+        """Decorate what is called with the name of a measurement and its value.
 
-        It is called on the agent's own thread, at once, and has to be quick. Several may listen.
+        "batch" is how many messages were verified together, "commit" how many seconds the store took to make a turn
+        durable. It is called at once on the thread that takes the turns, so it has to be quick. Several may listen.
         """
         if not callable(listener):
             raise TypeError(f"what listens is a function, which {listener!r} is not")
@@ -520,6 +541,7 @@ class Agent:
         return listener
 
     def _observe(self, name: str, value: float) -> None:
+        """Tell those who listen, if any do."""
         for listener in self._measuring:
             self._fenced(partial(listener, name, value))
 
@@ -611,14 +633,37 @@ class Agent:
             return True
         self._taking = threading.get_ident()
         try:
-            busy = self._drain(limit, patience)
-            if not busy:
+            done = self._drain(limit, patience)
+            if not done:
                 self._turn_began = time.monotonic()
+            self._settle_handled(done)
             self._tick()
             self._close_turn()
         finally:
             self._taking = None
-        return busy or bool(self._turn.effects or self._turn.calls)
+        return done > 0 or bool(self._turn.effects or self._turn.calls)
+
+    def _settle_handled(self, done: int) -> None:
+        """Finish inbox entries whose handlers have ended, after so many things of the inbox were done.
+
+        What a handler has asked for may stand in the inbox still, and a crash must not find the entry finished and the
+        request gone. So an entry waits until all is done that was in the inbox at its end.
+        """
+        count, ahead = self._ripe
+        ahead -= done
+        if ahead <= 0:
+            self._finish(count)
+            count = len(self._finished)  # before the inbox is looked at: what a handler asks for comes before its end
+            ahead = self._inbox.qsize()
+            if not ahead:
+                self._finish(count)
+                count = 0
+        self._ripe = count, ahead
+        if self._finished and self._inbox.empty():
+            self._inbox.put(_nothing)  # another turn
+
+    def _finish(self, count: int) -> None:
+        self._turn.changes.finished += [self._finished.popleft() for _ in range(count)]
 
     def _conclude(self, error: Exception | None) -> bool:
         """Let the turn take effect outside; if the store refused it nothing happens, and the turn waits: False."""
@@ -642,8 +687,29 @@ class Agent:
         for effect in turn.effects:
             self._fenced(effect)
         self._submit(turn.calls)
+        self._prune_audit()
         self._turn_began = None
         return True
+
+    def _prune_audit(self) -> None:
+        """Delete some of the audit rows that are too old, if that is due: so few that the next turn hardly waits."""
+        now = self._clock()
+        if self._audit_due is None or self._audit_kept is None or self._store is None or now < self._audit_due:
+            return
+        began = time.perf_counter()
+        try:
+            pruned = self._store.prune(now - self._audit_kept, _AUDIT_PIECE)
+        except StoreError as error:
+            self._audit_due = now + _AUDIT_LOOK
+            self._log(logging.WARNING, "%r could not prune its audit rows: %a", str(error), error=error)
+            return
+        took = time.perf_counter() - began
+        more = pruned == _AUDIT_PIECE
+        self._audit_due = now + (max(_AUDIT_PAUSE, took / self._audit_share()) if more else _AUDIT_LOOK)
+
+    def _audit_share(self) -> float:
+        """Return which part of its time the thread that takes our turns may spend on pruning for us."""
+        return _AUDIT_SHARE
 
     def _tick(self) -> None:
         now = self._clock()
@@ -677,9 +743,8 @@ class Agent:
         changes.partners, changes.forgotten = changed.partners, changed.forgotten
         changes.exchanges, changes.ended = changed.exchanges, changed.ended
         changes.facts += changed.facts
-        for ended, entries in ((self._finished, changes.finished), (self._handed_over, changes.settled)):
-            while ended:
-                entries.append(ended.popleft())
+        while self._handed_over:
+            changes.settled.append(self._handed_over.popleft())
 
     def _work_off(self, partner: int, now: float) -> None:
         """Send a partner the values that wait for it, as many as it can take."""
@@ -1032,10 +1097,14 @@ class Agent:
             self._jobs.add(future)
             future.add_done_callback(self._jobs.discard)
 
+    def _may_call(self) -> bool:
+        """Tell whether handlers may be called now."""
+        return not self._stopping.is_set()
+
     def _run_calls(self, calls: Sequence[Call]) -> None:
         """Call handlers, one after the other; a call that is not made now is made after a restart if it is kept."""
         for job, handling, number in calls:
-            if self._stopping.is_set():
+            if not self._may_call():
                 return
             self._started_jobs += 1  # on the application's thread alone
             self.handling, self._handler_began = handling, time.monotonic()
@@ -1261,7 +1330,7 @@ class Agent:
         assert self._store is not None  # noqa: S101 - who else has kept the state
         now = self._clock()
         again = self._session.restore(state, now)
-        replaced = self._keys.keep(list(state.keys), state.barred, self._keep_keys)
+        replaced = self._keys.keep(list(state.keys), state.barred, self._save_keys)
         for partner in self._session.partners():
             if partner in replaced or partner not in self._keys:
                 self._session.revoke(partner, now)
@@ -1274,6 +1343,7 @@ class Agent:
         for fact in state.facts:
             if fact.value is not None and fact.name not in self._session.facts:
                 self._facts.setdefault(fact.identity, {})[fact.name] = fact.value
+        self._audit_due = None if self._audit_kept is None else now
         self._taking, self._again = threading.get_ident(), True
         try:
             self._restore_role(state)
@@ -1285,11 +1355,12 @@ class Agent:
         finally:
             self._taking, self._again = None, False
 
-    def _keep_keys(self, changes: Changes) -> None:
+    def _save_keys(self, changes: Changes) -> None:
         """Make a change of the keys durable: at once, or with all else that the turn changes if that is its cause."""
         if self._taking == threading.get_ident():
             self._turn.changes.keys += changes.keys
             self._turn.changes.barred += changes.barred
+            self._turn.changes.reports += changes.reports
         elif self._store is not None:
             self._store.commit(changes)
 

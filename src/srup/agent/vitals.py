@@ -8,7 +8,8 @@ __all__ = ["Vitals"]
 class Vitals(NamedTuple):
     """The state of an agent at a moment; see :meth:`Agent.vitals`. Times are in seconds, 0 where there is nothing.
 
-    ``started`` ends when it is told to stop; ``alive`` is False when its thread has ended although nobody said so.
+    Of ``started``, ``stopping`` (it was told to stop) and ``stopped`` (it has) none becomes False again. ``alive`` is
+    False when its thread has ended although nobody said so.
     ``link`` is what the transport said last, ``store_error`` why the store refuses to write. ``turn`` is how long the
     agent's thread has been at what it is doing now, ``handler`` the same for the application's thread. ``inbox`` counts
     what waits for the first of them, ``handlers`` what waits for the second. ``values`` wait to be sent, ``requests``
@@ -16,6 +17,8 @@ class Vitals(NamedTuple):
     """
 
     started: bool
+    stopping: bool
+    stopped: bool
     alive: bool
     connected: bool
     link: str
@@ -29,3 +32,8 @@ class Vitals(NamedTuple):
     requests: int
     oldest_request: float
     members: int
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has been started, and not been told to stop."""
+        return self.started and not self.stopping

@@ -9,7 +9,7 @@ import sys
 from collections.abc import MutableMapping
 from typing import Any, Final, Literal
 
-__all__ = ["escaped", "show"]
+__all__ = ["escaped", "say", "show"]
 
 _LINES: Final = ("exception",)  # fields of several lines: JSON escapes their ends, and who reads them wants them
 
@@ -26,6 +26,11 @@ def show(level: int, form: Literal["text", "json"] = "text") -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+
+
+def say(line: str, style: str = "") -> None:
+    """Log what a command has to tell and would show on a terminal."""
+    logging.getLogger("srup.cli").log(logging.WARNING if style == "yellow" else logging.INFO, "%s", line)
 
 
 class _Text(logging.Formatter):

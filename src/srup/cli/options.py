@@ -1,11 +1,13 @@
 """The options that the commands share, and what they mean."""
 
+import importlib
 import importlib.util
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BROKER_PASSWORD",
+    "AuditDays",
     "Broker",
     "BrokerUser",
     "CaFile",
@@ -33,11 +36,13 @@ __all__ = [
     "KeyFile",
     "LogFormat",
     "Metrics",
+    "audit_kept",
     "explained",
     "identity",
     "key_of",
     "log_as",
     "monitoring",
+    "monitors",
     "policy",
     "tell_refusal",
     "transport_of",
@@ -74,6 +79,9 @@ BrokerUser = Annotated[
 CaFile = Annotated[Path | None, typer.Option("--ca", help="Who vouches for the broker; else the system's.")]
 CertFile = Annotated[Path | None, typer.Option("--cert", help="Our certificate at the broker.")]
 CertKeyFile = Annotated[Path | None, typer.Option("--cert-key", help="Its key, if that is another file.")]
+AuditDays = Annotated[
+    float, typer.Option(min=0.0, metavar="DAYS", help="So long a store keeps what was accepted; 0 for good.")
+]
 JoinTimeout = Annotated[
     float | None, typer.Option(min=1.0, metavar="SECONDS", help="How long a compared join may take (default: 900).")
 ]
@@ -109,6 +117,11 @@ def _asked(question: str, variable: str) -> str:
     password: str = typer.prompt(question, hide_input=True)
     os.environ[variable] = password
     return password
+
+
+def audit_kept(days: float) -> float | None:
+    """Return for how many seconds audit rows are kept; None for good."""
+    return days * 86400.0 if days else None
 
 
 def policy(join_timeout: float | None) -> srup.Policy:
@@ -159,12 +172,14 @@ def log_as(form: Literal["text", "json"] | None) -> bool:
     return form is not None
 
 
-def monitoring(address: str | None, agent: "Agent") -> "Monitor | None":
-    """Return what shows an agent, listening already; None without an address."""
-    if address is None:
-        return None
+def monitoring(address: str | None, *agents: "Agent") -> "Monitor | None":
+    """Return what shows agents, listening already; None without an address."""
+    return None if address is None else monitors().Monitor(address, *agents)
+
+
+def monitors() -> ModuleType:
+    """Return srup.monitor, which needs more than other commands do."""
     try:
-        from ..monitor import Monitor
+        return importlib.import_module("srup.monitor")
     except ModuleNotFoundError as error:
         fail(f"--metrics needs {error.name}: pip install 'srup[metrics]'")
-    return Monitor(address, agent)

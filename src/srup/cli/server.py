@@ -1,22 +1,25 @@
 """The server command: who is let in is decided here, by a person who compares what a device shows."""
 
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
 import srup
 
 from ..transport import Transport
+from . import logs
 from .joins import ValueBoard
 from .options import (
+    AuditDays,
     Broker,
     BrokerUser,
     CaFile,
@@ -28,11 +31,13 @@ from .options import (
     KeyFile,
     LogFormat,
     Metrics,
+    audit_kept,
     explained,
     identity,
     key_of,
     log_as,
     monitoring,
+    monitors,
     policy,
     tell_refusal,
     transport_of,
@@ -40,6 +45,9 @@ from .options import (
 from .store import is_redis
 from .terminal import Scene, Terminal, fail, tell
 from .workers import Supervisor, application
+
+if TYPE_CHECKING:
+    from ..monitor import Monitor
 
 __all__ = ["server"]
 
@@ -68,7 +76,12 @@ def server(
         str | None,
         typer.Option(metavar="MODULE:FUNCTION", help="Called with the server (of each partition): adds its handlers."),
     ] = None,
+    audit_days: AuditDays = 30.0,
     adopt: Annotated[bool, typer.Option("--adopt", help="Take over a store that may be an old copy.")] = False,
+    witness: Annotated[
+        Path | None,
+        typer.Option(help="A folder of this machine's own, not in its backups, by which an old copy of Redis is told."),
+    ] = None,
     password: HasPassword = False,
     broker_user: BrokerUser = None,
     ca: CaFile = None,
@@ -78,19 +91,27 @@ def server(
     log_format: LogFormat = None,
 ) -> None:
     """Run a server until Ctrl-C; where a person has to compare the value of a join, it asks here."""
-    logs = log_as(log_format)
+    logged = log_as(log_format)
     with explained():
         setup = application(app) if app is not None else None
         keys = srup.KeyRing.load(devices)
         options: dict[str, Any] = {"devices": keys, "policy": policy(join_timeout), "admission": admission}
+        options["audit_kept"] = audit_kept(audit_days)
         link = partial(transport_of, broker, identity, broker_user, ca, cert, cert_key)
         if is_redis(store):
             if admission != "simple" and setup is None:
                 fail("workers have no terminal to compare values in: --app must moderate the joins")
-            share = partial(_share, identity, key_of(key, password), link, store, lease, adopt, setup, options)
-            raise typer.Exit(_supervise(identity, store, workers or 1) if _WORKER not in os.environ else share())
+            private, say = key_of(key, password), logs.say if logged else tell
+            if (number := os.environ.get(_WORKER)) is None:
+                if metrics is not None:
+                    monitors().Address.parse(metrics).after((workers or 1) - 1)
+                raise typer.Exit(_supervise(identity, store, workers or 1, say))
+            ours = metrics and str(monitors().Address.parse(metrics).after(int(number)))
+            raise typer.Exit(_share(identity, private, link, store, lease, adopt, witness, setup, options, ours, say))
         if workers is not None:
             fail("workers share their state in a Redis: --store redis://host:port/db")
+        if witness is not None:
+            fail("a database has its witness beside it: --witness is for --store redis://host:port/db")
         running = srup.Server(
             identity,
             key_of(key, password),
@@ -99,32 +120,37 @@ def server(
             store=None if store is None else srup.SqliteStore(store, adopt=adopt),
             **options,
         )
-        if setup is not None:
-            setup(running)
         monitor = monitoring(metrics, running)
     with ExitStack() as stack:
-        terminal = stack.enter_context(Terminal(logs))
+        terminal = stack.enter_context(Terminal(logged))
         moderation = Moderation(running, terminal)
+        if setup is not None:
+            with explained():
+                setup(running)  # what it handles, the terminal does not tell
         terminal.say(f"server {identity:x}: {len(keys)} {'device' if len(keys) == 1 else 'devices'} in {devices}")
         if not terminal.asks:
             terminal.say("this is no terminal: nobody can compare values here, and human-moderated joins are refused")
         if monitor is not None:
             stack.enter_context(monitor)
             terminal.say(f"metrics at {monitor.url}/metrics")
-        stack.enter_context(running)
+        with explained():
+            stack.enter_context(running)
         terminal.run(moderation.look)
     raise typer.Exit(terminal.status)
 
 
 _WORKER: Final = "SRUP_WORKER"
-"""The environment variable by which a worker process knows that it is one."""
+"""The environment variable by which a worker process knows that it is one, and which, from 0."""
+
+_RUN: Final = "SRUP_RUN"
+"""The environment variable that names a run of the command to its workers."""
 
 
-def _supervise(identity: int, store: str | None, workers: int) -> int:
+def _supervise(identity: int, store: str | None, workers: int, say: Callable[[str, str], object]) -> int:
     """Run workers in processes of their own, which are this command again."""
     srup.Worker.check(store, identity)
-    os.environ[_WORKER] = "1"
-    return Supervisor([sys.executable, "-m", "srup", *sys.argv[1:]], workers, tell).run()
+    os.environ[_RUN] = secrets.token_hex(8)
+    return Supervisor([sys.executable, "-m", "srup", *sys.argv[1:]], workers, say, _WORKER).run()
 
 
 def _share(
@@ -134,22 +160,48 @@ def _share(
     store: str | None,
     lease: float,
     adopt: bool,
+    witness: Path | None,
     setup: Callable[[Any], object] | None,
     options: dict[str, Any],
+    metrics: str | None,
+    say: Callable[[str], object],
 ) -> int:
     """Serve a share of the devices until SIGTERM."""
-    hear: Callable[[Any], object] = setup or (lambda server: None)
-    srup.Worker(
+
+    def hear(server: srup.Server) -> None:
+        if monitor is not None:
+            monitor.collector.watch(server)
+        if setup is not None:
+            setup(server)
+
+    worker = srup.Worker(
         identity,
         key,
         broker=lambda client_id, reactor: link(client_id=client_id, reactor=reactor),
         store=store,
         setup=hear,
         ttl=lease,
-        adopt=adopt,
+        adopt=os.environ[_RUN] if adopt else False,  # who takes over adopts nothing again
+        witness=witness,
         **options,
-    ).run()
+    )
+    monitor = None if metrics is None else _worker_monitor(metrics, worker)
+    with nullcontext() if monitor is None else monitor:
+        if monitor is not None:
+            say(f"metrics at {monitor.url}/metrics")
+        worker.run()
     return 0
+
+
+def _worker_monitor(address: str, worker: srup.Worker) -> "Monitor":
+    """Return what shows the servers of a worker, added up, and its leases."""
+    monitor: Monitor = monitors().Monitor(
+        address,
+        collector=monitors().Collector(leases=lambda: {one.partition: one.remaining() for one in worker.leases}),
+        healthy={"worker": lambda: None if worker.alive else "one of its threads has ended"},
+        ready={"leases": lambda: "; ".join(worker.trouble.copy().values()) or None},
+    )
+    return monitor
 
 
 _ANSWERS: Final[dict[str, tuple[str, Callable[[srup.PendingJoin], None]]]] = {

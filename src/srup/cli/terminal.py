@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.screen import Screen
 from rich.text import Text
 
-from .logs import escaped
+from . import logs
 
 __all__ = ["Scene", "Terminal", "console", "errors", "fail", "printable", "tell"]
 
@@ -55,7 +55,7 @@ def tell(text: str, style: str = "") -> None:
 
 def printable(text: str) -> str:
     """Return ``text`` with everything escaped that is no visible character or space, and not longer than a line."""
-    return escaped(text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}...")
+    return logs.escaped(text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}...")
 
 
 class Scene(NamedTuple):
@@ -76,17 +76,17 @@ class Terminal:
     """The terminal of this process, as a context manager on the main thread.
 
     Ctrl-C, SIGTERM and SIGHUP end :meth:`run`. ``shows`` tells whether there is a screen, ``asks`` whether somebody can
-    type as well. :meth:`say`, :meth:`wake` and :meth:`end` may be called from any thread. With ``logs`` the lines of a
-    process without a screen go to the log, so that there is one stream of one form.
+    type as well. :meth:`say`, :meth:`wake` and :meth:`end` may be called from any thread. With ``logged`` the lines go
+    to the log where there is no screen, so that there is one stream of one form.
     """
 
-    def __init__(self, logs: bool = False) -> None:
+    def __init__(self, logged: bool = False) -> None:
         self.shows = (
             sys.stdout is not None and sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal
         )
         self.asks = self.shows and sys.stdin is not None and sys.stdin.isatty()
         self.status = 0
-        self._log = logging.getLogger("srup.cli") if logs and not self.shows else None
+        self._logged = logged and not self.shows
         self._lines: deque[Text] = deque()
         self._dropped = 0
         self._last = Text()
@@ -136,8 +136,8 @@ class Terminal:
 
     def say(self, line: str, style: str = "") -> None:
         """Show a line; later, if the alternate screen is up."""
-        if self._log is not None:
-            self._log.log(logging.WARNING if style == "yellow" else logging.INFO, "%s", line)
+        if self._logged:
+            logs.say(line, style)
             return
         if len(self._lines) >= MAX_LINES:
             with suppress(IndexError):

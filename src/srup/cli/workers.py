@@ -1,6 +1,7 @@
 """Worker processes of a server on this machine: started together, started again when one dies, ended together."""
 
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -40,10 +41,14 @@ def application(name: str) -> Callable[[Any], object]:
 
 
 class Supervisor:
-    """``count`` processes of ``command``. What they print goes to our own output; each is told by its number."""
+    """``count`` processes of ``command``. What they print goes to our own output; each is told by its number.
 
-    def __init__(self, command: Sequence[str], count: int, say: Callable[[str, str], object]) -> None:
+    ``variable`` is the environment variable in which each finds its number, from 0.
+    """
+
+    def __init__(self, command: Sequence[str], count: int, say: Callable[[str, str], object], variable: str) -> None:
         self._command = command
+        self._variable = variable
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * count
         self._deaths = [0] * count
         self._due = [0.0] * count
@@ -83,7 +88,8 @@ class Supervisor:
             if process is None and now >= self._due[number]:
                 self._began[number] = now
                 # Ctrl-C at the terminal is for us; we tell the workers.
-                self._processes[number] = subprocess.Popen(self._command, start_new_session=True)  # noqa: S603
+                environment = os.environ | {self._variable: str(number)}
+                self._processes[number] = subprocess.Popen(self._command, env=environment, start_new_session=True)  # noqa: S603
                 self._say(f"worker {number + 1} of {len(self._processes)}: process {self._processes[number].pid}", "")  # type: ignore[union-attr]
 
     def _end(self) -> None:

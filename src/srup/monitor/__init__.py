@@ -3,8 +3,8 @@
 Needs the extra ``srup[metrics]``.
 """
 
-from .endpoint import Monitor
+from .endpoint import Address, Monitor
 from .health import STUCK_AFTER, Problem, liveness, readiness
 from .metrics import Collector
 
-__all__ = ["STUCK_AFTER", "Collector", "Monitor", "Problem", "liveness", "readiness"]
+__all__ = ["STUCK_AFTER", "Address", "Collector", "Monitor", "Problem", "liveness", "readiness"]

@@ -25,9 +25,12 @@ from ..errors import TransportError
 from .health import STUCK_AFTER, Problem, liveness, readiness
 from .metrics import Collector
 
-__all__ = ["Monitor"]
+__all__ = ["Address", "Monitor"]
 
 log: Final = logging.getLogger("srup.monitor")
+
+Check = Callable[[], str | None]
+"""Tells why a part is not as it should be, or None."""
 
 MAX_CLIENTS: Final = 16
 """How many connections there are at most; those that are too many are closed at once."""
@@ -53,6 +56,12 @@ class Address(NamedTuple):
             raise ValueError(f"{text!r} is no address to listen on: HOST:PORT, [IPV6]:PORT, or PORT on 127.0.0.1")
         return cls((found["host"] or "127.0.0.1").strip("[]"), int(found["port"]))
 
+    def after(self, number: int) -> "Address":
+        """Return the address of the ``number``-th of several processes; a free port stays one. ValueError if none."""
+        if self.port and self.port + number > 65535:
+            raise ValueError(f"there are no {number + 1} ports from {self.port} on")
+        return Address(self.host, self.port + number if self.port else 0)
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
@@ -62,9 +71,9 @@ class Monitor:
 
     ``collector`` is what reads them, if they shall have labels; its ``watch`` adds further ones.
     ``/healthz`` answers 503 when an agent's thread has been in one turn for more than ``stuck_after`` seconds or has
-    ended, ``/readyz`` when one is not connected, cannot store, or has not started, or when there is none. ``checks``
-    are asked as well, by name: each returns why its part is not ready, or None. TransportError when the address cannot
-    be listened on, ValueError when it is none; both at once, :meth:`start` only begins to answer.
+    ended, ``/readyz`` when one is not connected, cannot store, or has not started, or when none runs. ``healthy`` and
+    ``ready`` are asked as well, by name: each of them returns why its part is not so, or None. TransportError when the
+    address cannot be listened on, ValueError when it is none; both at once, :meth:`start` only begins to answer.
     """
 
     def __init__(
@@ -73,13 +82,14 @@ class Monitor:
         *agents: Agent,
         collector: Collector | None = None,
         stuck_after: float = STUCK_AFTER,
-        checks: Mapping[str, Callable[[], str | None]] | None = None,
+        healthy: Mapping[str, Check] | None = None,
+        ready: Mapping[str, Check] | None = None,
     ) -> None:
         self.collector = collector or Collector()
         for agent in agents:
             self.collector.watch(agent)
         self._stuck_after = stuck_after
-        self._checks = dict(checks or {})
+        self._healthy, self._ready = dict(healthy or {}), dict(ready or {})
         registry = CollectorRegistry()
         registry.register(self.collector)
         ProcessCollector(registry=registry)
@@ -121,24 +131,26 @@ class Monitor:
 
     def health(self) -> dict[str, Any]:
         """Return what ``/healthz`` tells: ``ok``, and the ``problems`` by agent and part."""
-        return _report(self._problems(lambda vitals: liveness(vitals, self._stuck_after)))
+        return _report(self._problems(lambda vitals: liveness(vitals, self._stuck_after)) + _asked(self._healthy))
 
     def readiness(self) -> dict[str, Any]:
         """Return what ``/readyz`` tells, in the same form."""
-        problems = self._problems(readiness)
-        if not self.collector.agents:
-            problems.append({"part": "agent", "why": "none runs here"})
-        for part, check in self._checks.items():
-            if (why := check()) is not None:
-                problems.append({"part": part, "why": why})
-        return _report(problems)
+        nobody = all(agent.vitals().stopping for agent in self.collector.agents)
+        none = [{"part": "agent", "why": "none runs here"}] if nobody else []
+        return _report(none + self._problems(readiness) + _asked(self._ready))
 
     def _problems(self, judge: Callable[[Vitals], Sequence[Problem]]) -> list[dict[str, str]]:
         return [
             {"agent": f"{type(agent).__name__} {agent.identity:x}", **labels, **problem._asdict()}
             for agent, labels in self.collector.agents.items()
-            for problem in judge(agent.vitals())
+            for vitals in [agent.vitals()]
+            if not vitals.stopping  # a partition that goes to another worker is no problem of this one
+            for problem in judge(vitals)
         ]
+
+
+def _asked(checks: Mapping[str, Check]) -> list[dict[str, str]]:
+    return [{"part": part, "why": why} for part, check in checks.items() if (why := check()) is not None]
 
 
 def _report(problems: list[dict[str, str]]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def liveness(vitals: Vitals, stuck_after: float = STUCK_AFTER) -> list[Problem]:
     An agent that has not started yet, or was told to stop, has nothing that could be stuck. Handlers of the application
     may take their time; they have a thread of their own.
     """
-    if not vitals.started:
+    if not vitals.runs:
         return []
     if not vitals.alive:
         return [Problem("thread", "it has ended")]
@@ -38,8 +38,8 @@ def liveness(vitals: Vitals, stuck_after: float = STUCK_AFTER) -> list[Problem]:
 
 def readiness(vitals: Vitals) -> list[Problem]:
     """Return why the agent cannot serve its partners now: not started, no link to the broker, no store to write to."""
-    if not vitals.started:
-        return [Problem("agent", "it has not been started, or was told to stop")]
+    if not vitals.runs:
+        return [Problem("agent", "it was told to stop" if vitals.stopping else "it has not been started")]
     problems = []
     if not vitals.connected:
         problems.append(Problem("broker", vitals.link))

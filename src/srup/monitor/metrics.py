@@ -34,7 +34,7 @@ COUNTERS: Final[Mapping[str, tuple[str, str]]] = {
     "not verified": ("srup_messages_unverifiable", "Messages left to the broker because the keys could not be read"),
     "not relayed": ("srup_messages_unrelayed", "Messages that a syndication device could not pass on"),
     "refusals not told": ("srup_refusals_untold", "Refusals that the application was not told of, they were so many"),
-    "repeated": ("srup_values_repeated", "Values that a partner sent once more, and that were taken before"),
+    "repeated": ("srup_values_repeated", "Values that came once more, or before their turn; they had no effect"),
     "not done": ("srup_orders_not_done", "Orders of partners that were over when their turn came"),
     "unanswered": ("srup_requests_unanswered", "Requests of ours whose time was over before the answer came"),
     "data refused": ("srup_values_refused", "Values of ours that the partner does not know"),
@@ -61,12 +61,10 @@ class Gauge(NamedTuple):
 
 
 GAUGES: Final[Mapping[str, Gauge]] = {
-    "srup_agents": Gauge("Agents that run", lambda vitals: vitals.started),
-    "srup_agents_connected": Gauge(
-        "Those with a link to the broker", lambda vitals: vitals.started and vitals.connected
-    ),
+    "srup_agents": Gauge("Agents that run", lambda vitals: vitals.runs),
+    "srup_agents_connected": Gauge("Those with a link to the broker", lambda vitals: vitals.runs and vitals.connected),
     "srup_agents_storing": Gauge(
-        "Those whose store writes, or that have none", lambda vitals: vitals.started and vitals.store_error is None
+        "Those whose store writes, or that have none", lambda vitals: vitals.runs and vitals.store_error is None
     ),
     "srup_members": Gauge("Partners that are joined", lambda vitals: vitals.members),
     "srup_inbox_items": Gauge("Messages and jobs that wait for an agent's thread", lambda vitals: vitals.inbox),
@@ -98,8 +96,8 @@ class Collector:
     """Reads agents whenever Prometheus asks: ``prometheus_client.REGISTRY.register(Collector(server))``.
 
     Agents with the same values for ``labels`` are shown as one: their counters and gauges added up, of times the
-    longest. Without labels that is one set of figures for the process. What an agent has counted stays counted after
-    :meth:`forget`. ``leases`` returns, by partition, for how many seconds a worker's leases still hold.
+    longest. Without labels that is one set of figures for the process. An agent that has stopped is let go, and what it
+    has counted stays. ``leases`` returns, by partition, for how many seconds a worker's leases still hold.
     """
 
     def __init__(
@@ -125,6 +123,7 @@ class Collector:
         if len(values) != len(self._labels):
             raise ValueError(f"the labels are {self._labels}, and {agent!r} has values for {len(values)}")
         with self._lock:
+            self._let_go()
             if agent in self._agents:
                 raise ValueError(f"{agent!r} is shown already")
             self._agents[agent] = values
@@ -135,26 +134,25 @@ class Collector:
         }
         agent.on_measured(partial(_take, listeners))
 
-    def forget(self, agent: Agent) -> None:
-        """Show its state no more, because it has stopped; what it has counted stays. Nothing happens for others."""
-        with self._lock:
-            values = self._agents.pop(agent, None)
-            if values is not None:
-                self._past[values].update(agent.counts.copy())
+    def _let_go(self) -> None:
+        for agent in [agent for agent in self._agents if agent.stopped]:
+            self._past[self._agents.pop(agent)].update(agent.counts.copy())
 
     @property
     def agents(self) -> dict[Agent, dict[str, str]]:
         """The agents that are shown now, and their labels."""
         with self._lock:
+            self._let_go()
             return {agent: dict(zip(self._labels, values, strict=True)) for agent, values in self._agents.items()}
 
     def describe(self) -> Iterator[Metric]:
         """Return the metrics by name, for a registry."""
-        return self.collect()
+        return Collector(labels=self._labels, leases=None if self._leases is None else dict).collect()
 
     def collect(self) -> Iterator[Metric]:
         """Read the agents; called by a registry, on any thread."""
         with self._lock:
+            self._let_go()
             counts = {values: past.copy() for values, past in self._past.items()}
             agents = self._agents.copy()
             for agent, values in agents.items():

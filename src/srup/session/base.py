@@ -68,9 +68,6 @@ STREAM_OUT: Final = "stream out"
 STREAM_IN: Final = "stream in"
 """The fact about a partner that says which place the last value has that we have taken from it for good."""
 
-_LEAP: Final = 1 << 32
-"""How many places of a stream are left out when it is not known any more which were given out."""
-
 _RECEIPT: Final = struct.Struct("<QQ")
 NO_EXPIRY: Final = 10**18 - 1
 """The latest expiry that a token can name: what an end without a clock writes into its own."""
@@ -326,6 +323,7 @@ class Session:
         self._partners: dict[int, Partner] = {}
         self._timers: list[tuple[float, int, Exchange]] = []
         self._order = count()
+        self._latest = 0.0  # the time of the last tick
         self._open = 0
         self._kept = False  # whether somebody asks for changes()
         self._touched: dict[int, Partner] = {}  # what has changed since the last changes()
@@ -414,6 +412,7 @@ class Session:
         if state.adopted:
             for partner in self._partners.values():
                 self._lift(partner)
+                self._leave_stream(partner.identity, now)
         again = [(each, self.resumed[each.state]) for each in known.values() if each.state in self.resumed]
         return [event for exchange, method in again for event in getattr(self, method)(exchange)]
 
@@ -422,9 +421,16 @@ class Session:
         floor = max(self._first_sequence_id - 1, partner.window.highest, partner.last_sent)
         partner.window = ReplayWindow(floor, (1 << WINDOW_SIZE) - 1)
         partner.last_sent = partner.reserved = floor
-        if (last := self._places_out.get(partner.identity)) is not None:  # what was sent since has places beyond it
-            self._set_place(STREAM_OUT, self._places_out, partner.identity, last._replace(number=last.number + _LEAP))
         self._touch(partner)
+
+    def _leave_stream(self, partner: int, now: float) -> None:
+        """Let what is new be in a later stream: places after the last that we know of may have been given out before.
+
+        A partner that has taken those would confirm what we send now without taking it.
+        """
+        last = self._places_out.get(partner)
+        if last is not None:
+            self._set_place(STREAM_OUT, self._places_out, partner, Place(max(last.stream + 1, int(now * 1e6)), 0))
 
     def _dump(self, exchange: Exchange) -> str:
         kept = {
@@ -533,6 +539,10 @@ class Session:
     def tick(self, now: float) -> list[Output]:
         """Do what time demands: send again, give up, forget."""
         outputs: list[Output] = []
+        if now < self._latest - self.policy.first_retry:  # the clock was set back: nothing waits until it has caught up
+            for exchange in self.exchanges():
+                self._schedule(exchange, now)
+        self._latest = now
         while self._timers and self._timers[0][0] <= now:
             due, _, exchange = heapq.heappop(self._timers)
             if not self._is_current(due, exchange):
@@ -596,7 +606,9 @@ class Session:
 
     def receipts_due(self, now: float) -> list[int]:
         """Return the partners that are to get a receipt now; say :meth:`receipt` for each."""
-        return [partner for partner in self._receipts if self._receipt_due.get(partner, 0.0) <= now]
+        # A time that is further off comes from before the clock was set back.
+        pauses = ((partner, self._receipt_due.get(partner, 0.0) - now) for partner in self._receipts)
+        return [partner for partner, pause in pauses if not 0.0 < pause <= RECEIPT_PAUSE]
 
     def receipt(self, partner: int, now: float, nonce: bytes) -> list[Send]:
         """Tell a partner up to which place its values are here for good."""
@@ -615,10 +627,16 @@ class Session:
         return self._binds(self._partner(partner))
 
     def has_room(self, partner: int) -> bool:
-        """Tell whether one more request of ours to this partner would not be one too many."""
+        """Tell whether one more value may be sent to this partner now.
+
+        Not if it would be one request too many, nor while values of an earlier stream are not confirmed: a partner that
+        has taken one of a later stream does not take them any more.
+        """
         side = self._partners.get(partner)
-        open_ = sum(each.mine and self._is_open(each) for each in side.exchanges.values()) if side else 0
-        return open_ < MAX_EXCHANGES
+        open_ = [each for each in side.exchanges.values() if each.mine and self._is_open(each)] if side else []
+        stream = self._places_out.get(partner, Place()).stream
+        earlier = any(each.state is _D.UNCONFIRMED and each.detail.stream < stream for each in open_)
+        return len(open_) < MAX_EXCHANGES and not earlier
 
     def hurry(self, partner: int, now: float) -> list[Output]:
         """Send again what this partner has not answered, for it is here now; not what was just sent (T9)."""

@@ -757,9 +757,10 @@ class World(Simulator):
     def _ghost(self, device: DeviceParty, server: ServerParty) -> bool:
         """Tell whether the documentation excuses that a server believes a device to be joined that is not.
 
-        It may if the device is not there, or has parted from it for good and was not heard.
+        It may if the device is not there, or has parted from it for good and was not heard, or does not understand it
+        any more because it has missed the change of its key.
         """
-        return not device.up or server.identity not in device.server_keys
+        return not device.up or device.server_keys.get(server.identity) != server.key.public_key
 
     def _check_idle(self, party: Party) -> None:
         session: Session = party.agent._session

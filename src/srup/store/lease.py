@@ -182,6 +182,10 @@ class Lease:
         """Whether it holds for now. What was valid and is not will not be again."""
         return self._clock() < self._end
 
+    def remaining(self) -> float:
+        """Return for how many seconds it still holds; 0 when it is over."""
+        return max(0.0, self._end - self._clock())
+
     def check(self) -> None:
         """Raise LeaseLostError when it is over."""
         if not self.valid():
@@ -249,7 +253,7 @@ class Leases:
     @property
     def held(self) -> tuple[Lease, ...]:
         """The leases that are valid now."""
-        return tuple(lease for lease in self._held.values() if lease.valid())
+        return tuple(lease for lease in list(self._held.values()) if lease.valid())  # other threads ask, too
 
     def step(self) -> Step:
         """Renew what is held, take what is free and ours, and tell what else is to be done."""
