@@ -487,6 +487,126 @@ def test_values_go_on_when_the_server_was_restored_from_a_backup(fleet):
     assert heard == [1, 2, 3]
 
 
+@pytest.mark.parametrize("known", [0, 1, 2])
+def test_values_of_a_server_that_was_restored_from_a_backup_are_not_confirmed_untaken(fleet, known):
+    """The backup knows ``known`` of two values that it sent; the device has both, under places that come again."""
+    heard = []
+    fleet.device.on_data("n", "uint8")(lambda server, name, value: heard.append(value))
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.run(fleet.server.send_data(identity, "n", 0, "uint8").done, 60.0)
+    backups = [fleet.stores[SERVER].copy()]
+    for value in (1, 2):
+        sent = fleet.server.send_data(identity, "n", value, "uint8")
+        fleet.server.step()
+        backups.append(fleet.stores[SERVER].copy())  # not confirmed yet
+        fleet.run(sent.done, 60.0)
+    backups[known].adopt()
+    server = fleet.crash_server(store=backups[known])
+    server.start(threads=False)
+    sends = [server.send_data(identity, "n", value, "uint8") for value in (3, 4)]
+    fleet.run(lambda: all(sent.done() for sent in sends), DAY)
+    assert heard == [0, 1, 2, 3, 4]
+
+
+def test_a_restored_server_sends_what_it_had_not_sent_before_what_is_new(fleet):
+    heard = []
+    fleet.device.on_data("n", "uint8")(lambda server, name, value: heard.append(value))
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.run(fleet.server.send_data(identity, "n", 0, "uint8").done, 60.0)
+    fleet.network.cut(f"device-{identity:x}")
+    fleet.server.send_data(identity, "n", 1, "uint8")
+    fleet.server.step()
+    backup = fleet.stores[SERVER].copy()
+    backup.adopt()
+    fleet.network._sessions[f"device-{identity:x}"].backlog.clear()  # it got lost
+    server = fleet.crash_server(store=backup).start(threads=False)
+    sent = server.send_data(identity, "n", 2, "uint8")
+    fleet.network.heal(f"device-{identity:x}")
+    fleet.run(sent.done, DAY)
+    assert heard == [0, 1, 2]
+
+
+def test_a_second_receipt_of_an_old_place_does_not_begin_another_stream(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    session, identity = fleet.device._session, fleet.device.identity
+    fleet.run(fleet.device.send("n", 1, "uint8").done, 60.0)
+    fleet.run(fleet.device.send("n", 2, "uint8").done, 60.0)
+    places = fleet.server._session._places_in
+    places[identity] = places[identity]._replace(number=1)  # the server was restored from a backup
+    first = session._places_out[SERVER].stream
+    fleet.clock.now += 2.0
+    sent = fleet.device.send("n", 3, "uint8")
+    fleet.device.step()
+    fleet.server.step()
+    fleet.device.step()
+    stream = session._places_out[SERVER].stream
+    assert stream > first
+    fleet.server._inbox = type(fleet.server._inbox)()  # what the device said is under way for a while
+    fleet.clock.now += 2.0
+    fleet.server._session._receipts[identity] = None
+    fleet.server.step()
+    fleet.device.step()
+    assert session._places_out[SERVER].stream == stream
+    fleet.run(sent.done, 60.0)
+    assert heard == [1, 2, 3]
+
+
+def test_a_clock_that_is_set_back_holds_nothing_back(fleet):
+    heard = []
+    fleet.device.on_data("n", "uint8")(lambda server, name, value: heard.append(value))
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    clock, ahead = fleet.clock, [DAY]
+    fleet.server._clock = lambda: clock.now + ahead[0]
+    fleet.run(fleet.device.send("n", 1, "uint8", lifetime=7 * DAY).done, 60.0)
+    fleet.network.cut(f"device-{fleet.device.identity:x}")
+    down = fleet.server.send_data(fleet.device.identity, "n", 2, "uint8")
+    fleet.server.step()
+    fleet.network._sessions[f"device-{fleet.device.identity:x}"].backlog.clear()  # it got lost
+    ahead[0] = 0.0
+    fleet.network.heal(f"device-{fleet.device.identity:x}")
+    up = fleet.device.send("n", 3, "uint8")
+    fleet.run(lambda: up.done() and down.done(), 60.0)
+    assert sorted(heard) == [1, 2, 3]
+
+
+def test_what_a_handler_asks_for_is_kept_before_its_end_is(fleet):
+    """The handler ends after the inbox was emptied, and before the turn is put together."""
+    heard = []
+    fleet.device.on_data("n", "uint8")(lambda server, name, value: heard.append(value))
+    fleet.joined()
+    server, identity = fleet.server, fleet.device.identity
+    waiting = []
+    server._submit = waiting.extend
+
+    @server.on_data("n", "uint8")
+    def forward(device, name, value):
+        server.send_data(identity, "n", value + 1, "uint8")
+
+    fleet.device.send("n", 1, "uint8")
+    fleet.device.step()
+    server.step()
+    drain = server._drain
+
+    def drain_then_handle(*arguments):
+        done = drain(*arguments)
+        server._run_calls(waiting)
+        return done
+
+    server._drain = drain_then_handle
+    server._advance()  # one turn; then the process ends
+    fleet.crash_server().on_data("n", "uint8")(
+        lambda device, name, value: fleet.server.send_data(identity, "n", value + 1, "uint8")
+    )
+    fleet.server.start(threads=False)
+    fleet.run(lambda: heard, 60.0)
+    assert heard == [2]
+
+
 def test_an_old_receipt_does_not_begin_a_new_stream(fleet):
     """Of two receipts that change places the later one counts."""
     heard = []

@@ -236,6 +236,7 @@ class Agent:
         self.store_error: str | None = None  # why the store refuses to write, while it does
         self._number = 0  # of the last inbox or outbox entry
         self._finished: deque[tuple[int, int]] = deque()  # inbox entries whose handlers have ended
+        self._ripe = (0, 0)  # so many of them are finished once so many things more of the inbox are done
         self._handed_over: deque[tuple[int, int]] = deque()  # outbox entries that the broker has
         self._queue = DataQueue()
         self._facts: dict[int, dict[str, str]] = {}
@@ -323,10 +324,10 @@ class Agent:
         self._application.shutdown(wait=False, cancel_futures=True)
         self._aside.shutdown(wait=False, cancel_futures=True)
 
-    def _drain(self, limit: int | None = None, patience: float = 0.0) -> bool:
+    def _drain(self, limit: int | None = None, patience: float = 0.0) -> int:
         """Do what is in the inbox, or so many things of it; deliveries that stand together are one batch.
 
-        Waits up to ``patience`` seconds for the first thing and for nothing else. Tells whether there was anything.
+        Waits up to ``patience`` seconds for the first thing and for nothing else. Tells how many things there were.
         """
         batch: list[Delivery] = []
         done = 0
@@ -348,7 +349,7 @@ class Agent:
             if not isinstance(work, Delivery):
                 self._fenced(work)
         self._deliver(batch)
-        return done > 0
+        return done
 
     def run(self) -> None:
         """Start, unless that was done, and stay until :meth:`stop` is called, Ctrl-C is pressed or SIGTERM arrives."""
@@ -619,14 +620,37 @@ class Agent:
             return True
         self._taking = threading.get_ident()
         try:
-            busy = self._drain(limit, patience)
-            if not busy:
+            done = self._drain(limit, patience)
+            if not done:
                 self._turn_began = time.monotonic()
+            self._settle_handled(done)
             self._tick()
             self._close_turn()
         finally:
             self._taking = None
-        return busy or bool(self._turn.effects or self._turn.calls)
+        return done > 0 or bool(self._turn.effects or self._turn.calls)
+
+    def _settle_handled(self, done: int) -> None:
+        """Finish inbox entries whose handlers have ended, after so many things of the inbox were done.
+
+        What a handler has asked for may stand in the inbox still, and a crash must not find the entry finished and the
+        request gone. So an entry waits until all is done that was in the inbox at its end.
+        """
+        count, ahead = self._ripe
+        ahead -= done
+        if ahead <= 0:
+            self._finish(count)
+            count = len(self._finished)  # before the inbox is looked at: what a handler asks for comes before its end
+            ahead = self._inbox.qsize()
+            if not ahead:
+                self._finish(count)
+                count = 0
+        self._ripe = count, ahead
+        if self._finished and self._inbox.empty():
+            self._inbox.put(_nothing)  # another turn
+
+    def _finish(self, count: int) -> None:
+        self._turn.changes.finished += [self._finished.popleft() for _ in range(count)]
 
     def _conclude(self, error: Exception | None) -> bool:
         """Let the turn take effect outside; if the store refused it nothing happens, and the turn waits: False."""
@@ -703,9 +727,8 @@ class Agent:
         changes.partners, changes.forgotten = changed.partners, changed.forgotten
         changes.exchanges, changes.ended = changed.exchanges, changed.ended
         changes.facts += changed.facts
-        for ended, entries in ((self._finished, changes.finished), (self._handed_over, changes.settled)):
-            while ended:
-                entries.append(ended.popleft())
+        while self._handed_over:
+            changes.settled.append(self._handed_over.popleft())
 
     def _work_off(self, partner: int, now: float) -> None:
         """Send a partner the values that wait for it, as many as it can take."""
@@ -1046,10 +1069,14 @@ class Agent:
             self._jobs.add(future)
             future.add_done_callback(self._jobs.discard)
 
+    def _may_call(self) -> bool:
+        """Tell whether handlers may be called now."""
+        return not self._stopping.is_set()
+
     def _run_calls(self, calls: Sequence[Call]) -> None:
         """Call handlers, one after the other; a call that is not made now is made after a restart if it is kept."""
         for job, handling, number in calls:
-            if self._stopping.is_set():
+            if not self._may_call():
                 return
             self._started_jobs += 1  # on the application's thread alone
             self.handling, self._handler_began = handling, time.monotonic()

@@ -75,6 +75,10 @@ class PartitionServer(OrderedServer):
     def _audit_share(self) -> float:
         return super()._audit_share() / max(1, len(self._worker.servers))
 
+    def _may_call(self) -> bool:
+        # The thread of the turns may not have seen yet that the lease is over: the process was stopped, perhaps.
+        return super()._may_call() and self.lease.valid()
+
     def _give_up(self, error: LeaseLostError) -> None:
         partition = self.lease.partition
         text = "%r, partition %d, stops: %a"
@@ -94,7 +98,7 @@ class Worker:
     of each partition that begins to be served here, and registers its handlers; they run on one thread, one at a time.
     ``options`` are more of :class:`Server`'s. ``ttl`` is how long a lease lasts in seconds: so long the devices of a
     worker that crashes wait at most, twice that if it only hangs. ``witness`` is a folder of this machine's own (see
-    :class:`RedisStore`).
+    :class:`RedisStore`, for ``adopt`` too: workers that share a text adopt each partition once).
 
     ``servers`` has the servers by partition, ``trouble`` why something is not served now, by partition; under -1 stands
     what concerns all of it. StoreError if Redis does not answer or was not set up.
@@ -112,7 +116,7 @@ class Worker:
         ttl: float = 15.0,
         name: str | None = None,
         witness: str | os.PathLike[str] | None = None,
-        adopt: bool = False,
+        adopt: bool | str = False,
         **options: Any,
     ) -> None:
         check_identity(identity)
@@ -238,7 +242,7 @@ class Worker:
 
     def _take_turns(self) -> None:
         while not self._stopping.is_set():
-            now = time.time()
+            now = time.monotonic()
             patience = max(0.0, min(self._dues.values(), default=now + _IDLE) - now)
             try:
                 job: Callable[[], object] | None = self._ready.get(True, min(patience, _IDLE))
@@ -251,7 +255,7 @@ class Worker:
                 else:
                     job()
                 job = None if self._ready.empty() else self._ready.get()
-            now = time.time()
+            now = time.monotonic()
             turns |= dict.fromkeys(server for server, due in self._dues.items() if due <= now)
             self._turn(list(turns))
 
@@ -281,9 +285,12 @@ class Worker:
                 server._observe("commit", took)
             server._conclude(error)
             if server in self._dues:
-                pause = _RETRY if server.store_error is not None else _IDLE
-                due = None if server.store_error is not None else server.deadline()
-                self._dues[server] = time.time() + pause if due is None else due
+                pause, due = _IDLE, server.deadline()
+                if server.store_error is not None:
+                    pause = _RETRY
+                elif due is not None:
+                    pause = due - server._clock()
+                self._dues[server] = time.monotonic() + pause  # the other clock may be set meanwhile
                 if not server._inbox.empty():
                     self._ring(server)
 

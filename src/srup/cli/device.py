@@ -108,7 +108,8 @@ def device(
         if monitor is not None:
             stack.enter_context(monitor)
             terminal.say(f"metrics at {monitor.url}/metrics")
-        stack.enter_context(running)
+        with explained():
+            stack.enter_context(running)
         terminal.run(panel.look, panel.again)
     raise typer.Exit(terminal.status)
 

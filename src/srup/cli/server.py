@@ -1,6 +1,7 @@
 """The server command: who is let in is decided here, by a person who compares what a device shows."""
 
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -77,6 +78,10 @@ def server(
     ] = None,
     audit_days: AuditDays = 30.0,
     adopt: Annotated[bool, typer.Option("--adopt", help="Take over a store that may be an old copy.")] = False,
+    witness: Annotated[
+        Path | None,
+        typer.Option(help="A folder of this machine's own, not in its backups, by which an old copy of Redis is told."),
+    ] = None,
     password: HasPassword = False,
     broker_user: BrokerUser = None,
     ca: CaFile = None,
@@ -102,9 +107,11 @@ def server(
                     monitors().Address.parse(metrics).after((workers or 1) - 1)
                 raise typer.Exit(_supervise(identity, store, workers or 1, say))
             ours = metrics and str(monitors().Address.parse(metrics).after(int(number)))
-            raise typer.Exit(_share(identity, private, link, store, lease, adopt, setup, options, ours, say))
+            raise typer.Exit(_share(identity, private, link, store, lease, adopt, witness, setup, options, ours, say))
         if workers is not None:
             fail("workers share their state in a Redis: --store redis://host:port/db")
+        if witness is not None:
+            fail("a database has its witness beside it: --witness is for --store redis://host:port/db")
         running = srup.Server(
             identity,
             key_of(key, password),
@@ -113,19 +120,21 @@ def server(
             store=None if store is None else srup.SqliteStore(store, adopt=adopt),
             **options,
         )
-        if setup is not None:
-            setup(running)
         monitor = monitoring(metrics, running)
     with ExitStack() as stack:
         terminal = stack.enter_context(Terminal(logged))
         moderation = Moderation(running, terminal)
+        if setup is not None:
+            with explained():
+                setup(running)  # what it handles, the terminal does not tell
         terminal.say(f"server {identity:x}: {len(keys)} {'device' if len(keys) == 1 else 'devices'} in {devices}")
         if not terminal.asks:
             terminal.say("this is no terminal: nobody can compare values here, and human-moderated joins are refused")
         if monitor is not None:
             stack.enter_context(monitor)
             terminal.say(f"metrics at {monitor.url}/metrics")
-        stack.enter_context(running)
+        with explained():
+            stack.enter_context(running)
         terminal.run(moderation.look)
     raise typer.Exit(terminal.status)
 
@@ -133,10 +142,14 @@ def server(
 _WORKER: Final = "SRUP_WORKER"
 """The environment variable by which a worker process knows that it is one, and which, from 0."""
 
+_RUN: Final = "SRUP_RUN"
+"""The environment variable that names a run of the command to its workers."""
+
 
 def _supervise(identity: int, store: str | None, workers: int, say: Callable[[str, str], object]) -> int:
     """Run workers in processes of their own, which are this command again."""
     srup.Worker.check(store, identity)
+    os.environ[_RUN] = secrets.token_hex(8)
     return Supervisor([sys.executable, "-m", "srup", *sys.argv[1:]], workers, say, _WORKER).run()
 
 
@@ -147,6 +160,7 @@ def _share(
     store: str | None,
     lease: float,
     adopt: bool,
+    witness: Path | None,
     setup: Callable[[Any], object] | None,
     options: dict[str, Any],
     metrics: str | None,
@@ -167,7 +181,8 @@ def _share(
         store=store,
         setup=hear,
         ttl=lease,
-        adopt=adopt,
+        adopt=os.environ[_RUN] if adopt else False,  # who takes over adopts nothing again
+        witness=witness,
         **options,
     )
     monitor = None if metrics is None else _worker_monitor(metrics, worker)

@@ -319,6 +319,7 @@ class Session:
         self._partners: dict[int, Partner] = {}
         self._timers: list[tuple[float, int, Exchange]] = []
         self._order = count()
+        self._latest = 0.0  # the time of the last tick
         self._open = 0
         self._kept = False  # whether somebody asks for changes()
         self._touched: dict[int, Partner] = {}  # what has changed since the last changes()
@@ -407,6 +408,7 @@ class Session:
         if state.adopted:
             for partner in self._partners.values():
                 self._lift(partner)
+                self._leave_stream(partner.identity, now)
         again = [(each, self.resumed[each.state]) for each in known.values() if each.state in self.resumed]
         return [event for exchange, method in again for event in getattr(self, method)(exchange)]
 
@@ -416,6 +418,15 @@ class Session:
         partner.window = ReplayWindow(floor, (1 << WINDOW_SIZE) - 1)
         partner.last_sent = partner.reserved = floor
         self._touch(partner)
+
+    def _leave_stream(self, partner: int, now: float) -> None:
+        """Let what is new be in a later stream: places after the last that we know of may have been given out before.
+
+        A partner that has taken those would confirm what we send now without taking it.
+        """
+        last = self._places_out.get(partner)
+        if last is not None:
+            self._set_place(STREAM_OUT, self._places_out, partner, Place(max(last.stream + 1, int(now * 1e6)), 0))
 
     def _dump(self, exchange: Exchange) -> str:
         kept = {
@@ -521,6 +532,10 @@ class Session:
     def tick(self, now: float) -> list[Output]:
         """Do what time demands: send again, give up, forget."""
         outputs: list[Output] = []
+        if now < self._latest - self.policy.first_retry:  # the clock was set back: nothing waits until it has caught up
+            for exchange in self.exchanges():
+                self._schedule(exchange, now)
+        self._latest = now
         while self._timers and self._timers[0][0] <= now:
             due, _, exchange = heapq.heappop(self._timers)
             if not self._is_current(due, exchange):
@@ -580,7 +595,9 @@ class Session:
 
     def receipts_due(self, now: float) -> list[int]:
         """Return the partners that are to get a receipt now; say :meth:`receipt` for each."""
-        return [partner for partner in self._receipts if self._receipt_due.get(partner, 0.0) <= now]
+        # A time that is further off comes from before the clock was set back.
+        pauses = ((partner, self._receipt_due.get(partner, 0.0) - now) for partner in self._receipts)
+        return [partner for partner, pause in pauses if not 0.0 < pause <= RECEIPT_PAUSE]
 
     def receipt(self, partner: int, now: float, nonce: bytes) -> list[Send]:
         """Tell a partner up to which place its values are here for good."""
@@ -597,10 +614,16 @@ class Session:
         return self._binds(self._partner(partner))
 
     def has_room(self, partner: int) -> bool:
-        """Tell whether one more request of ours to this partner would not be one too many."""
+        """Tell whether one more value may be sent to this partner now.
+
+        Not if it would be one request too many, nor while values of an earlier stream are not confirmed: a partner that
+        has taken one of a later stream does not take them any more.
+        """
         side = self._partners.get(partner)
-        open_ = sum(each.mine and self._is_open(each) for each in side.exchanges.values()) if side else 0
-        return open_ < MAX_EXCHANGES
+        open_ = [each for each in side.exchanges.values() if each.mine and self._is_open(each)] if side else []
+        stream = self._places_out.get(partner, Place()).stream
+        earlier = any(each.state is _D.UNCONFIRMED and each.detail.stream < stream for each in open_)
+        return len(open_) < MAX_EXCHANGES and not earlier
 
     def hurry(self, partner: int, now: float) -> list[Output]:
         """Send again what this partner has not answered, for it is here now; not what was just sent (T9)."""
@@ -709,7 +732,8 @@ class Session:
         waiting = [mine for mine in partner.exchanges.values() if mine.mine and mine.state is _D.UNCONFIRMED]
         first = min((mine.detail for mine in waiting), default=None)
         # It waits for what we do not have any more, as after a restore from a backup; an old receipt must not say so.
-        behind = first is not None and there < Place(first.stream, first.number - 1)
+        # Nor does it when the first of a stream is on its way: that one is taken wherever the partner stands.
+        behind = first is not None and first.number > 1 and there < Place(first.stream, first.number - 1)
         if waiting and (there.stream > here.stream or (behind and cause.sequence_id == partner.window.highest)):
             return self._begin_stream(partner, waiting, max(there.stream, here.stream) + 1, now)
         step = self.table[_D.UNCONFIRMED, Word.CONFIRM]

@@ -149,7 +149,8 @@ class RedisStore:
 
     ``witness`` is a folder for a file per partition, on this machine, which must not be restored together with Redis; a
     partition that this machine has not served before has none. ``adopt`` accepts whatever is there, though it may be an
-    old copy (``State.adopted`` tells). ``durable`` says, once it is open,
+    old copy (``State.adopted`` tells); as a text it names an adoption, which each partition goes through once, whoever
+    serves it later. ``durable`` says, once it is open,
     whether a confirmed commit survives a power loss; the module's docstring has the rest. Waiting for replicas and
     the disk takes at most ``patience`` seconds, then a commit raises StoreError and may be tried again.
     """
@@ -159,7 +160,7 @@ class RedisStore:
         lease: Lease,
         *,
         witness: str | os.PathLike[str] | None = None,
-        adopt: bool = False,
+        adopt: bool | str = False,
         replicas: int = 0,
         fsync: bool = False,
         volatile: bool = False,
@@ -176,7 +177,8 @@ class RedisStore:
         name = f"{self.keyspace.owner:x}-{lease.partition}.witness"
         self._witness = None if witness is None else Witness(Path(witness) / name)
         self._known = False  # whether the witness knows this store
-        self._adopt = adopt
+        self._adopt = bool(adopt)
+        self._adoption = adopt.encode() if isinstance(adopt, str) else None
         self._replicas = replicas
         self._fsync = fsync
         self._volatile = volatile
@@ -206,6 +208,8 @@ class RedisStore:
         with self._lock, self.keyspace.asking():
             self._look_at_durability()
             number = self._look()
+            if self._adoption is not None:
+                self._adopt = self.keyspace.client.hget(self._keys["meta"], "adopted") != self._adoption
             state = self._load()
             if self._look() != number:
                 raise StoreError(f"{self._place}: somebody else has written while it was read")
@@ -436,8 +440,19 @@ class RedisStore:
         self._unconfirmed.clear()
         if self._witness is not None:
             self._tell_witness(self._witness)
-        self._adopt = False  # what was adopted is now what counts
+        if self._adopt:  # what was adopted is now what counts
+            self._adopt = False
+            self._note_adoption()
         return None
+
+    def _note_adoption(self) -> None:
+        """If this fails, the next who serves the partition adopts it again, which is safe."""
+        if self._adoption is not None:
+            try:
+                with self.keyspace.asking():
+                    self.keyspace.client.hset(self._keys["meta"], "adopted", self._adoption)
+            except StoreError as error:
+                log.warning("%s: its adoption is not noted: %s", self._place, error)
 
     def _tell_witness(self, witness: Witness) -> None:
         """What is written is written: an error here is none of the commit's, the witness lags."""

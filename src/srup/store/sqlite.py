@@ -346,7 +346,9 @@ class SqliteStore:
                 self._check_owner(owner)
                 self._check_witness()
                 self._db.execute("UPDATE store SET owner = ? WHERE owner IS NULL", (_NUMBER.pack(owner),))
-                return self._state()
+                state = self._state()
+                self._db.execute(f"PRAGMA cache_size = {_CACHE}")
+                return state
             except BaseException:
                 self.close()
                 raise
@@ -488,7 +490,7 @@ class SqliteStore:
         db.execute("PRAGMA synchronous = FULL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * 4096}")
-        db.execute(f"PRAGMA cache_size = {_CACHE}")
+        db.execute("PRAGMA cache_size = 0")  # the contents are read once, in order: see open()
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA secure_delete = FAST")
         said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
