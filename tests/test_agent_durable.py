@@ -893,12 +893,13 @@ def test_audit_rows_that_are_kept_for_good_stay(tmp_path):
     assert min(audited(fleet)) == 1.0
 
 
-def test_a_store_that_does_not_prune_is_asked_again_later(fleet):
+@pytest.mark.parametrize("error", [StoreError("no"), TypeError("prune() takes 2 arguments")], ids=repr)
+def test_a_store_that_does_not_prune_is_asked_again_later(fleet, error):
     asked = []
 
     def refuse(before, limit):
         asked.append(fleet.clock.now)
-        raise StoreError("no")
+        raise error
 
     fleet.store(SERVER).prune = refuse
     fleet.joined()

@@ -537,8 +537,7 @@ class Device(Agent):
             self.server, self._is_in = event.server, False
             self._join_kind, self._observer = self._configured_join  # an observer of the old server's is none here
             self._named_observer = None
-        if not self.joined:
-            self._join()
+        self._join()  # a member only asks again, and by that answers the command
 
     def _observation_requested(self, event: ObservationRequested) -> None:
         def observe() -> Status:
