@@ -614,10 +614,11 @@ class Session:
         """Tell a partner up to which place its values are here for good."""
         side = self._partner(partner)
         self._receipts.pop(partner, None)
-        self._receipt_due.pop(partner, None)
-        self._receipt_due[partner] = now + RECEIPT_PAUSE  # the latest comes last
-        while self._receipt_due[first := next(iter(self._receipt_due))] <= now:
-            del self._receipt_due[first]
+        dues = self._receipt_due
+        dues.pop(partner, None)
+        while dues and not 0.0 < dues[first := next(iter(dues))] - now <= RECEIPT_PAUSE:
+            del dues[first]
+        dues[partner] = now + RECEIPT_PAUSE  # the latest comes last
         token = tokens.bind(self.identity, partner, self._token_expiry(now + self.policy.lifetime), nonce)
         place = _RECEIPT.pack(*self._places_in.get(partner, Place()))
         return [self._send(Exchange(side, token, _R.TAKEN, now, mine=True), Data, data_id=DATA_RECEIPT, data=place)]
