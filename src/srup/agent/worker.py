@@ -269,8 +269,13 @@ class Worker:
             if not server.lease.valid():
                 server._give_up(LeaseLostError(f"the lease of partition {server.lease.partition} is over"))
                 continue
-            server._gather(_TURN)
-            gathered.append(server)
+            try:
+                server._gather(_TURN)
+            except Exception:  # the other partitions' turns must go on
+                log.exception("%r, partition %d: a fault in its turn", server, server.lease.partition)
+                self._begin_anew(server)
+            else:
+                gathered.append(server)
         work: list[tuple[RedisStore, Changes]] = []
         for server in gathered:
             if server._turn.changes:
@@ -312,6 +317,20 @@ class Worker:
         if self.servers.get(server.lease.partition) is server:
             del self.servers[server.lease.partition]
         self._porters.submit(self._abandon, server)
+
+    def _begin_anew(self, server: PartitionServer) -> None:
+        """Give a partition up whose state may be half changed: whoever gets it goes on from what is durable."""
+        server._stopping.set()
+        self._dues.pop(server, None)
+        self.servers.pop(server.lease.partition, None)
+        self.trouble[server.lease.partition] = "a fault in its turn, see the log"
+        self._porters.submit(self._close_faulty, server)
+
+    def _close_faulty(self, server: PartitionServer) -> None:
+        self._abandon(server)
+        wait(server._jobs)  # never two at once: the lease is kept until the running handler has ended
+        self._given_up.put(server.lease)
+        self._hurry.set()
 
     @staticmethod
     def _abandon(server: PartitionServer) -> None:
