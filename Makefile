@@ -13,7 +13,7 @@ PURE := .venv-pure
 SANITIZED := .venv-sanitized
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src -type f -not -name '*.pyc')
 RESULTS := benchmarks/results
-MODULES := receive added_delay scale store fleet
+MODULES := receive durable added_delay scale store fleet
 PIP_INSTALL := install --quiet --disable-pip-version-check
 
 export DEVICES

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from srup import Device, KeyRing, PolicyError, PrivateKey, Server, Status, StoreError, UnansweredError
-from srup.records import Changes
+from srup.records import AuditRow, Changes
 from srup.session.base import Place
 from srup.store import MemoryStore
 from srup.transport import MemoryTransport
@@ -824,3 +824,82 @@ def test_a_syndication_survives_its_servers(tmp_path):
         world.answered(ended)
         assert not [fact for fact in stores[HOME].open(HOME).facts if fact.name == "syndication"]
         assert world.faults() == 0
+
+
+# --- audit rows
+
+
+def audited_before(fleet, *times):
+    """Let the server's store have rows of an earlier run."""
+    store = fleet.store(SERVER)
+    store.open(SERVER)
+    store.commit(Changes(audit=[AuditRow(at, 7, 7, 5, b"token", "accepted") for at in times]))
+    store.close()
+
+
+def audited(fleet):
+    return [row.at for row in fleet.store(SERVER).audit()]
+
+
+def test_audit_rows_end_after_their_time(tmp_path):
+    """At the latest an hour later, and nobody has to do anything for it."""
+    fleet = DurableFleet(tmp_path, server_options={"audit_kept": 2 * DAY})
+    began = fleet.clock.now
+    fleet.joined()
+    assert audited(fleet)
+    fleet.clock.now += DAY
+    fleet.device.send("n", 1, "uint8")
+    fleet.settle()
+    assert min(audited(fleet)) == began
+    fleet.run(lambda: fleet.clock.now >= began + 2 * DAY + 3600, 3 * DAY)
+    assert audited(fleet)
+    assert min(audited(fleet)) >= began + DAY
+
+
+def test_a_server_that_was_down_prunes_at_its_start_in_pieces_and_serves_meanwhile(fleet):
+    audited_before(fleet, *(1.0 + number for number in range(20_000)))
+    pieces = []
+    prune = fleet.store(SERVER).prune
+    fleet.store(SERVER).prune = lambda before, limit: pieces.append(prune(before, limit)) or pieces[-1]
+    fleet.joined()
+    assert pieces == [4000]
+    answer = fleet.server.action(fleet.device.identity, 1)
+    fleet.settle()
+    assert answer.result(0) is Status.ACTION_UNKNOWN
+    assert pieces == [4000]
+    fleet.run(lambda: len(pieces) == 6, 60.0)
+    assert pieces == [4000] * 5 + [0]
+    assert min(audited(fleet)) >= fleet.clock.now - 60.0
+    fleet.run(lambda: len(pieces) == 7, 3600.0)
+
+
+def test_audit_rows_that_are_kept_for_good_stay(tmp_path):
+    fleet = DurableFleet(tmp_path, server_options={"audit_kept": None})
+    audited_before(fleet, 1.0)
+    fleet.joined()
+    fleet.clock.now += 1000 * DAY
+    fleet.server.step()
+    assert min(audited(fleet)) == 1.0
+
+
+@pytest.mark.parametrize("error", [StoreError("no"), TypeError("prune() takes 2 arguments")], ids=repr)
+def test_a_store_that_does_not_prune_is_asked_again_later(fleet, error):
+    asked = []
+
+    def refuse(before, limit):
+        asked.append(fleet.clock.now)
+        raise error
+
+    fleet.store(SERVER).prune = refuse
+    fleet.joined()
+    answer = fleet.server.action(fleet.device.identity, 1)
+    fleet.settle()
+    assert answer.result(0) is Status.ACTION_UNKNOWN
+    fleet.run(lambda: len(asked) == 2, 2 * 3600.0)
+    assert asked[1] - asked[0] >= 3600.0
+
+
+@pytest.mark.parametrize("kept", [0, -1, "x", float("nan")])
+def test_a_time_that_is_none_is_refused(tmp_path, kept):
+    with pytest.raises(ValueError, match="audit_kept"):
+        DurableFleet(tmp_path, server_options={"audit_kept": kept})

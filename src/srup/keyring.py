@@ -14,7 +14,7 @@ from .records import Changes, KeyRecord
 __all__ = ["KeyRing"]
 
 _IDENTITY: Final = re.compile("[0-9a-fA-F]{1,16}")
-_CHUNK: Final = 10_000  # keys that are written to a store at a time
+_CHUNK: Final = 1_000  # keys that are written to a store at a time
 _FINGERPRINT: Final = re.compile("[0-9a-f]{64}")
 
 
@@ -161,15 +161,18 @@ class KeyRing(Mapping[int, PublicKey]):
         """
         with self.lock:
             self._barred.update(barred)
-            replaced = frozenset(record.identity for record in records if self._recall(record))
-            stored = {record.identity for record in records} - replaced
             for identity in [identity for identity, key in self._keys.items() if self.bars(key)]:
-                self._withdraw(identity)
-            new = [KeyRecord(each, key.to_pem()) for each, key in self._keys.items() if each not in stored]
+                self._withdraw(identity)  # or it would pass for the successor of what the store has
+            stored: set[int] = set()
+            replaced: set[int] = set()
+            for record in records:
+                (replaced if self._recall(record) else stored).add(record.identity)
+            new = [identity for identity in self._keys if identity not in stored]
             for start in range(0, len(new), _CHUNK):
-                save(Changes(keys=new[start : start + _CHUNK]))
+                chunk = new[start : start + _CHUNK]
+                save(Changes(keys=[KeyRecord(each, self._keys[each].to_pem()) for each in chunk]))
             self._save = save
-            return replaced
+            return frozenset(replaced)
 
     def release(self) -> None:
         """Keep changes in memory only, from now on."""

@@ -42,7 +42,7 @@ from ..errors import (
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
 from ..messages import Data, DataKind, HumanJoinRequest, JoinRequest, Message, ObservedJoinRequest, decode_data
-from ..records import AuditRow, Fact, InboxEntry, OutboxEntry, State
+from ..records import AuditRow, Changes, Fact, InboxEntry, OutboxEntry, State
 from ..seal import unseal
 from ..session import body
 from ..session.base import Output, Send, Session, check_seconds
@@ -79,6 +79,11 @@ _JOIN_REQUESTS: Final = (JoinRequest, HumanJoinRequest, ObservedJoinRequest)
 _IDLE: Final = 3600.0  # the longest sleep when no deadline is near, in seconds
 _BATCH: Final = 256  # messages that are verified together at most
 _TURN: Final = 1024  # things that are done in one turn, and made durable in one commit, at most
+_AUDIT_KEPT: Final = 30 * 86400.0  # how long audit rows are kept in seconds, if nobody says otherwise
+_AUDIT_LOOK: Final = 3600.0  # seconds until it is looked again which rows are too old
+_AUDIT_PIECE: Final = 4000  # rows that are deleted between two turns, at most
+_AUDIT_PAUSE: Final = 0.1  # seconds from one piece to the next, at least
+_AUDIT_SHARE: Final = 0.1  # of an agent's time may go into that
 _STORE_PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to write to a store that refuses
 _MAX_WAITING: Final = 10_000  # messages and handlers that wait at most; a broker keeps what does not get in
 _HELD_FROM: Final = 5_000  # handlers that wait: from then on nothing is settled, so that the broker sends no more
@@ -198,8 +203,11 @@ class Agent:
         entropy: Callable[[int], bytes],
         threads: int = 1,
         store: Store | str | os.PathLike[str] | None = None,
+        audit_kept: float | None = _AUDIT_KEPT,
     ) -> None:
         check_type(key, PrivateKey, "key")
+        if audit_kept is not None:
+            check_seconds(audit_kept, "audit_kept")
         if type(threads) is not int or threads < 1:
             raise ValueError(f"threads must be an int of at least 1, not {threads!r}")
         self.identity = session.identity
@@ -223,6 +231,8 @@ class Agent:
         self._turn = Turn()
         self._taking: int | None = None  # the thread that is taking a turn now
         self._unsaved = False  # the turn is over, and the store has not taken it yet
+        self._audit_kept = audit_kept
+        self._audit_due: float | None = None  # when rows may be too old; None for never
         self.store_error: str | None = None  # why the store refuses to write, while it does
         self._number = 0  # of the last inbox or outbox entry
         self._finished: deque[tuple[int, int]] = deque()  # inbox entries whose handlers have ended
@@ -367,7 +377,7 @@ class Agent:
 
     def deadline(self) -> float | None:
         """Return when :meth:`step` has something to do next even if nothing arrives; None for never."""
-        dues = (self._session.deadline(), self._queue.deadline())
+        dues = (self._session.deadline(), self._queue.deadline(), self._audit_due)
         return min((due for due in dues if due is not None), default=None)
 
     @property
@@ -441,16 +451,19 @@ class Agent:
             try:
                 if self._stopping.is_set():
                     raise TransportError(f"{self!r} is stopped")
-                waiting = Waiting(self._next_number(), partner, value_, self._clock() + lasts, future)
-                self._queue.add(waiting)
+                self._let_wait(partner, value_, self._clock() + lasts, future)
             except SrupError as error:
                 self._resolve(future, error)
-            else:
-                entry = OutboxEntry(waiting.number, partner, "", value_.pack(), waiting.expiry)
-                self._turn.changes.outbox.append(entry)
 
         self._post(job)
         return future
+
+    def _let_wait(self, partner: int, value: Value, expiry: float, future: "Future[None]") -> int:
+        """Put a value into the queue of those that are confirmed; return its number."""
+        number = self._next_number()
+        self._queue.add(Waiting(number, partner, value, expiry, future))
+        self._turn.changes.outbox.append(OutboxEntry(number, partner, "", value.pack(), expiry))
+        return number
 
     def on_action(self, action_id: int) -> Callable[[Handler], Handler]:
         """Decorate what does an action. It is called with the partner's identity.
@@ -661,8 +674,29 @@ class Agent:
         for effect in turn.effects:
             self._fenced(effect)
         self._submit(turn.calls)
+        self._prune_audit()
         self._turn_began = None
         return True
+
+    def _prune_audit(self) -> None:
+        """Delete some of the audit rows that are too old, if that is due: so few that the next turn hardly waits."""
+        now = self._clock()
+        if self._audit_due is None or self._audit_kept is None or self._store is None or now < self._audit_due:
+            return
+        began = time.perf_counter()
+        try:
+            pruned = self._store.prune(now - self._audit_kept, _AUDIT_PIECE)
+        except Exception as error:  # noqa: BLE001 - whatever it is: what is too old does no harm
+            self._audit_due = now + _AUDIT_LOOK
+            self._log(logging.WARNING, "%r could not prune its audit rows: %a", str(error), error=error)
+            return
+        took = time.perf_counter() - began
+        more = pruned == _AUDIT_PIECE
+        self._audit_due = now + (max(_AUDIT_PAUSE, took / self._audit_share()) if more else _AUDIT_LOOK)
+
+    def _audit_share(self) -> float:
+        """Return which part of its time the thread that takes our turns may spend on pruning for us."""
+        return _AUDIT_SHARE
 
     def _tick(self) -> None:
         now = self._clock()
@@ -1267,7 +1301,7 @@ class Agent:
         assert self._store is not None  # noqa: S101 - who else has kept the state
         now = self._clock()
         again = self._session.restore(state, now)
-        replaced = self._keys.keep(list(state.keys), state.barred, self._store.commit)
+        replaced = self._keys.keep(list(state.keys), state.barred, self._save_keys)
         for partner in self._session.partners():
             if partner in replaced or partner not in self._keys:
                 self._session.revoke(partner, now)
@@ -1275,6 +1309,7 @@ class Agent:
         for fact in state.facts:
             if fact.value is not None and fact.name not in self._session.facts:
                 self._facts.setdefault(fact.identity, {})[fact.name] = fact.value
+        self._audit_due = None if self._audit_kept is None else now
         self._taking, self._again = threading.get_ident(), True
         try:
             self._restore_role(state)
@@ -1285,6 +1320,11 @@ class Agent:
                 self._fenced(lambda unsent=unsent: self._resend_entry(unsent, now))  # type: ignore[misc]
         finally:
             self._taking, self._again = None, False
+
+    def _save_keys(self, changes: Changes) -> None:
+        """Make a change of keys durable: then it counts."""
+        assert self._store is not None  # noqa: S101 - who else would want it
+        self._store.commit(changes)
 
     def _restore_role(self, state: State) -> None:
         """Take over what the role knows besides the session."""

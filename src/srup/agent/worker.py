@@ -2,9 +2,9 @@
 
 A partition has a server object, a store and an MQTT session of its own; they move together. In one process all its
 servers share three threads: the reactor's, one that takes their turns and makes them durable in one round trip, and one
-for the handlers of the application. A fourth looks after the leases. So a partition is served in order by one worker at
-a time, and a worker that has lost a lease can do nothing more under it: what it knows is thrown away, what it writes is
-refused, and the broker's session is another's.
+for the handlers of the application. A fourth looks after the leases, a fifth waits for orders from outside. So a
+partition is served in order by one worker at a time, and a worker that has lost a lease can do nothing more under it:
+what it knows is thrown away, what it writes is refused, and the broker's session is another's.
 """
 
 import logging
@@ -22,6 +22,7 @@ from ..keys import PrivateKey, PublicKey
 from ..records import Changes
 from ..store.keyspace import Keyspace
 from ..store.lease import Lease, Leases, RedisArbiter
+from ..store.mailbox import Mailbox
 from ..store.partition import partition_of
 from ..store.redis import RedisStore, commit_many
 from ..transport.base import Transport
@@ -29,6 +30,7 @@ from ..transport.mqtt import MqttTransport
 from ..transport.reactor import Reactor
 from ..transport.topics import join_topic
 from .base import _IDLE, _TURN, check_identity, check_type, terminable
+from .ordered import OrderedServer
 from .server import Server
 
 __all__ = ["PartitionServer", "Worker"]
@@ -36,6 +38,8 @@ __all__ = ["PartitionServer", "Worker"]
 log: Final = logging.getLogger("srup.agent")
 
 _RETRY: Final = 0.2  # seconds until a turn that the store refused is tried again
+_LOOK: Final = 1.0  # seconds until a partition that is new here has its orders read, at most
+_AHEAD: Final = 1024  # orders of a partition that are read and not carried out yet, at most, give or take a page
 
 
 class _Bell(queue.SimpleQueue[Any]):
@@ -48,11 +52,12 @@ class _Bell(queue.SimpleQueue[Any]):
         self.ring()
 
 
-class PartitionServer(Server):
+class PartitionServer(OrderedServer):
     """The server of one partition: it hears the joins of its own devices only, and its worker takes its turns."""
 
     lease: Lease
     rung = False  # waits for its turn
+    read = b"0"  # up to which place its mailbox was read
     _worker: "Worker"
 
     def _subscribe(self) -> None:
@@ -66,6 +71,9 @@ class PartitionServer(Server):
 
     def _dismiss(self) -> None:
         """The threads are the worker's."""
+
+    def _audit_share(self) -> float:
+        return super()._audit_share() / max(1, len(self._worker.servers))
 
     def _may_call(self) -> bool:
         # The thread of the turns may not have seen yet that the lease is over: the process was stopped, perhaps.
@@ -126,6 +134,7 @@ class Worker:
         self._witness, self._adopt = witness, adopt
         self._options = options
         self._leases = Leases(store, identity, worker=name, ttl=ttl)
+        self._mailbox = Mailbox(Keyspace(store, identity, timeout=5.0))
         self._reactor = Reactor(f"srup-{identity:x}-network")
         self._ready: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._dues: dict[PartitionServer, float] = {}
@@ -141,6 +150,7 @@ class Worker:
             threading.Thread(target=self._take_turns, name=f"srup-{identity:x}-turns", daemon=True),
             threading.Thread(target=self._keep_leases, name=f"srup-{identity:x}-leases", daemon=True),
         ]
+        self._reader = threading.Thread(target=self._read_orders, name=f"srup-{identity:x}-orders", daemon=True)
 
     @staticmethod
     def check(store: Any, identity: int) -> None:
@@ -180,7 +190,7 @@ class Worker:
         """Begin to take partitions, in the background. A worker is started once."""
         if self._stopping.is_set() or self._threads[0].ident is not None:
             raise TransportError(f"{self!r} was started before; make a new one")
-        for thread in self._threads:
+        for thread in [*self._threads, self._reader]:
             thread.start()
         return self
 
@@ -311,6 +321,28 @@ class Worker:
             server.devices.release()
             server._store.close()
 
+    # The thread that reads what is ordered from outside (srup.agent.orders); stop() does not wait for it.
+
+    def _read_orders(self) -> None:
+        trouble = None
+        while not self._stopping.is_set():
+            # What a server does not get to, stays in its mailbox.
+            servers = {key: server for key, server in dict(self.servers).items() if server.behind < _AHEAD}
+            try:
+                patience = _LOOK if len(servers) == len(self.servers) else _RETRY
+                found = self._mailbox.read({key: server.read for key, server in servers.items()}, patience)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the thread must not end
+                if str(error) != trouble and not self._stopping.is_set():
+                    trouble = str(error)
+                    log.error("%r cannot read what is ordered: %a", self, trouble)
+                self._stopping.wait(_LOOK)
+                continue
+            trouble = None
+            for partition, entry in found:
+                servers[partition].read = entry.place
+                servers[partition].take(entry)
+        self._mailbox.close()
+
     # The thread that keeps the leases.
 
     def _keep_leases(self) -> None:
@@ -362,8 +394,9 @@ class Worker:
         self._ready.put(lambda: self._serve(server))
 
     def _server(self, lease: Lease) -> PartitionServer:
-        keys = {device: key for device, key in self._devices.items() if self._partition(device) == lease.partition}
-        client_id = f"srup-{self.identity:x}-p{lease.partition}"
+        partition = lease.partition
+        keys = {device: key for device, key in self._devices.items() if self._partition(device) == partition}
+        client_id = f"srup-{self.identity:x}-p{partition}"
         if isinstance(self._broker, str):
             transport: Transport = MqttTransport(self._broker, client_id, reactor=self._reactor)
         else:
@@ -373,6 +406,7 @@ class Worker:
             self.identity, self._key, devices=KeyRing(keys), broker=transport, store=store, **self._options
         )
         server.lease, server._worker = lease, self
+        server.partition, server.partitions = partition, self.partitions
         server._inbox = bell = _Bell()
         bell.ring = lambda: self._ring(server)
         server._application, server._aside = self._application, self._aside

@@ -17,6 +17,7 @@ from srup.keys import SCHEMES
 from . import logs
 from .bench import app as bench
 from .device import device
+from .order import app as order
 from .server import server
 from .simulate import simulate
 from .store import app as store
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(keyex, name="keyex")
 app.add_typer(bench, name="bench")
 app.add_typer(store, name="store")
+app.add_typer(order, name="order")
 app.command()(server)
 app.command()(device)
 app.command()(simulate)

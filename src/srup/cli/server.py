@@ -19,6 +19,7 @@ from ..transport import Transport
 from . import logs
 from .joins import ValueBoard
 from .options import (
+    AuditDays,
     Broker,
     BrokerUser,
     CaFile,
@@ -30,6 +31,7 @@ from .options import (
     KeyFile,
     LogFormat,
     Metrics,
+    audit_kept,
     explained,
     identity,
     key_of,
@@ -74,6 +76,7 @@ def server(
         str | None,
         typer.Option(metavar="MODULE:FUNCTION", help="Called with the server (of each partition): adds its handlers."),
     ] = None,
+    audit_days: AuditDays = 30.0,
     adopt: Annotated[bool, typer.Option("--adopt", help="Take over a store that may be an old copy.")] = False,
     witness: Annotated[
         Path | None,
@@ -93,6 +96,7 @@ def server(
         setup = application(app) if app is not None else None
         keys = srup.KeyRing.load(devices)
         options: dict[str, Any] = {"devices": keys, "policy": policy(join_timeout), "admission": admission}
+        options["audit_kept"] = audit_kept(audit_days)
         link = partial(transport_of, broker, identity, broker_user, ca, cert, cert_key)
         if is_redis(store):
             if admission != "simple" and setup is None:
