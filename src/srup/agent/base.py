@@ -291,8 +291,8 @@ class Agent:
     def stop(self, timeout: float = 5.0) -> None:
         """End: send what can be sent within ``timeout`` seconds, disconnect, let the running handler finish.
 
-        Requests without an answer end with TransportError, and so do all later ones. With a store the next start goes on
-        with the former, and with what the running handler asks for. A second call does nothing.
+        Requests without an answer end with TransportError, and so do all later ones. With a store the next start goes
+        on with the former, and with what the running handler asks for. A second call does nothing.
         """
         if self._stopping.is_set():
             return
