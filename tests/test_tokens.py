@@ -191,7 +191,8 @@ def test_two_versions_are_none():
 def test_a_place_says_whom_it_may_follow(after):
     token = bind(1, 2, 3, bytes(16), place=(5, 7), after=after)
     bound = parse(token)
-    assert bound.receipt and bound.place == (5, 7)
+    assert bound.receipt
+    assert bound.place == (5, 7)
     assert bound.after == (6 if after is None else after)
     assert token.endswith(b":r5.7" if after in (None, 6) else b":r5.7.%d" % after)
 
