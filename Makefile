@@ -57,10 +57,10 @@ test-native: $(VENV)/test.stamp
 	SRUP_REQUIRE_NATIVE=1 SRUP_BACKEND=native $(VENV)/bin/pytest
 
 test-python: $(VENV)/test.stamp
-	SRUP_BACKEND=python $(VENV)/bin/pytest
+	SRUP_BACKEND=python $(VENV)/bin/pytest -m "not slow and not faults"
 
 test-pure: $(PURE)/test.stamp
-	$(PURE)/bin/pytest
+	$(PURE)/bin/pytest -m "not slow and not faults"
 	DEVICES=4 $(PURE)/bin/srup demo
 
 CASES ?= 100000

@@ -34,7 +34,7 @@ from . import fault_app
 from .fleet import SERVER, key_of
 
 TESTS = Path(__file__).parent
-PATIENCE = 60.0  # seconds until a test gives up on what must happen
+PATIENCE = 150.0  # seconds until a test gives up on what must happen
 DEVICES = range(0xD00, 0xD00 + int(os.environ.get("FAULT_DEVICES", "24")))
 RATE = float(os.environ.get("FAULT_RATE", "120"))  # values per second, all devices together
 PARTITIONS = 8

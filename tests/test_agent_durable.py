@@ -618,6 +618,37 @@ def test_what_a_handler_asks_for_is_kept_before_its_end_is(fleet):
     assert heard == [2]
 
 
+def test_what_a_handler_asks_for_while_the_server_stops_is_done_after_the_next_start(fleet):
+    heard, done = [], []
+    fleet.device.on_data("n", "uint8")(lambda server, name, value: heard.append(value))
+    fleet.device.on_action(3)(done.append)
+    fleet.joined()
+    server, identity = fleet.server, fleet.device.identity
+    waiting = []
+    server._submit = waiting.extend
+
+    @server.on_data("n", "uint8")
+    def forward(device, name, value):
+        server._stopping.set()  # stop() is called, and waits for this handler
+        server.send_data(identity, "n", value + 1, "uint8")
+        server.action(identity, 3)
+        server.update(identity, URL, DIGEST)
+
+    fleet.device.send("n", 1, "uint8")
+    fleet.device.step()
+    server.step()
+    fleet.network.cut("server")
+    server._run_calls(waiting)
+    server._advance()
+    server._stopping.clear()
+    server.stop(0.0)
+    fleet.network.heal("server")
+    fleet.crash_server().start(threads=False)
+    activated = fleet.tmp_path / f"{identity:x}" / "current"
+    fleet.run(lambda: heard and done and activated.exists(), DAY)
+    assert (heard, done) == ([2], [SERVER])
+
+
 def test_an_old_receipt_does_not_begin_a_new_stream(fleet):
     """Of two receipts that change places the later one counts."""
     heard = []

@@ -26,7 +26,7 @@ from .fault_site import (
     wait_until,
 )
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 REPEAT = int(os.environ.get("REPEAT", "1"))
 chance = random.Random()
 

@@ -300,7 +300,8 @@ class Agent:
     def stop(self, timeout: float = 5.0) -> None:
         """End: send what can be sent within ``timeout`` seconds, disconnect, let the running handler finish.
 
-        Requests without an answer end with TransportError, and so do all later ones. A second call does nothing.
+        Requests without an answer end with TransportError, and so do all later ones. With a store the next start goes
+        on with the former, and with what the running handler asks for. A second call does nothing.
         """
         if self._stopping.is_set():
             return
@@ -461,7 +462,7 @@ class Agent:
 
         def job() -> None:
             try:
-                if self._stopping.is_set():
+                if self._refuses_requests():
                     raise TransportError(f"{self!r} is stopped")
                 self._session.check_data(*value_)
                 self._let_wait(partner, value_, self._clock() + lasts, future)
@@ -984,7 +985,7 @@ class Agent:
 
         def job() -> None:
             try:
-                if self._stopping.is_set():
+                if self._refuses_requests():
                     raise TransportError(f"{self!r} is stopped")
                 outputs = make(self._clock(), self._entropy(16))
             except Exception as error:  # noqa: BLE001 - it belongs to the caller
@@ -1005,6 +1006,14 @@ class Agent:
 
         self._post(job)
         return future
+
+    def _refuses_requests(self) -> bool:
+        """Tell whether requests are refused.
+
+        With a store, what a handler asks for that is running while we stop is kept for the next start: the handler is
+        not called again.
+        """
+        return self._stopped.is_set() or (self._store is None and self._stopping.is_set())
 
     def _post(self, job: Callable[[], None]) -> None:
         """Have a job done on the agent's thread."""
