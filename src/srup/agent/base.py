@@ -1345,8 +1345,8 @@ class Agent:
                 self._session.revoke(partner, now)
         self._inherited = {
             (each.partner.identity, each.token)
-            for each in self._session.exchanges()
-            if each.mine and not isinstance(each.request, _JOIN_REQUESTS)
+            for each in self._session.requests()
+            if not isinstance(each.request, _JOIN_REQUESTS)
         }
         again = [event for event in again if isinstance(event, Event) and event.peer in self._keys]
         for fact in state.facts:

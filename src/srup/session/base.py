@@ -687,9 +687,13 @@ class Session:
         """Return all that is under way or remembered, to be looked at only; any thread may ask."""
         return [each for partner in list(self._partners.values()) for each in list(partner.exchanges.values())]
 
+    def requests(self) -> list[Exchange]:
+        """Return those of ours that have no answer yet, in no order, to be looked at only; any thread may ask."""
+        return [each for each in self.exchanges() if each.mine and self._is_open(each)]
+
     def asked(self) -> list[float]:
         """Return when each request of ours was made that has no answer yet, in no order; any thread may ask."""
-        return [each.began for each in self.exchanges() if each.mine and self._is_open(each)]
+        return [each.began for each in self.requests()]
 
     def refuse_data(self, partner: int, token: bytes, now: float) -> list[Output]:
         """Answer a DataReceived whose ``data_id`` nobody here knows."""
