@@ -4,6 +4,7 @@
 # make fuzz-verify  100,000 cases about which every way to verify must agree (CASES=n, SEED=n)
 # make simulate     fleets under faults and attacks in simulated time (RUNS=n seeds, the first one SEED=n)
 # make sanitize     the vectors and verify_many with AddressSanitizer and UndefinedBehaviorSanitizer
+# make faults       servers, brokers and Redis are killed, stopped, cut off and restored under load (REPEAT=n times each)
 # Each makes the environment it needs; PYTHON names another interpreter (3.11 or newer).
 
 PYTHON ?= python3
@@ -12,12 +13,13 @@ PURE := .venv-pure
 SANITIZED := .venv-sanitized
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src -type f -not -name '*.pyc')
 RESULTS := benchmarks/results
-MODULES := receive added_delay scale store fleet
+MODULES := receive durable added_delay scale store fleet
 PIP_INSTALL := install --quiet --disable-pip-version-check
 
 export DEVICES
 
-.PHONY: help demo test lint docs test-native test-python test-pure simulate fuzz-verify sanitize bench bench-short clean
+.PHONY: help demo test lint docs test-native test-python test-pure simulate faults fuzz-verify sanitize bench \
+	bench-short clean
 
 help:
 	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -55,10 +57,10 @@ test-native: $(VENV)/test.stamp
 	SRUP_REQUIRE_NATIVE=1 SRUP_BACKEND=native $(VENV)/bin/pytest
 
 test-python: $(VENV)/test.stamp
-	SRUP_BACKEND=python $(VENV)/bin/pytest
+	SRUP_BACKEND=python $(VENV)/bin/pytest -m "not slow and not faults"
 
 test-pure: $(PURE)/test.stamp
-	$(PURE)/bin/pytest
+	$(PURE)/bin/pytest -m "not slow and not faults"
 	DEVICES=4 $(PURE)/bin/srup demo
 
 CASES ?= 100000
@@ -68,6 +70,11 @@ fuzz-verify: $(VENV)/test.stamp
 RUNS ?= 1000
 simulate: $(VENV)/test.stamp
 	$(VENV)/bin/srup simulate --runs $(RUNS) $(if $(SEED),--seed $(SEED))
+
+# As root the full disk is a file system of its own; without, that test is skipped.
+REPEAT ?= 5
+faults: $(VENV)/test.stamp
+	REPEAT=$(REPEAT) $(VENV)/bin/pytest tests/test_faults.py -m "" -s -p no:logging
 
 $(SANITIZED)/test.stamp: $(SOURCES)
 	test -x $(SANITIZED)/bin/python || $(PYTHON) -m venv $(SANITIZED)

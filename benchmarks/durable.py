@@ -41,9 +41,9 @@ def topic_of(device: int) -> str:
     return f"SRUP/{device:x}"
 
 
-def publish(url: str, keys: int, count: int) -> None:
+def publish(url: str, fleet: int, count: int, keys: int) -> None:
     """Send all messages, as :func:`benchmarks.receive.publish` does, each on its device's topic."""
-    devices = [FIRST + number % keys for number in range(count)]
+    devices = [FIRST + number % fleet for number in range(count)]
     packets = []
     for number, (device, wire) in enumerate(zip(devices, signed_wires(devices, rsa_keys(keys)), strict=True)):
         topic = topic_of(device).encode()
@@ -151,7 +151,7 @@ def measure(way: str, name: str, keys: int, count: int) -> tuple[float, float, f
     """Publish everything and then receive (backlog), or both at the same time (live)."""
     pure = {"SRUP_BACKEND": "python"} if name == "one by one" else {}
     with broker_with_session(keys) as url:
-        publisher = threading.Thread(target=apart, args=(publish, url, keys, count))
+        publisher = threading.Thread(target=apart, args=(publish, url, keys, count, keys))
         publisher.start()
         if way == "backlog":
             publisher.join()

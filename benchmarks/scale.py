@@ -4,22 +4,36 @@ Every size has a process of its own. Messages come from senders all over the rin
 up to some thousands; before every pass the CPU's caches are filled with something else, so that keys come from
 main memory. ``cold`` is a key that has not verified anything yet, ``used`` one that has. All keys are objects with
 memory of their own; where there are more than 1,000 of them, their values repeat.
+
+The second table is about a whole server: a :class:`srup.Server` with an SQLite store whose registered devices are all
+members, restarted, connected to a Mosquitto of our own and subscribed. ``loaded`` is its memory then, ``heard`` after
+each device has sent a value that was made durable and handled; both less what a server with one device takes after
+as many values.
 """
 
 import gc
+import itertools
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
-from srup import KeyRing, backend_info, verify_many
+from srup import KeyRing, PrivateKey, PublicKey, Server, TransportError, backend_info, verify_many
+from srup.records import Changes, PartnerRecord
+from srup.store import SqliteStore
+from srup.transport import LocalBroker, MemoryNetwork, MemoryTransport, MqttTransport
 
+from .durable import FIRST, SERVER, publish
 from .material import public_key, rsa_keys, signed_wires
 from .report import Report, apart, main, memory
 
 BATCH: Final = 256
 MIXER: Final = 7_368_787  # a prime: multiples of it run through all senders, in no order
 FLUSH: Final = 64 << 20
+TIMEOUT: Final = 600.0
 
 
 def flush() -> int:
@@ -63,6 +77,71 @@ def measure(size: int, different: int, messages: int, rounds: int) -> list[float
     return [first * 1e6, min(passes) * 1e6, (cold - before) / size, (used - before) / size]
 
 
+def ring_of(size: int, pems: Sequence[bytes]) -> KeyRing:
+    """Return the keys of devices from FIRST on, as if each had been read from its file."""
+    return KeyRing({FIRST + n: PublicKey.from_pem(pems[(FIRST + n) % len(pems)]) for n in range(size)})
+
+
+def register(path: Path, size: int, pems: Sequence[bytes]) -> None:
+    """Make the store of a server that had so many members when it ended."""
+    store = SqliteStore(path)
+    store.open(SERVER)
+    store.commit(Changes(partners=[PartnerRecord(FIRST + n, True, True, 0, 0, 1) for n in range(size)]))
+    store.close()
+    broker = MemoryTransport(MemoryNetwork(), "server")
+    with Server(SERVER, PrivateKey.generate("ed25519"), devices=ring_of(size, pems), broker=broker, store=path):
+        pass
+
+
+def serve(path: Path, url: str, size: int, values: int, pems: Sequence[bytes]) -> tuple[int, int]:
+    """Return the memory that a server adds to this process, loaded and after so many values of all its devices."""
+    before = memory()
+    transport = MqttTransport(url, "receiver")
+    ring = ring_of(size, pems)
+    server = Server(SERVER, PrivateKey.generate("ed25519"), devices=ring, broker=transport, store=path)
+    connected, heard, numbers = threading.Event(), threading.Event(), itertools.count(1)
+    server.on_link(lambda is_connected, why: connected.set() if is_connected else None)
+    server.on_data("temperature", "double")(lambda *_: heard.set() if next(numbers) == values else None)
+    with server:
+        if not connected.wait(TIMEOUT):
+            raise TimeoutError("the subscriptions do not stand")
+        gc.collect()
+        loaded = memory()
+        apart(publish, url, size, values, len(pems))
+        if not heard.wait(TIMEOUT):
+            raise TimeoutError(f"{next(numbers) - 1} of {values} values were handled")
+        gc.collect()
+        return loaded - before, memory() - before
+
+
+def whole(size: int, values: int, different: int) -> tuple[int, int]:
+    """Measure a server in a process of its own, with a broker and a store of its own."""
+    pems = [public_key(key).to_pem() for key in rsa_keys(different)]
+    with tempfile.TemporaryDirectory() as folder, LocalBroker("mosquitto") as broker:
+        apart(register, Path(folder) / "server.db", size, pems)
+        loaded, heard = apart(serve, Path(folder) / "server.db", broker.url, size, values, pems)
+        return loaded, heard
+
+
+def report_servers(report: Report, sizes: Sequence[int], different: int) -> None:
+    """Add what a whole server takes for each device."""
+    try:
+        LocalBroker("mosquitto")
+        import paho.mqtt.client  # noqa: F401
+    except (TransportError, ImportError) as error:
+        report.note(f"servers are not measured: {error}")
+        return
+    rows: list[list[object]] = []
+    for size in sizes:
+        totals, alone = whole(size, size, different), whole(1, size, different)
+        loaded, heard = ((total - base) / size for total, base in zip(totals, alone, strict=True))
+        rows.append([size, round(loaded), round(heard)])
+        report.ratio(f"memory per device of a server with {size:,}, heard / 2 KiB", heard / 2048, 1.0, at_most=True)
+    report.table(
+        "memory of a server with an SQLite store", ["registered devices", "bytes each, loaded", "bytes, heard"], rows
+    )
+
+
 def run(short: bool) -> Report:
     """Measure every size."""
     sizes = (10, 1000, 10_000) if short else (10, 100, 1000, 10_000, 100_000, 1_000_000)
@@ -85,6 +164,7 @@ def run(short: bool) -> Report:
     times = results[largest][1] / results[smallest][1]
     report.ratio(f"time per message with {largest:,} keys / with {smallest}", times)
     report.ratio(f"bytes per used key of {largest:,} / 1.5 KiB", results[largest][3] / 1536, 1.0, at_most=True)
+    report_servers(report, (10_000,) if short else (10_000, 100_000), different)
     report.note("below 1,000 keys the memory per key is lost in the pages of the process")
     if not backend_info().rsa_kernel:
         report.note(f"without the RSA kernel: {backend_info().rsa_kernel_reason}")

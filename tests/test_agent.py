@@ -880,7 +880,7 @@ def test_t9_nothing_is_lost_while_the_application_is_behind(monkeypatch):
             sender.wait_joined(WAIT)
             for number in range(1000):
                 sender.send("n", number).result(WAIT)
-            wait_until(lambda: len(server._owed) == 50)
+            wait_until(lambda: len(server._owed) >= 50)  # one more if the broker, as Mosquitto 2.0 does, sends on
             go_on.set()
             wait_until(lambda: len(taken) == 1000)
     assert taken == list(range(1000))

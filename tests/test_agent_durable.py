@@ -4,12 +4,25 @@ import hashlib
 
 import pytest
 
-from srup import Data, Device, KeyRing, PolicyError, PrivateKey, Server, Status, StoreError, UnansweredError
-from srup.records import Changes
+from srup import (
+    Data,
+    Device,
+    EncodeError,
+    KeyRing,
+    PolicyError,
+    PrivateKey,
+    Server,
+    Status,
+    StoreError,
+    TransportError,
+    UnansweredError,
+)
+from srup.records import AuditRow, Changes, ExchangeRecord
 from srup.session.base import Place
 from srup.store import MemoryStore
 from srup.transport import MemoryTransport
 from srup.update import UpdateState
+from srup.wire import DATA_RECEIPT
 
 from .fleet import DIGEST, SERVER, URL, Fleet, key_of
 from .syndication_fleet import AWAY, AWAY_ID, HOME, HOME_ID, Federation
@@ -487,6 +500,156 @@ def test_values_go_on_when_the_server_was_restored_from_a_backup(fleet):
     assert heard == [1, 2, 3]
 
 
+@pytest.mark.parametrize("known", [0, 1, 2])
+def test_values_of_a_server_that_was_restored_from_a_backup_are_not_confirmed_untaken(fleet, known):
+    """The backup knows ``known`` of two values that it sent; the device has both, under places that come again."""
+    heard = []
+    fleet.device.on_data("n", "uint8")(lambda server, name, value: heard.append(value))
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.run(fleet.server.send_data(identity, "n", 0, "uint8").done, 60.0)
+    backups = [fleet.stores[SERVER].copy()]
+    for value in (1, 2):
+        sent = fleet.server.send_data(identity, "n", value, "uint8")
+        fleet.server.step()
+        backups.append(fleet.stores[SERVER].copy())  # not confirmed yet
+        fleet.run(sent.done, 60.0)
+    backups[known].adopt()
+    server = fleet.crash_server(store=backups[known])
+    server.start(threads=False)
+    sends = [server.send_data(identity, "n", value, "uint8") for value in (3, 4)]
+    fleet.run(lambda: all(sent.done() for sent in sends), DAY)
+    assert heard == [0, 1, 2, 3, 4]
+
+
+def test_a_restored_server_sends_what_it_had_not_sent_before_what_is_new(fleet):
+    heard = []
+    fleet.device.on_data("n", "uint8")(lambda server, name, value: heard.append(value))
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.run(fleet.server.send_data(identity, "n", 0, "uint8").done, 60.0)
+    fleet.network.cut(f"device-{identity:x}")
+    fleet.server.send_data(identity, "n", 1, "uint8")
+    fleet.server.step()
+    backup = fleet.stores[SERVER].copy()
+    backup.adopt()
+    fleet.network._sessions[f"device-{identity:x}"].backlog.clear()  # it got lost
+    server = fleet.crash_server(store=backup).start(threads=False)
+    sent = server.send_data(identity, "n", 2, "uint8")
+    fleet.network.heal(f"device-{identity:x}")
+    fleet.run(sent.done, DAY)
+    assert heard == [0, 1, 2]
+
+
+def test_a_receipt_of_an_old_place_leaves_the_stream_and_its_places_as_they_are(fleet):
+    heard = []
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    session, identity = fleet.device._session, fleet.device.identity
+    fleet.run(fleet.device.send("n", 1, "uint8").done, 60.0)
+    fleet.run(fleet.device.send("n", 2, "uint8").done, 60.0)
+    places = fleet.server._session._places_in
+    places[identity] = places[identity]._replace(number=1)  # the server was restored from a backup
+    place = session._places_out[SERVER]
+    fleet.clock.now += 2.0
+    sent = fleet.device.send("n", 3, "uint8")
+    fleet.device.step()
+    fleet.server.step()
+    fleet.device.step()
+    assert session._places_out[SERVER] == place._replace(number=3)
+    fleet.server._inbox = type(fleet.server._inbox)()  # what the device said is under way for a while
+    fleet.clock.now += 2.0
+    fleet.server._session._receipts[identity] = None
+    fleet.server.step()
+    fleet.device.step()
+    assert session._places_out[SERVER] == place._replace(number=3)
+    fleet.run(sent.done, 60.0)
+    assert heard == [1, 2, 3]
+
+
+def test_a_clock_that_is_set_back_holds_nothing_back(fleet):
+    heard = []
+    fleet.device.on_data("n", "uint8")(lambda server, name, value: heard.append(value))
+    fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
+    fleet.joined()
+    clock, ahead = fleet.clock, [DAY]
+    fleet.server._clock = lambda: clock.now + ahead[0]
+    fleet.run(fleet.device.send("n", 1, "uint8", lifetime=7 * DAY).done, 60.0)
+    fleet.network.cut(f"device-{fleet.device.identity:x}")
+    down = fleet.server.send_data(fleet.device.identity, "n", 2, "uint8")
+    fleet.server.step()
+    fleet.network._sessions[f"device-{fleet.device.identity:x}"].backlog.clear()  # it got lost
+    ahead[0] = 0.0
+    fleet.network.heal(f"device-{fleet.device.identity:x}")
+    up = fleet.device.send("n", 3, "uint8")
+    fleet.run(lambda: up.done() and down.done(), 60.0)
+    assert sorted(heard) == [1, 2, 3]
+
+
+def test_what_a_handler_asks_for_is_kept_before_its_end_is(fleet):
+    """The handler ends after the inbox was emptied, and before the turn is put together."""
+    heard = []
+    fleet.device.on_data("n", "uint8")(lambda server, name, value: heard.append(value))
+    fleet.joined()
+    server, identity = fleet.server, fleet.device.identity
+    waiting = []
+    server._submit = waiting.extend
+
+    @server.on_data("n", "uint8")
+    def forward(device, name, value):
+        server.send_data(identity, "n", value + 1, "uint8")
+
+    fleet.device.send("n", 1, "uint8")
+    fleet.device.step()
+    server.step()
+    drain = server._drain
+
+    def drain_then_handle(*arguments):
+        done = drain(*arguments)
+        server._run_calls(waiting)
+        return done
+
+    server._drain = drain_then_handle
+    server._advance()  # one turn; then the process ends
+    fleet.crash_server().on_data("n", "uint8")(
+        lambda device, name, value: fleet.server.send_data(identity, "n", value + 1, "uint8")
+    )
+    fleet.server.start(threads=False)
+    fleet.run(lambda: heard, 60.0)
+    assert heard == [2]
+
+
+def test_what_a_handler_asks_for_while_the_server_stops_is_done_after_the_next_start(fleet):
+    heard, done = [], []
+    fleet.device.on_data("n", "uint8")(lambda server, name, value: heard.append(value))
+    fleet.device.on_action(3)(done.append)
+    fleet.joined()
+    server, identity = fleet.server, fleet.device.identity
+    waiting = []
+    server._submit = waiting.extend
+
+    @server.on_data("n", "uint8")
+    def forward(device, name, value):
+        server._stopping.set()  # stop() is called, and waits for this handler
+        server.send_data(identity, "n", value + 1, "uint8")
+        server.action(identity, 3)
+        server.update(identity, URL, DIGEST)
+
+    fleet.device.send("n", 1, "uint8")
+    fleet.device.step()
+    server.step()
+    fleet.network.cut("server")
+    server._run_calls(waiting)
+    server._advance()
+    server._stopping.clear()
+    server.stop(0.0)
+    fleet.network.heal("server")
+    fleet.crash_server().start(threads=False)
+    activated = fleet.tmp_path / f"{identity:x}" / "current"
+    fleet.run(lambda: heard and done and activated.exists(), DAY)
+    assert (heard, done) == ([2], [SERVER])
+
+
 def test_an_old_receipt_does_not_begin_a_new_stream(fleet):
     """Of two receipts that change places the later one counts."""
     heard = []
@@ -704,6 +867,315 @@ def test_a_syndication_survives_its_servers(tmp_path):
         world.answered(ended)
         assert not [fact for fact in stores[HOME].open(HOME).facts if fact.name == "syndication"]
         assert world.faults() == 0
+
+
+# --- audit rows
+
+
+def audited_before(fleet, *times):
+    """Let the server's store have rows of an earlier run."""
+    store = fleet.store(SERVER)
+    store.open(SERVER)
+    store.commit(Changes(audit=[AuditRow(at, 7, 7, 5, b"token", "accepted") for at in times]))
+    store.close()
+
+
+def audited(fleet):
+    return [row.at for row in fleet.store(SERVER).audit()]
+
+
+def test_audit_rows_end_after_their_time(tmp_path):
+    """At the latest an hour later, and nobody has to do anything for it."""
+    fleet = DurableFleet(tmp_path, server_options={"audit_kept": 2 * DAY})
+    began = fleet.clock.now
+    fleet.joined()
+    assert audited(fleet)
+    fleet.clock.now += DAY
+    fleet.device.send("n", 1, "uint8")
+    fleet.settle()
+    assert min(audited(fleet)) == began
+    fleet.run(lambda: fleet.clock.now >= began + 2 * DAY + 3600, 3 * DAY)
+    assert audited(fleet)
+    assert min(audited(fleet)) >= began + DAY
+
+
+def test_a_server_that_was_down_prunes_at_its_start_in_pieces_and_serves_meanwhile(fleet):
+    audited_before(fleet, *(1.0 + number for number in range(20_000)))
+    pieces = []
+    prune = fleet.store(SERVER).prune
+    fleet.store(SERVER).prune = lambda before, limit: pieces.append(prune(before, limit)) or pieces[-1]
+    fleet.joined()
+    assert pieces == [4000]
+    answer = fleet.server.action(fleet.device.identity, 1)
+    fleet.settle()
+    assert answer.result(0) is Status.ACTION_UNKNOWN
+    assert pieces == [4000]
+    fleet.run(lambda: len(pieces) == 6, 60.0)
+    assert pieces == [4000] * 5 + [0]
+    assert min(audited(fleet)) >= fleet.clock.now - 60.0
+    fleet.run(lambda: len(pieces) == 7, 3600.0)
+
+
+def test_audit_rows_that_are_kept_for_good_stay(tmp_path):
+    fleet = DurableFleet(tmp_path, server_options={"audit_kept": None})
+    audited_before(fleet, 1.0)
+    fleet.joined()
+    fleet.clock.now += 1000 * DAY
+    fleet.server.step()
+    assert min(audited(fleet)) == 1.0
+
+
+@pytest.mark.parametrize("error", [StoreError("no"), TypeError("prune() takes 2 arguments")], ids=repr)
+def test_a_store_that_does_not_prune_is_asked_again_later(fleet, error):
+    asked = []
+
+    def refuse(before, limit):
+        asked.append(fleet.clock.now)
+        raise error
+
+    fleet.store(SERVER).prune = refuse
+    fleet.joined()
+    answer = fleet.server.action(fleet.device.identity, 1)
+    fleet.settle()
+    assert answer.result(0) is Status.ACTION_UNKNOWN
+    fleet.run(lambda: len(asked) == 2, 2 * 3600.0)
+    assert asked[1] - asked[0] >= 3600.0
+
+
+@pytest.mark.parametrize("kept", [0, -1, "x", float("nan")])
+def test_a_time_that_is_none_is_refused(tmp_path, kept):
+    with pytest.raises(ValueError, match="audit_kept"):
+        DurableFleet(tmp_path, server_options={"audit_kept": kept})
+
+
+# What a hostile tester found.
+
+
+def pass_time(fleet, seconds):
+    with pytest.raises(TimeoutError):
+        fleet.run(lambda: False, seconds)
+
+
+def collected(agent):
+    taken = []
+    agent.on_data("n", "uint8")(lambda partner, name, value: taken.append(value))
+    return taken
+
+
+@pytest.mark.parametrize("lifetime", [10.0, DAY])
+def test_t2_a_receipt_that_a_broker_held_back_makes_no_value_count_twice(fleet, lifetime):
+    taken = collected(fleet.server)
+    fleet.joined()
+    pass_time(fleet, 3)
+    identity = fleet.device.identity
+    fleet.device.send("n", 1, "uint8", lifetime=lifetime)
+    fleet.device.send("n", 2, "uint8")
+    fleet.device.step()
+    # It says that nothing has come, which is true when it is made, and is heard when it is not.
+    fleet.server._perform(fleet.server._session.receipt(identity, fleet.clock.now, fleet.randbytes(16)))
+    fleet.network.cut(f"device-{identity:x}")
+    fleet.server.step()
+    pass_time(fleet, 20)
+    fleet.network.heal(f"device-{identity:x}")
+    pass_time(fleet, 100)
+    assert taken == [1, 2]
+    sent = fleet.device.send("n", 3, "uint8")
+    fleet.run(sent.done, 60)
+    assert taken == [1, 2, 3]
+
+
+def test_values_of_a_sender_that_goes_on_from_a_backup_are_not_taken_for_repetitions(fleet):
+    taken = collected(fleet.device)
+    fleet.joined()
+    identity = fleet.device.identity
+    for value in (1, 2):
+        fleet.run(fleet.server.send_data(identity, "n", value, "uint8").done, 60)
+    backup = fleet.stores[SERVER].copy()
+    for value in (3, 4, 5):
+        fleet.run(fleet.server.send_data(identity, "n", value, "uint8").done, 60)
+    backup.adopt()
+    server = fleet.crash_server(store=backup).start(threads=False)
+    futures = [server.send_data(identity, "n", value, "uint8") for value in (6, 7)]
+    fleet.run(lambda: all(future.done() for future in futures), DAY)
+    assert taken == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_partner_cannot_name_a_stream_that_leaves_none(fleet):
+    fleet.joined()
+    identity = fleet.device.identity
+    fleet.device._deliver = lambda batch: None
+    future = fleet.server.send_data(identity, "n", 1, "uint8", lifetime=60.0)
+    fleet.settle()
+    data = ((1 << 64) - 1).to_bytes(8, "little") + bytes(8)
+    for send in fleet.device._session.data(SERVER, DATA_RECEIPT, data, fleet.clock.now, fleet.randbytes(16)):
+        fleet.device._publish(send)
+    fleet.run(future.done, 120)
+    assert isinstance(future.exception(0), UnansweredError)
+    assert fleet.errors(fleet.server) == ["PolicyError"]
+    assert fleet.faults() == 0
+
+
+def test_values_go_on_when_other_requests_have_made_room(fleet):
+    taken = collected(fleet.device)
+    fleet.joined()
+    for _ in range(256):
+        fleet.server.action(fleet.device.identity, 1)
+    sent = fleet.server.send_data(fleet.device.identity, "n", 1, "uint8")
+    fleet.run(sent.done, 10)
+    assert taken == [1]
+
+
+def test_a_value_that_no_message_can_hold_is_refused_and_holds_up_no_other(fleet):
+    taken = collected(fleet.server)
+    fleet.joined()
+    refused = fleet.device.send("n", bytes(70_000))
+    sent = fleet.device.send("n", 1, "uint8")
+    fleet.run(sent.done, 10)
+    assert isinstance(refused.exception(0), EncodeError)
+    assert taken == [1]
+    assert fleet.faults() == 0
+
+
+def test_a_value_that_waits_ends_when_its_sender_stops_and_is_sent_after_the_restart(fleet):
+    fleet.server.start(threads=False)
+    waiting = fleet.server.send_data(fleet.device.identity, "n", 1, "uint8")
+    fleet.server.step()
+    fleet.server.stop()
+    assert isinstance(waiting.exception(0), TransportError)
+    taken = collected(fleet.device)
+    fleet.crash_server()
+    fleet.joined()
+    fleet.settle()
+    assert taken == [1]
+
+
+def test_a_value_for_a_device_that_is_revoked_ends_and_never_reaches_its_successor(fleet):
+    taken = collected(fleet.device)
+    fleet.server.start(threads=False)
+    identity = fleet.device.identity
+    waiting = fleet.server.send_data(identity, "n", 1, "uint8")
+    fleet.server.step()
+    fleet.server.revoke(identity)
+    fleet.server.step()
+    assert isinstance(waiting.exception(0), PolicyError)
+    assert not list(fleet.stores[SERVER].open(SERVER).outbox)
+    fleet.device._key = PrivateKey.generate("ed25519")
+    fleet.server.devices.add(identity, fleet.device._key.public_key)
+    fleet.device.start(threads=False)
+    fleet.settle()
+    assert fleet.all_joined()
+    assert taken == []
+
+
+@pytest.mark.parametrize("kind", ["transport", "state"])
+def test_a_start_that_fails_half_way_lets_go_of_the_store(fleet, tmp_path, kind):
+    path = tmp_path / "device.db"
+
+    class Failing(MemoryTransport):
+        def start(self, *arguments):
+            raise TransportError("the certificate cannot be read")
+
+    fleet.add(0xD1, store=str(path))
+    fleet.devices[0xD1].start(threads=False)
+    fleet.devices[0xD1].stop()
+    broker = Failing(fleet.network, "failing") if kind == "transport" else MemoryTransport(fleet.network, "new")
+    device = fleet.add(0xD1, store=str(path), broker=broker)
+    if kind == "state":
+        device._session.restore = lambda *_: (_ for _ in ()).throw(StoreError("of a newer version"))
+    with pytest.raises((TransportError, StoreError), match=r"certificate|newer"):
+        device.start(threads=False)
+    with pytest.raises(TransportError, match="make a new one"):
+        device.start(threads=False)
+    fleet.add(0xD1, store=str(path)).start(threads=False).stop()
+
+
+def test_outcomes_are_told_of_what_was_asked_before_the_start_and_by_the_application(fleet):
+    told = []
+    fleet.device.on_outcome(told.append)
+    fleet.server.on_outcome(told.append)
+    fleet.device.start(threads=False)
+    pass_time(fleet, 1000)  # joins that nobody answers
+    fleet.server.start(threads=False)
+    fleet.run(fleet.all_joined, DAY)
+    fleet.server.terminate(fleet.device.identity)
+    fleet.settle()
+    assert not fleet.device.joined
+    assert told == []
+
+
+def test_what_changes_in_a_ring_is_kept_by_all_servers_that_share_it(fleet):
+    fleet.joined()
+    other = Server(
+        0x77,
+        key_of(0x77),
+        devices=fleet.ring,
+        broker=MemoryTransport(fleet.network, "other"),
+        clock=fleet.clock,
+        entropy=fleet.randbytes,
+        store=MemoryStore(),
+    )
+    other.start(threads=False)
+    fleet.server.revoke(fleet.device.identity)
+    fleet.settle()
+    other.stop()
+    fleet.ring.add(0xDD, key_of(0xDD).public_key)
+    server = fleet.crash_server().start(threads=False)
+    assert set(server.devices) == {0xDD}
+    assert server.devices.barred == {key_of(fleet.device.identity).public_key.signing_fingerprint}
+
+
+@pytest.mark.parametrize("failures", range(3))
+def test_a_deregistration_happens_with_its_answer_whatever_the_store_does(fleet, failures):
+    gone = []
+    fleet.server.on_deregistered(gone.append)
+    fleet.joined()
+    identity = fleet.device.identity
+    done = fleet.device.deregister()
+    fleet.device.step()
+    fleet.stores[SERVER].failures = failures
+    for _ in range(failures + 2):
+        fleet.settle()
+    assert done.exception(0) is None
+    assert gone == [identity]
+    assert identity not in fleet.crash_server(devices=KeyRing()).start(threads=False).devices
+    assert fleet.faults() == 0
+
+
+def test_a_deregistration_that_was_not_made_durable_has_not_happened(fleet):
+    gone = []
+    fleet.joined()
+    fleet.device.deregister()
+    fleet.device.step()
+    fleet.stores[SERVER].failures = 99
+    fleet.server.step()
+    fleet.stores[SERVER].failures = 0
+    identity = fleet.device.identity
+    fleet.crash_server().on_deregistered(gone.append)
+    fleet.server.start(threads=False)
+    assert identity in fleet.server.devices
+    fleet.settle()
+    assert gone == [identity]
+    assert identity not in fleet.server.devices
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"d":{"state":"ActionState.ASKED","colour":3}}',
+        '{"d":{"state":{"t":["a"]}}}',
+        '{"d":{"state":"ActionState.DREAMING"}}',
+        '"x"',
+        "[]",
+        "3",
+        "{}",
+    ],
+)
+def test_an_exchange_that_this_version_cannot_have_written_is_refused_at_the_start(fleet, body):
+    fleet.joined()
+    record = ExchangeRecord(fleet.device.identity, b"token", 1e12, body)
+    fleet.stores[SERVER].commit(Changes(exchanges=[record]))
+    with pytest.raises(StoreError, match="exchange"):
+        fleet.crash_server().start(threads=False)
 
 
 # Found by the simulator.

@@ -627,3 +627,11 @@ def test_a_join_does_not_wait_for_an_observer_that_is_gone(tmp_path, way):
             device.wait_joined(0)
         assert AWAY not in fleet.server.members or way == "another key"
         assert (len(looks), fleet.faults()) == (1, 0)
+
+
+def test_a_command_to_join_that_reaches_a_member_is_answered(tmp_path):
+    with Fleet(tmp_path).joined() as fleet:
+        answer = fleet.server.command_join(fleet.device.identity)
+        fleet.settle()
+        assert answer.result(0) is Status.JOIN_SUCCESS
+        assert fleet.all_joined()

@@ -12,6 +12,7 @@ from .fleet import SERVER, key_of, wait_until
 
 pytest.importorskip("redis")
 
+from srup.agent.turn import Call
 from srup.agent.worker import Worker
 from srup.store import RedisStore
 from srup.store.partition import partition_of
@@ -138,3 +139,36 @@ def test_one_thread_calls_all_handlers(site):
     wait_until(lambda: sum(server.counts["verified"] for server in worker.servers.values()) >= 2 * len(DEVICES))
     wait_until(lambda: threads)
     assert len(threads) == 1
+
+
+def test_no_handler_is_called_under_a_lease_that_is_over(site):
+    """The thread of the turns may not have noticed: the process was stopped, say."""
+    worker = site.worker()
+    wait_until(lambda: site.served(worker), "one worker serves everything")
+    server = next(iter(worker.servers.values()))
+    called = []
+    server._run_calls([Call(lambda: called.append(1))])
+    server.lease.end()
+    server._run_calls([Call(lambda: called.append(2))])
+    assert called == [1]
+
+
+def test_a_partition_whose_turn_fails_begins_anew_and_the_others_go_on(site):
+    worker = site.worker()
+    wait_until(lambda: site.served(worker), "one worker serves everything")
+    for device in site.devices.values():
+        device.start()
+    wait_until(site.all_joined, "all have joined")
+    partition = partition_of(DEVICES[0], PARTITIONS)
+    server = worker.servers[partition]
+
+    def fault():
+        raise RuntimeError("half of the turn is done")
+
+    server._tick = fault
+    site.send(0)
+    wait_until(lambda: site.has(1), "all values are there")
+    wait_until(lambda: site.served(worker), "everything is served")
+    assert worker.alive
+    assert worker.servers[partition] is not server
+    assert site.heard == {device: [0] for device in DEVICES}

@@ -21,7 +21,7 @@ T13  envelope abuse                  here
 T14  registration squatting          test_keyex_attacks.py
 T15  key service impersonation       test_attacks_rotation.py, test_keyex_attacks.py
 T16  syndication abuse               test_attacks_syndication.py
-T17  log injection, secrets in logs  here; test_agent.py, test_keyex_service.py
+T17  log injection, secrets in logs  here; test_agent.py, test_cli_logs.py, test_keyex_service.py
 T18  broker impersonation            here; test_keyex_broker.py
 """
 

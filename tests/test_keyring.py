@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import x25519
 from srup.errors import InvalidKeyError, PolicyError
 from srup.keyring import KeyRing
 from srup.keys import PublicKey
+from srup.records import KeyRecord
 
 NOW = 1_800_000_000.0
 
@@ -271,3 +272,12 @@ def test_it_is_pickled_without_its_lock(keys):
     assert (dict(again), again.retiring(1, NOW - 1), again.barred) == (dict(ring), keys[0], ring.barred)
     again.remove(1)
     assert 1 in ring
+
+
+def test_a_revoked_key_that_still_stands_in_the_folder_does_not_hide_its_successor(keys):
+    """The store has the new one."""
+    old, new = keys[:2]
+    records = [KeyRecord(1, new.to_pem())]
+    ring = KeyRing({1: old})
+    assert ring.keep(records, [old.signing_fingerprint], lambda changes: None) == frozenset()
+    assert dict(ring) == {1: new}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,12 +12,18 @@ import pytest
 
 import srup
 from srup.demo.host import FirmwareHost
-from srup.transport import LocalBroker
+from srup.transport import LocalBroker, MemoryNetwork, MemoryTransport
 
+from .fleet import WAIT
 from .pseudoterminal import Program
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-SERVER, DEVICE, PARTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SERVER, DEVICE, PARTS, DURABLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"^\$ srup (.*)$", README.replace("\\\n", ""), re.MULTILINE)
+APPLICATION = """
+def setup(server):
+    server.on_joined(lambda device: print(f"{device:x} has joined", flush=True))
+"""
 IMAGE = bytes(range(256)) * 400
 
 
@@ -30,10 +37,7 @@ def processes() -> Iterator[list["subprocess.Popen[str]"]]:
 
 
 def test_device_and_server_in_ten_lines_each(tmp_path: Path, processes: list["subprocess.Popen[str]"]) -> None:
-    keygen = re.search(r"```console\n(\$ srup keygen.*?)```", README, re.DOTALL)
-    assert keygen is not None
-    for line in keygen[1].replace("$ srup", f"{sys.executable} -m srup").replace("$ ", "").splitlines():
-        subprocess.run(line, shell=True, cwd=tmp_path, check=True, capture_output=True)
+    make_keys(tmp_path)
     (tmp_path / "firmware.bin").write_bytes(IMAGE)
     digest = srup.file_digest(tmp_path / "firmware.bin")
     with LocalBroker() as broker, FirmwareHost(IMAGE, tmp_path) as host:
@@ -53,11 +57,8 @@ def test_device_and_server_in_ten_lines_each(tmp_path: Path, processes: list["su
 
 
 def test_a_device_is_joined_by_hand(tmp_path: Path) -> None:
-    keygen = re.search(r"```console\n(\$ srup keygen.*?)```", README, re.DOTALL)
-    assert keygen is not None
-    for line in keygen[1].replace("$ srup", f"{sys.executable} -m srup").replace("$ ", "").splitlines():
-        subprocess.run(line, shell=True, cwd=tmp_path, check=True, capture_output=True)
-    commands = re.findall(r"^\$ srup ((?:server|device) .*)$", README, re.MULTILINE)
+    make_keys(tmp_path)
+    commands = [command for command in COMMANDS if re.match("(server|device) .*--(admission|join) human", command)]
     with LocalBroker() as broker:
         ours, theirs = (command.replace("mqtt://localhost:1883", broker.url).split() for command in commands)
         with Program(ours, folder=tmp_path) as server:
@@ -69,6 +70,61 @@ def test_a_device_is_joined_by_hand(tmp_path: Path) -> None:
                 server.type("a\r")
                 device.expect("joined server 5e")
                 assert (server.end(), device.end()) == (0, 0)
+
+
+def make_keys(folder: Path) -> None:
+    keygen = re.search(r"```console\n(\$ srup keygen.*?)```", README, re.DOTALL)
+    assert keygen is not None
+    for line in keygen[1].replace("$ srup", f"{sys.executable} -m srup").replace("$ ", "").splitlines():
+        subprocess.run(line, shell=True, cwd=folder, check=True, capture_output=True)
+
+
+def test_a_server_with_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = srup.PrivateKey.generate("ed25519")
+    names = {"srup": srup, "key": key, "ring": srup.KeyRing(), "url": MemoryTransport(MemoryNetwork(), "server")}
+    monkeypatch.chdir(tmp_path)
+    exec(DURABLE, names)
+    server = names["server"]
+    assert isinstance(server, srup.Server)
+    server.start()
+    server.stop()
+    assert (tmp_path / "server.db").exists()
+
+
+def test_workers_share_the_devices(tmp_path: Path, processes: list["subprocess.Popen[str]"]) -> None:
+    pytest.importorskip("redis")
+    from .redis_server import redis_server
+
+    make_keys(tmp_path)
+    (tmp_path / "myapp.py").write_text(APPLICATION)
+    create, serve = (command for command in COMMANDS if "redis://" in command)
+    with LocalBroker() as broker, redis_server(tmp_path / "redis") as redis:
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        run = {"cwd": tmp_path, "env": environment, "text": True}
+        for command in (create, serve):
+            command = command.replace("mqtt://localhost:1883", broker.url).replace(
+                "redis://localhost:6379/0", redis.url
+            )
+            line = [sys.executable, "-m", "srup", *command.split()]
+            if command.startswith("store"):
+                subprocess.run(line, check=True, capture_output=True, **run)  # type: ignore[call-overload]
+            else:
+                processes.append(subprocess.Popen(line, stdout=subprocess.PIPE, **run))  # type: ignore[call-overload]
+        device = srup.Device(
+            0xD1,
+            srup.PrivateKey.load(tmp_path / "device.pem"),
+            server=0x5E,
+            server_key=srup.PublicKey.load(tmp_path / "server.pem.pub"),
+            broker=broker.url,
+            firmware=tmp_path / "firmware",
+        )
+        with device:
+            device.wait_joined(WAIT)
+            [workers] = processes
+            assert workers.stdout is not None
+            assert workers.stdout.readline() == "d1 has joined\n"
+        workers.terminate()
+        assert workers.wait(WAIT) == 128 + signal.SIGTERM
 
 
 def test_both_are_about_ten_lines() -> None:

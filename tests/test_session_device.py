@@ -166,6 +166,7 @@ def test_a_repeated_order_is_answered_with_a_failure_when_we_come_back():
     [initiate] = sends(pair.server.update(DEVICE, URL, DIGEST, T0, nonce()))
     pair.device.receive(initiate, T0, nonce())
     pair.device.resign(SERVER, T0, nonce())  # which gets lost
+    pair.now += 10.0  # what was just sent is not sent again
     [changed] = events(pair.join(), UpdateChanged)  # the order comes again as soon as we are back
     assert (changed.state, changed.status) == (UpdateState.FAILED, Status.UPDATE_FAIL_FILE)
 
@@ -175,6 +176,7 @@ def test_a_repeated_action_is_not_done_when_we_come_back():
     [action] = sends(pair.server.action(DEVICE, 7, T0, nonce()))
     pair.device.receive(action, T0, nonce())
     pair.device.resign(SERVER, T0, nonce())  # which gets lost
+    pair.now += 10.0
     with pytest.raises(PolicyError, match="no answer to repeat"):
         pair.join()  # it comes again as soon as we are back
     assert pair.device.is_member(SERVER)

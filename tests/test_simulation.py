@@ -27,7 +27,7 @@ from srup.simulation.keychain import key_of
 from srup.simulation.schedule import ACTS
 
 SEEDS = range(16)
-BOUND = 40
+BOUND = 50
 """Within how many seeds each missing guard is found."""
 
 
@@ -43,7 +43,15 @@ def test_nothing_happens_that_must_not(seed, durable):
     assert report.passed, "\n".join([*report.trace[-40:], *map(str, report.violations), replay_command(report)])
 
 
-@pytest.mark.parametrize("options", [Options(scheme="rsa2048"), Options(devices=12, steps=300), Options(attack=False), Options(devices=12, steps=300, durable=True)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(scheme="rsa2048"),
+        Options(devices=12, steps=300),
+        Options(attack=False),
+        Options(devices=12, steps=300, durable=True),
+    ],
+)
 def test_nor_in_other_worlds(options):
     report = run("another", options)
     assert report.passed, report.violations
@@ -58,7 +66,17 @@ def test_the_runs_are_not_idle():
     for error in ("ReplayError", "PolicyError", "SignatureError", "UnknownSenderError", "DecodeError"):
         assert counts[error] >= 10
     assert [name for name in ACTS if not counts[f"act {name}"]] == []
-    for what in ("dies", "turns from", "stores a new key", "is cut", "part for good", "revokes", "about", "altered", "is full"):
+    for what in (
+        "dies",
+        "turns from",
+        "stores a new key",
+        "is cut",
+        "part for good",
+        "revokes",
+        "about",
+        "altered",
+        "is full",
+    ):
         assert what in acts
 
 

@@ -414,7 +414,10 @@ def test_audit_rows_may_be_added_while_others_are_read(kept):
 def test_pruning(kept):
     kept.commit(audit=[row(float(at)) for at in range(25_000)])
     assert kept.store.prune(0.0) == 0
-    assert kept.store.prune(24_990.0) == 24_990
+    assert kept.store.prune(24_990.0, 0) == 0
+    assert kept.store.prune(24_990.0, 12_345) == 12_345
+    assert next(kept.store.audit()).at == 12_345.0
+    assert kept.store.prune(24_990.0, 20_000) == 24_990 - 12_345
     assert kept.store.prune(24_990.0) == 0
     kept.state()
     assert [each.at for each in kept.store.audit()] == [24_990.0 + at for at in range(10)]

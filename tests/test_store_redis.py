@@ -719,6 +719,14 @@ def test_redis_goes_and_comes_back(own_server):
     assert site.leases.step().error is None
 
 
+def test_an_adoption_that_has_a_name_is_gone_through_once(own_server):
+    site = Site(own_server)
+    for name, due in (("first", True), ("first", False), ("second", True), ("second", False)):
+        store = RedisStore(site.held[0], adopt=name)
+        assert store.open(site.owner).adopted is due
+        store.commit(Changes(partners=[window(1, 5)]))
+
+
 def test_memory_is_full(own_server):
     site = Site(own_server)
     store = site.store()

@@ -185,3 +185,25 @@ def test_what_is_no_version_is_a_field_that_nobody_knows(field):
 def test_two_versions_are_none():
     with pytest.raises(PolicyError, match="several versions"):
         parse(bind(1, 2, 3, NONCE, 7) + b":v8")
+
+
+@pytest.mark.parametrize("after", [0, 3, 6, None])
+def test_a_place_says_whom_it_may_follow(after):
+    token = bind(1, 2, 3, bytes(16), place=(5, 7), after=after)
+    bound = parse(token)
+    assert bound.receipt
+    assert bound.place == (5, 7)
+    assert bound.after == (6 if after is None else after)
+    assert token.endswith(b":r5.7" if after in (None, 6) else b":r5.7.%d" % after)
+
+
+@pytest.mark.parametrize("place", [b"5.7.7", b"5.7.8", b"5.7.18446744073709551616"])
+def test_a_place_follows_only_what_is_before_it(place):
+    with pytest.raises(PolicyError):
+        parse(bind(1, 2, 3, bytes(16)) + b":r" + place)
+
+
+@pytest.mark.parametrize("place", [b"5.7.", b"5.7.01", b"5.7.-1", b"5.7.1.1"])
+def test_what_looks_like_a_place_and_is_none_is_ignored(place):
+    bound = parse(bind(1, 2, 3, bytes(16)) + b":r" + place)
+    assert bound.place is None

@@ -34,6 +34,8 @@ def reactor():
     yield reactor
     reactor.stop(0.0)
     assert len(reactor) == 0
+    for thread in network_threads():  # it may have been the last member's callback that stopped the reactor
+        thread.join(PATIENCE)
     assert not network_threads()
 
 

@@ -79,6 +79,7 @@ if TYPE_CHECKING:
         UpdateOrder,
         Vitals,
     )
+    from .agent.orders import OrderReport, Orders, PostedOrder
     from .agent.worker import Worker
     from .fetch import FetchPolicy, file_digest
     from .store import MemoryStore, RedisStore, SqliteStore
@@ -98,6 +99,9 @@ _AT_FIRST_USE = {
     "SyndicationServer": "agent",
     "UpdateOrder": "agent",
     "Vitals": "agent",
+    "OrderReport": "agent.orders",
+    "Orders": "agent.orders",
+    "PostedOrder": "agent.orders",
     "RedisStore": "store",
     "Worker": "agent.worker",
     "FetchPolicy": "fetch",
@@ -151,10 +155,13 @@ __all__ = [
     "ObservationRequest",
     "ObservedJoinRequest",
     "ObservedJoinResponse",
+    "OrderReport",
+    "Orders",
     "Outcome",
     "PendingJoin",
     "Policy",
     "PolicyError",
+    "PostedOrder",
     "PrivateKey",
     "PublicKey",
     "RedisStore",

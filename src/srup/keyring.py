@@ -14,7 +14,7 @@ from .records import Changes, KeyRecord
 __all__ = ["KeyRing"]
 
 _IDENTITY: Final = re.compile("[0-9a-fA-F]{1,16}")
-_CHUNK: Final = 10_000  # keys that are written to a store at a time
+_CHUNK: Final = 1_000  # keys that are written to a store at a time
 _FINGERPRINT: Final = re.compile("[0-9a-f]{64}")
 
 
@@ -34,7 +34,7 @@ class KeyRing(Mapping[int, PublicKey]):
         self._pins: dict[int, PublicKey] = {}  # of those that were rotated
         self._barred: set[str] = set()
         self._withdrawn = 0
-        self._save: Callable[[Changes], object] | None = None
+        self._saves: tuple[Callable[[Changes], object], ...] = ()  # one of each agent that has a store
         for identity, key in (keys or {}).items():
             self.add(identity, key)
 
@@ -63,14 +63,14 @@ class KeyRing(Mapping[int, PublicKey]):
             if known is not None and known != key:
                 raise PolicyError(f"another key is registered for {identity:x}; replace() changes it")
             if known is None:
-                self._make_durable(KeyRecord(identity, key.to_pem()) if self._save else None)
+                self._make_durable(KeyRecord(identity, key.to_pem()) if self._saves else None)
             self._keys.setdefault(identity, key)
 
     def replace(self, identity: int, key: PublicKey) -> None:
         """Register a key in the place of whatever was registered. PolicyError for a barred one."""
         with self.lock:
             identity = self._admitted(identity, key)
-            self._make_durable(KeyRecord(identity, key.to_pem()) if self._save else None)
+            self._make_durable(KeyRecord(identity, key.to_pem()) if self._saves else None)
             self._withdraw(identity, key)
 
     def remove(self, identity: int) -> None:
@@ -90,7 +90,7 @@ class KeyRing(Mapping[int, PublicKey]):
             if before is None:
                 raise PolicyError(f"no key is registered for {identity:x} that could have a successor; add() it")
             if before != key:
-                if self._save:
+                if self._saves:
                     pin = self._pins.get(identity, before)
                     self._make_durable(KeyRecord(identity, key.to_pem(), before.to_pem(), until, pin.to_pem()))
                 self._pins.setdefault(identity, before)
@@ -161,20 +161,23 @@ class KeyRing(Mapping[int, PublicKey]):
         """
         with self.lock:
             self._barred.update(barred)
-            replaced = frozenset(record.identity for record in records if self._recall(record))
-            stored = {record.identity for record in records} - replaced
             for identity in [identity for identity, key in self._keys.items() if self.bars(key)]:
-                self._withdraw(identity)
-            new = [KeyRecord(each, key.to_pem()) for each, key in self._keys.items() if each not in stored]
+                self._withdraw(identity)  # or it would pass for the successor of what the store has
+            stored: set[int] = set()
+            replaced: set[int] = set()
+            for record in records:
+                (replaced if self._recall(record) else stored).add(record.identity)
+            new = [identity for identity in self._keys if identity not in stored]
             for start in range(0, len(new), _CHUNK):
-                save(Changes(keys=new[start : start + _CHUNK]))
-            self._save = save
-            return replaced
+                chunk = new[start : start + _CHUNK]
+                save(Changes(keys=[KeyRecord(each, self._keys[each].to_pem()) for each in chunk]))
+            self._saves += (save,)
+            return frozenset(replaced)
 
-    def release(self) -> None:
-        """Keep changes in memory only, from now on."""
+    def release(self, save: Callable[[Changes], object]) -> None:
+        """Call ``save`` no more; what it has saved stays. What :meth:`keep` was not given is no error."""
         with self.lock:
-            self._save = None
+            self._saves = tuple(other for other in self._saves if other != save)
 
     def _recall(self, record: KeyRecord) -> bool:
         """Take over one record; tell whether the ring has a key that did not come from that one."""
@@ -199,8 +202,8 @@ class KeyRing(Mapping[int, PublicKey]):
         return False
 
     def _make_durable(self, record: KeyRecord | None, barred: Iterable[str] = ()) -> None:
-        if self._save is not None:
-            self._save(Changes(keys=[] if record is None else [record], barred=list(barred)))
+        for save in self._saves:
+            save(Changes(keys=[] if record is None else [record], barred=list(barred)))
 
     def _admitted(self, identity: int, key: PublicKey) -> int:
         """Return the identity; raise InvalidKeyError or PolicyError when this cannot be its key."""
@@ -234,7 +237,7 @@ class KeyRing(Mapping[int, PublicKey]):
 
     def __getstate__(self) -> dict[str, Any]:
         with self.lock:
-            return {name: value for name, value in vars(self).items() if name != "lock"} | {"_save": None}
+            return {name: value for name, value in vars(self).items() if name != "lock"} | {"_saves": ()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, lock=RLock())

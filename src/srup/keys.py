@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from sys import intern
 from tempfile import NamedTemporaryFile
 from typing import Any, Final, NamedTuple, Self
 
@@ -73,7 +74,7 @@ def _scheme_of(public: object, minimum_rsa_bits: int, minimum_rsa_exponent: int)
                     f"RSA key with exponent {exponent}: odd ones from {minimum_rsa_exponent} are accepted "
                     "(minimum_rsa_exponent lowers the bar)"
                 )
-            return f"rsa{bits}", "rsa"
+            return intern(f"rsa{bits}"), "rsa"  # one string for all keys of a fleet
         case ec.EllipticCurvePublicKey(curve=ec.SECP256R1()):
             return "p256", "ecdsa"
         case ed25519.Ed25519PublicKey():

@@ -17,6 +17,7 @@ __all__ = [
     "KeyRecord",
     "OutboxEntry",
     "PartnerRecord",
+    "ReportRecord",
     "State",
 ]
 
@@ -93,6 +94,18 @@ class AuditRow(NamedTuple):
     outcome: str  # "accepted", or why it had no effect
 
 
+class ReportRecord(NamedTuple):
+    """What an order of a mailbox has come to; for stores that have one (srup.store.mailbox). ``body`` is opaque.
+
+    Its first report takes an order out of the mailbox. An empty ``order`` only does that: nobody can ask for it.
+    """
+
+    order: bytes  # its id, 16 bytes
+    entry: bytes  # its place in the mailbox; empty when it is out of it already
+    body: bytes
+    kept: float  # so many seconds from now somebody may ask
+
+
 @dataclass(slots=True)
 class Changes:
     """What one step changes; a store takes all of it or nothing."""
@@ -109,6 +122,7 @@ class Changes:
     barred: list[str] = field(default_factory=list)  # fingerprints of keys that must never count again
     facts: list[Fact] = field(default_factory=list)
     audit: list[AuditRow] = field(default_factory=list)
+    reports: list[ReportRecord] = field(default_factory=list)  # what became of orders, of one order in this order
 
     def __bool__(self) -> bool:
         return any(getattr(self, each.name) for each in fields(self))

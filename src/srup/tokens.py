@@ -9,10 +9,10 @@ leading zeros. Without the sender, somebody else could ask under a token that he
 him would pass for the answer to its maker. ``expiry`` is the last second at which the message may take effect, in
 decimal Unix time, ``nonce`` 22 characters of base64url (128 random bits). More fields may follow, each after a colon.
 In an update order ``v<number>`` is the version of the firmware in decimal (T12). ``r`` asks for a receipt, and in a
-value ``r<stream>.<number>`` says besides which place it has among those of its sender (docs/extensions.md, "Receipts").
-A reader ignores fields that it does not know. The whole is ASCII without spaces, so a deployed peer takes it for an
-opaque text and repeats it in its answer. A token that begins with ``srup5:`` and does not have this form is malformed:
-it is refused, not taken for opaque.
+value ``r<stream>.<number>`` says besides which place it has among those of its sender; a third number, ``.<after>``,
+that it may follow any from that one on (docs/extensions.md, "Receipts"). A reader ignores fields that it does not
+know. The whole is ASCII without spaces, so a deployed peer takes it for an opaque text and repeats it in its answer. A
+token that begins with ``srup5:`` and does not have this form is malformed: it is refused, not taken for opaque.
 """
 
 import re
@@ -32,7 +32,7 @@ MAX_VERSION: Final = 10**18 - 1
 _NEVER: Final = 10**18  # the first expiry that has too many digits
 _PREFIX: Final = b"srup5:"
 _VERSION: Final = re.compile(rb":v(0|[1-9][0-9]{0,17})(?=:|\Z)")
-_RECEIPT: Final = re.compile(rb":r(?:([1-9][0-9]{0,19})\.([1-9][0-9]{0,19}))?(?=:|\Z)")
+_RECEIPT: Final = re.compile(rb":r(?:([1-9][0-9]{0,19})\.([1-9][0-9]{0,19})(?:\.(0|[1-9][0-9]{0,19}))?)?(?=:|\Z)")
 _FORM: Final = re.compile(
     rb"srup5:(0|[1-9a-f][0-9a-f]{0,15}):(0|[1-9a-f][0-9a-f]{0,15}):(0|[1-9][0-9]{0,17}):([A-Za-z0-9_-]{22})"
     rb"(?::[!-9;-~]*)*"
@@ -43,7 +43,8 @@ class BoundToken(NamedTuple):
     """What a bound token says; ``expiry`` in seconds of Unix time, ``version`` that of the firmware of an order.
 
     ``receipt`` says that the sender wants to know what is there for good; ``place`` is the stream and the number in it
-    of a value that must neither get lost nor change places with others.
+    of a value that must neither get lost nor change places with others. It follows the numbers from ``after`` on, which
+    is the one before its own if the token does not say otherwise.
     """
 
     sender: int
@@ -53,6 +54,7 @@ class BoundToken(NamedTuple):
     version: int | None = None
     receipt: bool = False
     place: tuple[int, int] | None = None
+    after: int = 0
 
 
 def bind(
@@ -63,6 +65,7 @@ def bind(
     version: int | None = None,
     receipt: bool = False,
     place: tuple[int, int] | None = None,
+    after: int | None = None,
 ) -> bytes:
     """Return a new token of ``sender`` for ``recipient``, good until ``expiry`` (Unix seconds, rounded down).
 
@@ -81,6 +84,8 @@ def bind(
     named = b"" if version is None else b":v%d" % version
     if place is not None:
         named += b":r%d.%d" % place
+        if after is not None and after != place[1] - 1:
+            named += b".%d" % after
     elif receipt:
         named += b":r"
     return b"%s%x:%x:%d:%s%s" % (_PREFIX, sender, recipient, max(0, int(expiry)), text, named)
@@ -101,7 +106,12 @@ def parse(token: bytes) -> BoundToken | None:
         raise PolicyError(f"a bound token with several versions {token[:80]!r}")
     version = int(versions[0]) if versions else None
     receipts = _RECEIPT.findall(token, form.end(4))
-    if len(receipts) > 1 or any(int(number or 0) >= 1 << 64 for place in receipts for number in place):
+    numbers = [int(number or 0) for place in receipts for number in place]
+    backwards = bool(receipts) and receipts[0][2] != b"" and numbers[2] >= numbers[1]
+    if len(receipts) > 1 or any(number >= 1 << 64 for number in numbers) or backwards:
         raise PolicyError(f"a bound token that asks for several receipts, or for none that there is {token[:80]!r}")
-    place = (int(receipts[0][0]), int(receipts[0][1])) if receipts and receipts[0][0] else None
-    return BoundToken(int(sender, 16), int(recipient, 16), int(expiry), nonce, version, bool(receipts), place)
+    place, after = None, 0
+    if receipts and receipts[0][0]:
+        place = numbers[0], numbers[1]
+        after = numbers[2] if receipts[0][2] else numbers[1] - 1
+    return BoundToken(int(sender, 16), int(recipient, 16), int(expiry), nonce, version, bool(receipts), place, after)

@@ -79,6 +79,11 @@ _JOIN_REQUESTS: Final = (JoinRequest, HumanJoinRequest, ObservedJoinRequest)
 _IDLE: Final = 3600.0  # the longest sleep when no deadline is near, in seconds
 _BATCH: Final = 256  # messages that are verified together at most
 _TURN: Final = 1024  # things that are done in one turn, and made durable in one commit, at most
+_AUDIT_KEPT: Final = 30 * 86400.0  # how long audit rows are kept in seconds, if nobody says otherwise
+_AUDIT_LOOK: Final = 3600.0  # seconds until it is looked again which rows are too old
+_AUDIT_PIECE: Final = 4000  # rows that are deleted between two turns, at most
+_AUDIT_PAUSE: Final = 0.1  # seconds from one piece to the next, at least
+_AUDIT_SHARE: Final = 0.1  # of an agent's time may go into that
 _STORE_PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to write to a store that refuses
 _MAX_WAITING: Final = 10_000  # messages and handlers that wait at most; a broker keeps what does not get in
 _HELD_FROM: Final = 5_000  # handlers that wait: from then on nothing is settled, so that the broker sends no more
@@ -201,8 +206,11 @@ class Agent:
         entropy: Callable[[int], bytes],
         threads: int = 1,
         store: Store | str | os.PathLike[str] | None = None,
+        audit_kept: float | None = _AUDIT_KEPT,
     ) -> None:
         check_type(key, PrivateKey, "key")
+        if audit_kept is not None:
+            check_seconds(audit_kept, "audit_kept")
         if type(threads) is not int or threads < 1:
             raise ValueError(f"threads must be an int of at least 1, not {threads!r}")
         self.identity = session.identity
@@ -226,9 +234,12 @@ class Agent:
         self._turn = Turn()
         self._taking: int | None = None  # the thread that is taking a turn now
         self._unsaved = False  # the turn is over, and the store has not taken it yet
+        self._audit_kept = audit_kept
+        self._audit_due: float | None = None  # when rows may be too old; None for never
         self.store_error: str | None = None  # why the store refuses to write, while it does
         self._number = 0  # of the last inbox or outbox entry
         self._finished: deque[tuple[int, int]] = deque()  # inbox entries whose handlers have ended
+        self._ripe = (0, 0)  # so many of them are finished once so many things more of the inbox are done
         self._handed_over: deque[tuple[int, int]] = deque()  # outbox entries that the broker has
         self._queue = DataQueue()
         self._facts: dict[int, dict[str, str]] = {}
@@ -236,6 +247,7 @@ class Agent:
         self._again = False  # what is being told was told before, perhaps, by the process before this one
         self.handling: Handling | None = None
         self._pending: dict[tuple[int, bytes], Future[Any]] = {}
+        self._inherited: set[tuple[int, bytes]] = set()  # requests that were made before this start
         self._actions: dict[int, Callable[..., Any]] = {}
         self._data: dict[str | None, tuple[DataKind, Callable[..., Any]]] = {}
         self._handlers: dict[str, Callable[..., Any]] = {}
@@ -257,16 +269,24 @@ class Agent:
         """Begin: connect in the background and go on until :meth:`stop`. An agent is started once.
 
         Without ``threads`` nothing happens by itself: call :meth:`step` when something may have arrived or be due.
+        StoreError if the store cannot be used. If anything fails once it is open, the agent has ended and has let go
+        of the store.
         """
         if self._started or self._stopping.is_set():
             raise TransportError(f"{self!r} was started before; make a new one")
-        if self._store is not None:
-            self._restore(self._store.open(self.identity))
-        self._subscribe()
-        self._transport.start(
-            self._arrived,
-            lambda connected, why: self._inbox.put(lambda: self._set_connected(connected, why)),
-        )
+        state = None if self._store is None else self._store.open(self.identity)
+        try:
+            if state is not None:
+                self._restore(state)
+            self._subscribe()
+            self._transport.start(
+                self._arrived,
+                lambda connected, why: self._inbox.put(lambda: self._set_connected(connected, why)),
+            )
+        except BaseException:
+            if state is not None:  # half of it is taken over: a new agent can try again, and the store is free for it
+                self.stop(0.0)
+            raise
         self._started = True
         if threads:
             self._employ(f"srup-{self.identity:x}")
@@ -283,7 +303,8 @@ class Agent:
     def stop(self, timeout: float = 5.0) -> None:
         """End: send what can be sent within ``timeout`` seconds, disconnect, let the running handler finish.
 
-        Requests without an answer end with TransportError, and so do all later ones. A second call does nothing.
+        Requests without an answer end with TransportError, and so do all later ones. With a store the next start goes
+        on with the former, and with what the running handler asks for. A second call does nothing.
         """
         if self._stopping.is_set():
             return
@@ -304,11 +325,14 @@ class Agent:
         self._drain()
         for future in self._turn.futures:
             end_future(future, TransportError("stopped before it could be made durable"))
+        for waiting in self._queue.drop():
+            if waiting.future is not None:
+                end_future(waiting.future, TransportError("stopped before the value was confirmed"))
         while self._pending:
             _, future = self._pending.popitem()
             future.set_exception(TransportError("stopped before the answer came"))
         if self._store is not None:
-            self._keys.release()
+            self._keys.release(self._save_keys)
             self._store.close()
 
     def _dismiss(self) -> None:
@@ -316,10 +340,10 @@ class Agent:
         self._application.shutdown(wait=False, cancel_futures=True)
         self._aside.shutdown(wait=False, cancel_futures=True)
 
-    def _drain(self, limit: int | None = None, patience: float = 0.0) -> bool:
+    def _drain(self, limit: int | None = None, patience: float = 0.0) -> int:
         """Do what is in the inbox, or so many things of it; deliveries that stand together are one batch.
 
-        Waits up to ``patience`` seconds for the first thing and for nothing else. Tells whether there was anything.
+        Waits up to ``patience`` seconds for the first thing and for nothing else. Tells how many things there were.
         """
         batch: list[Delivery] = []
         done = 0
@@ -341,7 +365,7 @@ class Agent:
             if not isinstance(work, Delivery):
                 self._fenced(work)
         self._deliver(batch)
-        return done > 0
+        return done
 
     def run(self) -> None:
         """Start, unless that was done, and stay until :meth:`stop` is called, Ctrl-C is pressed or SIGTERM arrives."""
@@ -369,7 +393,7 @@ class Agent:
 
     def deadline(self) -> float | None:
         """Return when :meth:`step` has something to do next even if nothing arrives; None for never."""
-        dues = (self._session.deadline(), self._queue.deadline())
+        dues = (self._session.deadline(), self._queue.deadline(), self._audit_due)
         return min((due for due in dues if due is not None), default=None)
 
     @property
@@ -441,18 +465,22 @@ class Agent:
 
         def job() -> None:
             try:
-                if self._stopping.is_set():
+                if self._refuses_requests():
                     raise TransportError(f"{self!r} is stopped")
-                waiting = Waiting(self._next_number(), partner, value_, self._clock() + lasts, future)
-                self._queue.add(waiting)
+                self._session.check_data(*value_)
+                self._let_wait(partner, value_, self._clock() + lasts, future)
             except SrupError as error:
                 self._resolve(future, error)
-            else:
-                entry = OutboxEntry(waiting.number, partner, "", value_.pack(), waiting.expiry)
-                self._turn.changes.outbox.append(entry)
 
         self._post(job)
         return future
+
+    def _let_wait(self, partner: int, value: Value, expiry: float, future: "Future[None]") -> int:
+        """Put a value into the queue of those that are confirmed; return its number."""
+        number = self._next_number()
+        self._queue.add(Waiting(number, partner, value, expiry, future))
+        self._turn.changes.outbox.append(OutboxEntry(number, partner, "", value.pack(), expiry))
+        return number
 
     def on_action(self, action_id: int) -> Callable[[Handler], Handler]:
         """Decorate what does an action. It is called with the partner's identity.
@@ -613,14 +641,37 @@ class Agent:
             return True
         self._taking = threading.get_ident()
         try:
-            busy = self._drain(limit, patience)
-            if not busy:
+            done = self._drain(limit, patience)
+            if not done:
                 self._turn_began = time.monotonic()
+            self._settle_handled(done)
             self._tick()
             self._close_turn()
         finally:
             self._taking = None
-        return busy or bool(self._turn.effects or self._turn.calls)
+        return done > 0 or bool(self._turn.effects or self._turn.calls)
+
+    def _settle_handled(self, done: int) -> None:
+        """Finish inbox entries whose handlers have ended, after so many things of the inbox were done.
+
+        What a handler has asked for may stand in the inbox still, and a crash must not find the entry finished and the
+        request gone. So an entry waits until all is done that was in the inbox at its end.
+        """
+        count, ahead = self._ripe
+        ahead -= done
+        if ahead <= 0:
+            self._finish(count)
+            count = len(self._finished)  # before the inbox is looked at: what a handler asks for comes before its end
+            ahead = self._inbox.qsize()
+            if not ahead:
+                self._finish(count)
+                count = 0
+        self._ripe = count, ahead
+        if self._finished and self._inbox.empty():
+            self._inbox.put(_nothing)  # another turn
+
+    def _finish(self, count: int) -> None:
+        self._turn.changes.finished += [self._finished.popleft() for _ in range(count)]
 
     def _conclude(self, error: Exception | None) -> bool:
         """Let the turn take effect outside; if the store refused it nothing happens, and the turn waits: False."""
@@ -644,8 +695,29 @@ class Agent:
         for effect in turn.effects:
             self._fenced(effect)
         self._submit(turn.calls)
+        self._prune_audit()
         self._turn_began = None
         return True
+
+    def _prune_audit(self) -> None:
+        """Delete some of the audit rows that are too old, if that is due: so few that the next turn hardly waits."""
+        now = self._clock()
+        if self._audit_due is None or self._audit_kept is None or self._store is None or now < self._audit_due:
+            return
+        began = time.perf_counter()
+        try:
+            pruned = self._store.prune(now - self._audit_kept, _AUDIT_PIECE)
+        except Exception as error:  # noqa: BLE001 - whatever it is: what is too old does no harm
+            self._audit_due = now + _AUDIT_LOOK
+            self._log(logging.WARNING, "%r could not prune its audit rows: %a", str(error), error=error)
+            return
+        took = time.perf_counter() - began
+        more = pruned == _AUDIT_PIECE
+        self._audit_due = now + (max(_AUDIT_PAUSE, took / self._audit_share()) if more else _AUDIT_LOOK)
+
+    def _audit_share(self) -> float:
+        """Return which part of its time the thread that takes our turns may spend on pruning for us."""
+        return _AUDIT_SHARE
 
     def _tick(self) -> None:
         now = self._clock()
@@ -674,9 +746,8 @@ class Agent:
         changes.partners, changes.forgotten = changed.partners, changed.forgotten
         changes.exchanges, changes.ended = changed.exchanges, changed.ended
         changes.facts += changed.facts
-        for ended, entries in ((self._finished, changes.finished), (self._handed_over, changes.settled)):
-            while ended:
-                entries.append(ended.popleft())
+        while self._handed_over:
+            changes.settled.append(self._handed_over.popleft())
 
     def _work_off(self, partner: int, now: float) -> None:
         """Send a partner the values that wait for it, as many as it can take."""
@@ -684,10 +755,14 @@ class Agent:
             if self._session.binds(partner):
                 if not self._session.has_room(partner):
                     return  # a receipt will wake the queue
-                left = waiting.expiry - now
+                if (left := waiting.expiry - now) <= 0:  # since the queue was looked at: it is taken out at once
+                    self._queue.wake(partner)
+                    return
                 sends = self._session.confirmed_data(partner, *waiting.value, now, self._entropy(16), left)
                 if waiting.future is not None:
                     self._pending[partner, sends[0].message.token] = waiting.future
+                else:
+                    self._inherited.add((partner, sends[0].message.token))
             else:
                 sends = self._session.data(partner, *waiting.value, now, self._entropy(16))
                 if waiting.future is not None:
@@ -700,7 +775,7 @@ class Agent:
         """End a value that will not be sent."""
         self._turn.changes.settled.append((waiting.partner, waiting.number))
         unsent = Data(sequence_id=0, sender_id=self.identity, token=_UNSENT, **waiting.value._asdict())
-        self._end_request(waiting.future, waiting.partner, unsent, error)
+        self._tell_outcome(waiting.future, waiting.partner, unsent, error)
 
     def _give_up(self, error: LeaseLostError) -> None:
         """Touch nothing any more: somebody else serves these partners now, with all that was not made durable here."""
@@ -839,6 +914,7 @@ class Agent:
                 if (dispatch := self._fenced(lambda send=output: self._publish(send))) is not None:  # type: ignore[misc]
                     dispatches.append(dispatch)
             elif (method := self.events.get(type(output))) is not None:
+                self._queue.wake(output.peer)  # a request that has ended makes room
                 self._fenced(lambda event=output, method=method: getattr(self, method)(event))  # type: ignore[misc]
         return dispatches
 
@@ -917,7 +993,7 @@ class Agent:
 
         def job() -> None:
             try:
-                if self._stopping.is_set():
+                if self._refuses_requests():
                     raise TransportError(f"{self!r} is stopped")
                 outputs = make(self._clock(), self._entropy(16))
             except Exception as error:  # noqa: BLE001 - it belongs to the caller
@@ -939,6 +1015,14 @@ class Agent:
         self._post(job)
         return future
 
+    def _refuses_requests(self) -> bool:
+        """Tell whether requests are refused.
+
+        With a store, what a handler asks for that is running while we stop is kept for the next start: the handler is
+        not called again.
+        """
+        return self._stopped.is_set() or (self._store is None and self._stopping.is_set())
+
     def _post(self, job: Callable[[], None]) -> None:
         """Have a job done on the agent's thread."""
         self._inbox.put(job)
@@ -948,12 +1032,21 @@ class Agent:
     def _settle(self, event: Event, result: object) -> None:
         """End the request that this event answers, with a result or an exception."""
         future = self._pending.pop((event.peer, event.token), None)
-        self._end_request(future, event.peer, self._session.request(event.peer, event.token), result)
+        self._end_request(future, event, self._session.request(event.peer, event.token), result)
 
-    def _end_request(self, future: "Future[Any] | None", partner: int, request: Message | None, result: object) -> None:
-        """End a request; whoever made it before a restart has no future, and is told in another way.
+    def _end_request(self, future: "Future[Any] | None", event: Event, request: Message | None, result: object) -> None:
+        """End a request; whoever made it before a restart has no future, and is told in another way."""
+        inherited = (event.peer, event.token) in self._inherited
+        self._inherited.discard((event.peer, event.token))
+        if future is not None or inherited:
+            self._tell_outcome(future, event.peer, request, result)
 
-        So is whoever has one if the process ends before the future does.
+    def _tell_outcome(
+        self, future: "Future[Any] | None", partner: int, request: Message | None, result: object
+    ) -> None:
+        """Tell how a request ended, by its future or, after a restart, by a handler.
+
+        So is whoever has a future if the process ends before that does.
         """
         number = 0
         if self._store is not None and "outcome" in self._handlers:
@@ -964,7 +1057,7 @@ class Agent:
         if future is not None:
             self._resolve(future, result)
             if number:
-                self._give(lambda: self._finish(partner, number))
+                self._give(lambda: self._acknowledge(partner, number))
         elif number:
             self._call_announced("outcome", partner, (Outcome(partner, request, result),), number)
 
@@ -983,7 +1076,8 @@ class Agent:
     def _end_exchange(self, exchange: Exchange, error: SrupError) -> None:
         """End one of our requests, made before a restart or not."""
         partner = exchange.partner.identity
-        self._end_request(self._pending.pop((partner, exchange.token), None), partner, exchange.request, error)
+        future = self._pending.pop((partner, exchange.token), None)
+        self._end_request(future, Event(partner, exchange.token), exchange.request, error)
 
     def _resolve(self, future: "Future[Any]", result: object) -> None:
         """End a future with a result or an exception, when the turn is durable."""
@@ -1048,10 +1142,14 @@ class Agent:
             self._jobs.add(future)
             future.add_done_callback(self._jobs.discard)
 
+    def _may_call(self) -> bool:
+        """Tell whether handlers may be called now."""
+        return not self._stopping.is_set()
+
     def _run_calls(self, calls: Sequence[Call]) -> None:
         """Call handlers, one after the other; a call that is not made now is made after a restart if it is kept."""
         for job, handling, number in calls:
-            if self._stopping.is_set():
+            if not self._may_call():
                 return
             self._started_jobs += 1  # on the application's thread alone
             self.handling, self._handler_began = handling, time.monotonic()
@@ -1060,9 +1158,9 @@ class Agent:
             if self._owed:
                 self._settle_delivery()
             if number and handling is not None:
-                self._finish(handling.partner, number)
+                self._acknowledge(handling.partner, number)
 
-    def _finish(self, partner: int, number: int) -> None:
+    def _acknowledge(self, partner: int, number: int) -> None:
         """Have the next turn forget an inbox entry: the application knows."""
         idle = not self._finished
         self._finished.append((partner, number))
@@ -1201,9 +1299,12 @@ class Agent:
         future = self._pending.pop((event.peer, event.former), None)
         if future is not None:
             self._pending[event.peer, event.token] = future
+        if (event.peer, event.former) in self._inherited:
+            self._inherited.discard((event.peer, event.former))
+            self._inherited.add((event.peer, event.token))
 
     def _data_confirmed(self, event: DataConfirmed) -> None:
-        self._queue.wake(event.peer)
+        self._inherited.discard((event.peer, event.token))
         future = self._pending.pop((event.peer, event.token), None)
         if future is not None:
             self._resolve(future, None)
@@ -1211,11 +1312,9 @@ class Agent:
     def _data_refused(self, event: DataRefused) -> None:
         self.counts["data refused"] += 1
         self._log(logging.WARNING, "%r: %x does not know a value that we sent", event.peer, partner=event.peer)
-        self._queue.wake(event.peer)
-        if event.message is not None:
-            future = self._pending.pop((event.peer, event.token), None)
-            error = PolicyError(f"{event.peer:x} does not know this value")
-            self._end_request(future, event.peer, event.message, error)
+        future = self._pending.pop((event.peer, event.token), None)
+        request = self._session.request(event.peer, event.token)
+        self._end_request(future, event, request, PolicyError(f"{event.peer:x} does not know this value"))
 
     def _key_offered(self, event: KeyOffered) -> None:
         assert self._signer is not None  # noqa: S101 - an offer comes in a message
@@ -1265,9 +1364,8 @@ class Agent:
         self.counts["unanswered"] += 1
         kind = event.request.__name__
         self._log(logging.WARNING, "%r: %x did not answer %s", event.peer, kind, partner=event.peer, message_type=kind)
-        self._queue.wake(event.peer)
         error = UnansweredError(f"{event.peer:x} did not answer {event.request.__name__}")
-        self._end_request(self._pending.pop((event.peer, event.token), None), event.peer, event.message, error)
+        self._end_request(self._pending.pop((event.peer, event.token), None), event, event.message, error)
 
     def _unexpected(self, event: Unexpected) -> None:
         self.counts["unexpected"] += 1
@@ -1284,6 +1382,11 @@ class Agent:
         others = set(self._keys.keep(list(state.keys), state.barred, self._save_keys))
         others |= {fact.identity for fact in state.facts if fact.name == _REPLACED}
         others |= {partner for partner in self._session.partners() if partner not in self._keys}
+        self._inherited = {
+            (each.partner.identity, each.token)
+            for each in self._session.requests()
+            if not isinstance(each.request, _JOIN_REQUESTS)
+        }
         asked = {partner: self._session.asked_of(partner) for partner in others}
         for partner in others:
             self._session.revoke(partner, now)
@@ -1291,6 +1394,7 @@ class Agent:
         for fact in state.facts:
             if fact.value is not None and fact.name != _REPLACED and fact.name not in self._session.facts:
                 self._facts.setdefault(fact.identity, {})[fact.name] = fact.value
+        self._audit_due = None if self._audit_kept is None else now
         self._taking, self._again = threading.get_ident(), True
         try:
             self._restore_role(state)
@@ -1315,7 +1419,8 @@ class Agent:
 
         A partner that gets another key is another one, of which nothing must go on that is kept under its identity.
         """
-        assert self._store is not None  # noqa: S101 - who else has kept them
+        if self._store is None:
+            return
         for record in changes.keys:
             pin = self._keys.pin(record.identity)
             other = record.pin is None and pin is not None and (record.key is None or pin.to_pem() != record.key)
@@ -1325,6 +1430,7 @@ class Agent:
         if self._taking == threading.get_ident():
             kept.keys += changes.keys
             kept.barred += changes.barred
+            kept.reports += changes.reports
             kept.facts += changes.facts
         else:
             self._store.commit(changes)

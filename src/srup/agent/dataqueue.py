@@ -107,12 +107,11 @@ class DataQueue:
         if not queue:
             del self._queues[partner]
 
-    def drop(self, partner: int) -> list[Waiting]:
-        """Take away and return all that waits for a partner."""
-        dropped = list(self._queues.pop(partner, ()))
+    def drop(self, partner: int | None = None) -> list[Waiting]:
+        """Take away and return all that waits for a partner, or all that waits."""
+        queues = list(self._queues) if partner is None else [partner]
+        dropped = [waiting for each in queues for waiting in self._queues.pop(each, ())]
         self._count -= len(dropped)
-        self._awake.pop(partner, None)
-        self._held.pop(partner, None)
         return dropped
 
     def deadline(self) -> float | None:

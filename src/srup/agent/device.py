@@ -83,7 +83,8 @@ class Device(Agent):
     With a ``store``, the path of an SQLite database or a :class:`srup.store.Store`, the device goes on after a restart
     where it ended, a crash included: membership, replay window, orders under way, answers and values that the server
     does not have yet, the version floor. An activation that started the device anew is handed over again, and
-    :attr:`handling` says so: look whether the firmware runs.
+    :attr:`handling` says so: look whether the firmware runs. Audit rows are deleted when they are older than
+    ``audit_kept`` seconds; None keeps them for good.
     """
 
     _session_type: ClassVar[type[DeviceSession]] = DeviceSession
@@ -110,6 +111,7 @@ class Device(Agent):
         commanders: Collection[int] = (),
         version_floor: int | None = None,
         store: Store | str | os.PathLike[str] | None = None,
+        audit_kept: float | None = 30 * 86400.0,
     ) -> None:
         check_identity(identity)
         check_identity(server, "server")
@@ -134,7 +136,7 @@ class Device(Agent):
         if identity in keys or not set(commanders) <= set(keys):
             raise ValueError("servers are others than the device, and commanders are among them")
         session = self._session_type(identity, keys, policy, first, description, commanders, version_floor)
-        super().__init__(session, key, keys, transport, clock, entropy, store=store)
+        super().__init__(session, key, keys, transport, clock, entropy, store=store, audit_kept=audit_kept)
         self.server = server
         self._servers = keys
         self._configured_join = join, observer
@@ -483,7 +485,6 @@ class Device(Agent):
         if self._is_in:
             self._joined.set_result(None)
             self._tell("joined")
-            self._queue.wake(event.peer)
             if self._store is not None and not self._session.binds(event.peer):
                 self._queue.hold(event.peer, self._clock() + 2 * self._session.policy.first_retry)
             self._perform(self._session.hurry(event.peer, self._clock()))
@@ -536,8 +537,7 @@ class Device(Agent):
             self.server, self._is_in = event.server, False
             self._join_kind, self._observer = self._configured_join  # an observer of the old server's is none here
             self._named_observer = None
-        if not self.joined:
-            self._join()
+        self._join()  # a member only asks again, and by that answers the command
 
     def _observation_requested(self, event: ObservationRequested) -> None:
         def observe() -> Status:

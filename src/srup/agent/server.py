@@ -40,7 +40,7 @@ from ..transport.base import Transport
 from ..transport.topics import Address, device_filter, join_filter
 from ..update import UpdateState
 from ..wire import Status
-from .base import Agent, Handler, check_identity, end_future, check_type, sequence_origin, transport_to
+from .base import Agent, Handler, check_identity, check_type, end_future, sequence_origin, transport_to
 from .enrolment import enter, link
 from .rollout import Rollout
 
@@ -155,6 +155,7 @@ class Server(Agent):
     With a ``store``, the path of an SQLite database or a :class:`srup.store.Store`, the server goes on after a restart
     where it ended, a crash included: members, keys, replay windows, orders and requests under way, and what handlers
     had not finished (see :attr:`handling`); :attr:`orders` and :meth:`on_outcome` tell of what was ordered before.
+    Audit rows are deleted when they are older than ``audit_kept`` seconds; None keeps them for good.
     """
 
     _session_type: ClassVar[type[ServerSession]] = ServerSession
@@ -174,6 +175,7 @@ class Server(Agent):
         admission: Admission = "simple",
         observers: Collection[int] = (),
         store: Store | str | os.PathLike[str] | None = None,
+        audit_kept: float | None = 30 * 86400.0,
     ) -> None:
         check_identity(identity)
         if admission not in get_args(Admission):
@@ -185,7 +187,7 @@ class Server(Agent):
         transport = transport_to(broker, identity)
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
         session = self._session_type(identity, policy, first)
-        super().__init__(session, key, devices, transport, clock, entropy, threads, store)
+        super().__init__(session, key, devices, transport, clock, entropy, threads, store, audit_kept)
         self.devices = devices
         self._session: ServerSession = session
         self._members: set[int] = set()
@@ -284,12 +286,7 @@ class Server(Agent):
         order = UpdateOrder(self, device, url, digest)
 
         def begin(now: float, nonce: bytes) -> list[Send]:
-            sends = self._session.update(device, url, digest, now, nonce, lifetime, hold, version)
-            token = sends[0].message.token
-            self._orders[device, token] = order
-            order.state = UpdateState.FETCHING
-            order._token.set_result(token)
-            return sends
+            return self._begin_update(order, now, nonce, lifetime, hold, version)
 
         def refused(future: "Future[None]") -> None:
             error = future.exception()
@@ -304,6 +301,17 @@ class Server(Agent):
 
         self._request(begin, answered=False).add_done_callback(refused)
         return order
+
+    def _begin_update(
+        self, order: UpdateOrder, now: float, nonce: bytes, lifetime: float | None, hold: bool, version: int | None
+    ) -> list[Send]:
+        device = order.device
+        sends = self._session.update(device, order.url, order.digest, now, nonce, lifetime, hold, version)
+        token = sends[0].message.token
+        self._orders[device, token] = order
+        order.state = UpdateState.FETCHING
+        order._token.set_result(token)
+        return sends
 
     def identify(self, device: int) -> "Future[str]":
         """Ask a device what it is; the result is its description."""
@@ -324,17 +332,19 @@ class Server(Agent):
         check_identity(device, "device")
         known = self.devices.revoke(device)
 
-        def begin(now: float, nonce: bytes) -> list[Output]:
-            asked = self._session.asked_of(device)
-            outputs = self._session.revoke(device, now)
-            if not known and not outputs:
-                raise PolicyError(f"there is nothing to revoke: no key is registered for {device:x}")
-            self._log(logging.WARNING, "%r: %x is revoked", device, partner=device)
-            self._stop_listening(device)
-            self._end_partner(device, asked, "was revoked")
-            return outputs
+        return self._request(lambda now, nonce: self._shut_out(device, known, "revoke", now), answered=False)
 
-        return self._request(begin, answered=False)
+    def _shut_out(self, device: int, known: bool, verb: str, now: float) -> list[Output]:
+        """End the membership of a device whose key is gone, and all that is under way with it."""
+        asked = self._session.asked_of(device)
+        outputs = self._session.revoke(device, now)
+        if not known and not outputs:
+            raise PolicyError(f"there is nothing to {verb}: no key is registered for {device:x}")
+        done = f"was {verb.removesuffix('e')}ed"
+        self._log(logging.WARNING, "%r: %x %s", device, done, partner=device)
+        self._stop_listening(device)
+        self._end_partner(device, asked, done)
+        return outputs
 
     def rotate_key(self, new_key: PrivateKey, overlap: float | None = None) -> "Future[frozenset[int]]":
         """Change the server's key: the old one signs the new one for each device.
@@ -379,12 +389,12 @@ class Server(Agent):
         nothing came of it.
         """
 
-        def command(now: float, nonce: bytes) -> list[Send]:
-            sends = self._session.command_join(device, now, nonce, server)
-            self._transport.subscribe(device_filter(device))  # where it answers, member or not
-            return sends
+        return self._request(lambda now, nonce: self._begin_join_command(device, server, now, nonce))
 
-        return self._request(command)
+    def _begin_join_command(self, device: int, server: int | None, now: float, nonce: bytes) -> list[Send]:
+        sends = self._session.command_join(device, now, nonce, server)
+        self._transport.subscribe(device_filter(device))  # where it answers, member or not
+        return sends
 
     def stop(self, timeout: float = 5.0) -> None:
         """See :meth:`Agent.stop`."""
@@ -620,7 +630,6 @@ class Server(Agent):
         pending = self._joins.pop((event.peer, event.token), None)
         if pending is not None:
             pending.status = event.status
-        self._queue.wake(event.peer)
         if event.status is Status.JOIN_SUCCESS and event.peer not in self._members:
             self._members.add(event.peer)
             self._transport.subscribe(device_filter(event.peer))

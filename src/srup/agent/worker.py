@@ -2,9 +2,9 @@
 
 A partition has a server object, a store and an MQTT session of its own; they move together. In one process all its
 servers share three threads: the reactor's, one that takes their turns and makes them durable in one round trip, and one
-for the handlers of the application. A fourth looks after the leases. So a partition is served in order by one worker at
-a time, and a worker that has lost a lease can do nothing more under it: what it knows is thrown away, what it writes is
-refused, and the broker's session is another's.
+for the handlers of the application. A fourth looks after the leases, a fifth waits for orders from outside. So a
+partition is served in order by one worker at a time, and a worker that has lost a lease can do nothing more under it:
+what it knows is thrown away, what it writes is refused, and the broker's session is another's.
 """
 
 import logging
@@ -13,8 +13,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from typing import Any, Final, Self
 
 from ..errors import LeaseLostError, PolicyError, StoreError, TransportError
@@ -23,6 +23,7 @@ from ..keys import PrivateKey, PublicKey
 from ..records import Changes
 from ..store.keyspace import Keyspace
 from ..store.lease import Lease, Leases, RedisArbiter
+from ..store.mailbox import Mailbox
 from ..store.partition import partition_of
 from ..store.redis import RedisStore, commit_many
 from ..transport.base import Transport
@@ -30,6 +31,7 @@ from ..transport.mqtt import MqttTransport
 from ..transport.reactor import Reactor
 from ..transport.topics import join_topic
 from .base import _IDLE, _TURN, check_identity, check_type, terminable
+from .ordered import OrderedServer
 from .server import Server
 
 __all__ = ["PartitionServer", "Worker"]
@@ -37,6 +39,8 @@ __all__ = ["PartitionServer", "Worker"]
 log: Final = logging.getLogger("srup.agent")
 
 _RETRY: Final = 0.2  # seconds until a turn that the store refused is tried again
+_LOOK: Final = 1.0  # seconds until a partition that is new here has its orders read, at most
+_AHEAD: Final = 1024  # orders of a partition that are read and not carried out yet, at most, give or take a page
 
 
 class _Bell(queue.SimpleQueue[Any]):
@@ -49,11 +53,12 @@ class _Bell(queue.SimpleQueue[Any]):
         self.ring()
 
 
-class PartitionServer(Server):
+class PartitionServer(OrderedServer):
     """The server of one partition: it hears the joins of its own devices only, and its worker takes its turns."""
 
     lease: Lease
     rung = False  # waits for its turn
+    read = b"0"  # up to which place its mailbox was read
     _worker: "Worker"
 
     def _subscribe(self) -> None:
@@ -67,6 +72,13 @@ class PartitionServer(Server):
 
     def _dismiss(self) -> None:
         """The threads are the worker's."""
+
+    def _audit_share(self) -> float:
+        return super()._audit_share() / max(1, len(self._worker.servers))
+
+    def _may_call(self) -> bool:
+        # The thread of the turns may not have seen yet that the lease is over: the process was stopped, perhaps.
+        return super()._may_call() and self.lease.valid()
 
     def _give_up(self, error: LeaseLostError) -> None:
         partition = self.lease.partition
@@ -87,7 +99,7 @@ class Worker:
     of each partition that begins to be served here, and registers its handlers; they run on one thread, one at a time.
     ``options`` are more of :class:`Server`'s. ``ttl`` is how long a lease lasts in seconds: so long the devices of a
     worker that crashes wait at most, twice that if it only hangs. ``witness`` is a folder of this machine's own (see
-    :class:`RedisStore`).
+    :class:`RedisStore`, for ``adopt`` too: workers that share a text adopt each partition once).
 
     ``servers`` has the servers by partition, ``trouble`` why something is not served now, by partition; under -1 stands
     what concerns all of it. StoreError if Redis does not answer or was not set up.
@@ -105,7 +117,7 @@ class Worker:
         ttl: float = 15.0,
         name: str | None = None,
         witness: str | os.PathLike[str] | None = None,
-        adopt: bool = False,
+        adopt: bool | str = False,
         **options: Any,
     ) -> None:
         check_identity(identity)
@@ -123,6 +135,7 @@ class Worker:
         self._witness, self._adopt = witness, adopt
         self._options = options
         self._leases = Leases(store, identity, worker=name, ttl=ttl)
+        self._mailbox = Mailbox(Keyspace(store, identity, timeout=5.0))
         self._reactor = Reactor(f"srup-{identity:x}-network")
         self._ready: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._dues: dict[PartitionServer, float] = {}
@@ -138,6 +151,7 @@ class Worker:
             threading.Thread(target=self._take_turns, name=f"srup-{identity:x}-turns", daemon=True),
             threading.Thread(target=self._keep_leases, name=f"srup-{identity:x}-leases", daemon=True),
         ]
+        self._reader = threading.Thread(target=self._read_orders, name=f"srup-{identity:x}-orders", daemon=True)
 
     @staticmethod
     def check(store: Any, identity: int) -> None:
@@ -177,7 +191,7 @@ class Worker:
         """Begin to take partitions, in the background. A worker is started once."""
         if self._stopping.is_set() or self._threads[0].ident is not None:
             raise TransportError(f"{self!r} was started before; make a new one")
-        for thread in self._threads:
+        for thread in [*self._threads, self._reader]:
             thread.start()
         return self
 
@@ -229,7 +243,7 @@ class Worker:
 
     def _take_turns(self) -> None:
         while not self._stopping.is_set():
-            now = time.time()
+            now = time.monotonic()
             patience = max(0.0, min(self._dues.values(), default=now + _IDLE) - now)
             try:
                 job: Callable[[], object] | None = self._ready.get(True, min(patience, _IDLE))
@@ -242,7 +256,7 @@ class Worker:
                 else:
                     job()
                 job = None if self._ready.empty() else self._ready.get()
-            now = time.time()
+            now = time.monotonic()
             turns |= dict.fromkeys(server for server, due in self._dues.items() if due <= now)
             self._turn(list(turns))
 
@@ -256,8 +270,13 @@ class Worker:
             if not server.lease.valid():
                 server._give_up(LeaseLostError(f"the lease of partition {server.lease.partition} is over"))
                 continue
-            server._gather(_TURN)
-            gathered.append(server)
+            try:
+                server._gather(_TURN)
+            except Exception:  # the other partitions' turns must go on
+                log.exception("%r, partition %d: a fault in its turn", server, server.lease.partition)
+                self._begin_anew(server)
+            else:
+                gathered.append(server)
         work: list[tuple[RedisStore, Changes]] = []
         for server in gathered:
             if server._turn.changes:
@@ -276,9 +295,12 @@ class Worker:
                 server._observe("commit", took)
             server._conclude(error)
             if server in self._dues:
-                pause = _RETRY if server.store_error is not None else _IDLE
-                due = None if server.store_error is not None else server.deadline()
-                self._dues[server] = time.time() + pause if due is None else due
+                pause, due = _IDLE, server.deadline()
+                if server.store_error is not None:
+                    pause = _RETRY
+                elif due is not None:
+                    pause = due - server._clock()
+                self._dues[server] = time.monotonic() + pause  # the other clock may be set meanwhile
                 if not server._inbox.empty():
                     self._ring(server)
 
@@ -301,13 +323,49 @@ class Worker:
             del self.servers[server.lease.partition]
         self._porters.submit(self._abandon, server)
 
+    def _begin_anew(self, server: PartitionServer) -> None:
+        """Give a partition up whose state may be half changed: whoever gets it goes on from what is durable."""
+        server._stopping.set()
+        self._dues.pop(server, None)
+        self.servers.pop(server.lease.partition, None)
+        self.trouble[server.lease.partition] = "a fault in its turn, see the log"
+        self._porters.submit(self._close_faulty, server)
+
+    def _close_faulty(self, server: PartitionServer) -> None:
+        self._abandon(server)
+        wait(server._jobs)  # never two at once: the lease is kept until the running handler has ended
+        self._given_up.put(server.lease)
+        self._hurry.set()
+
     @staticmethod
     def _abandon(server: PartitionServer) -> None:
         server._transport.stop(0.0)
         server._stopped.set()
         if server._store is not None:
-            server.devices.release()
+            server.devices.release(server._save_keys)
             server._store.close()
+
+    # The thread that reads what is ordered from outside (srup.agent.orders); stop() does not wait for it.
+
+    def _read_orders(self) -> None:
+        trouble = None
+        while not self._stopping.is_set():
+            # What a server does not get to, stays in its mailbox.
+            servers = {key: server for key, server in dict(self.servers).items() if server.behind < _AHEAD}
+            try:
+                patience = _LOOK if len(servers) == len(self.servers) else _RETRY
+                found = self._mailbox.read({key: server.read for key, server in servers.items()}, patience)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the thread must not end
+                if str(error) != trouble and not self._stopping.is_set():
+                    trouble = str(error)
+                    log.error("%r cannot read what is ordered: %a", self, trouble)
+                self._stopping.wait(_LOOK)
+                continue
+            trouble = None
+            for partition, entry in found:
+                servers[partition].read = entry.place
+                servers[partition].take(entry)
+        self._mailbox.close()
 
     # The thread that keeps the leases.
 
@@ -360,8 +418,9 @@ class Worker:
         self._ready.put(lambda: self._serve(server))
 
     def _server(self, lease: Lease) -> PartitionServer:
-        keys = {device: key for device, key in self._devices.items() if self._partition(device) == lease.partition}
-        client_id = f"srup-{self.identity:x}-p{lease.partition}"
+        partition = lease.partition
+        keys = {device: key for device, key in self._devices.items() if self._partition(device) == partition}
+        client_id = f"srup-{self.identity:x}-p{partition}"
         if isinstance(self._broker, str):
             transport: Transport = MqttTransport(self._broker, client_id, reactor=self._reactor)
         else:
@@ -371,6 +430,7 @@ class Worker:
             self.identity, self._key, devices=KeyRing(keys), broker=transport, store=store, **self._options
         )
         server.lease, server._worker = lease, self
+        server.partition, server.partitions = partition, self.partitions
         server._inbox = bell = _Bell()
         bell.ring = lambda: self._ring(server)
         server._application, server._aside = self._application, self._aside

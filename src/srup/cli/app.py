@@ -17,6 +17,7 @@ from srup.keys import SCHEMES
 from . import logs
 from .bench import app as bench
 from .device import device
+from .order import app as order
 from .server import server
 from .simulate import simulate
 from .store import app as store
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(keyex, name="keyex")
 app.add_typer(bench, name="bench")
 app.add_typer(store, name="store")
+app.add_typer(order, name="order")
 app.command()(server)
 app.command()(device)
 app.command()(simulate)
@@ -43,7 +45,9 @@ def _options(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what this terminal has no sign for is shown as another
-    logs.show(logging.INFO if verbose else logging.CRITICAL)
+    # On a screen trouble is shown elsewhere; a service must say it somewhere. Warnings would let strangers fill the disk.
+    quiet = logging.CRITICAL if sys.stderr is not None and sys.stderr.isatty() else logging.ERROR
+    logs.show(logging.INFO if verbose else quiet)
 
 
 @app.command()

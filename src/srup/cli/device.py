@@ -15,6 +15,7 @@ import srup
 
 from .joins import ValueBoard
 from .options import (
+    AuditDays,
     Broker,
     BrokerUser,
     CaFile,
@@ -26,6 +27,7 @@ from .options import (
     KeyFile,
     LogFormat,
     Metrics,
+    audit_kept,
     explained,
     identity,
     key_of,
@@ -57,6 +59,7 @@ def device(
     firmware: Annotated[Path, typer.Option(help="The folder for firmware.")] = Path("firmware"),
     description: Annotated[str, typer.Option(help="What the device says it is.")] = "",
     store: Annotated[Path | None, typer.Option(help="An SQLite database: where state survives.")] = None,
+    audit_days: AuditDays = 30.0,
     join_timeout: JoinTimeout = None,
     password: HasPassword = False,
     broker_user: BrokerUser = None,
@@ -82,6 +85,7 @@ def device(
             join=join,
             observer=observer,
             store=store,
+            audit_kept=audit_kept(audit_days),
         )
         command = None if reader is None else srup.CommandReader(shlex.split(reader), rules.join_lifetime)
         if join != "simple" and not terminal.shows:
@@ -104,7 +108,8 @@ def device(
         if monitor is not None:
             stack.enter_context(monitor)
             terminal.say(f"metrics at {monitor.url}/metrics")
-        stack.enter_context(running)
+        with explained():
+            stack.enter_context(running)
         terminal.run(panel.look, panel.again)
     raise typer.Exit(terminal.status)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BROKER_PASSWORD",
+    "AuditDays",
     "Broker",
     "BrokerUser",
     "CaFile",
@@ -35,6 +36,7 @@ __all__ = [
     "KeyFile",
     "LogFormat",
     "Metrics",
+    "audit_kept",
     "explained",
     "identity",
     "key_of",
@@ -77,6 +79,9 @@ BrokerUser = Annotated[
 CaFile = Annotated[Path | None, typer.Option("--ca", help="Who vouches for the broker; else the system's.")]
 CertFile = Annotated[Path | None, typer.Option("--cert", help="Our certificate at the broker.")]
 CertKeyFile = Annotated[Path | None, typer.Option("--cert-key", help="Its key, if that is another file.")]
+AuditDays = Annotated[
+    float, typer.Option(min=0.0, metavar="DAYS", help="So long a store keeps what was accepted; 0 for good.")
+]
 JoinTimeout = Annotated[
     float | None, typer.Option(min=1.0, metavar="SECONDS", help="How long a compared join may take (default: 900).")
 ]
@@ -112,6 +117,11 @@ def _asked(question: str, variable: str) -> str:
     password: str = typer.prompt(question, hide_input=True)
     os.environ[variable] = password
     return password
+
+
+def audit_kept(days: float) -> float | None:
+    """Return for how many seconds audit rows are kept; None for good."""
+    return days * 86400.0 if days else None
 
 
 def policy(join_timeout: float | None) -> srup.Policy:

@@ -1,6 +1,7 @@
 """The server command: who is let in is decided here, by a person who compares what a device shows."""
 
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from ..transport import Transport
 from . import logs
 from .joins import ValueBoard
 from .options import (
+    AuditDays,
     Broker,
     BrokerUser,
     CaFile,
@@ -29,6 +31,7 @@ from .options import (
     KeyFile,
     LogFormat,
     Metrics,
+    audit_kept,
     explained,
     identity,
     key_of,
@@ -73,7 +76,12 @@ def server(
         str | None,
         typer.Option(metavar="MODULE:FUNCTION", help="Called with the server (of each partition): adds its handlers."),
     ] = None,
+    audit_days: AuditDays = 30.0,
     adopt: Annotated[bool, typer.Option("--adopt", help="Take over a store that may be an old copy.")] = False,
+    witness: Annotated[
+        Path | None,
+        typer.Option(help="A folder of this machine's own, not in its backups, by which an old copy of Redis is told."),
+    ] = None,
     password: HasPassword = False,
     broker_user: BrokerUser = None,
     ca: CaFile = None,
@@ -88,6 +96,7 @@ def server(
         setup = application(app) if app is not None else None
         keys = srup.KeyRing.load(devices)
         options: dict[str, Any] = {"devices": keys, "policy": policy(join_timeout), "admission": admission}
+        options["audit_kept"] = audit_kept(audit_days)
         link = partial(transport_of, broker, identity, broker_user, ca, cert, cert_key)
         if is_redis(store):
             if admission != "simple" and setup is None:
@@ -98,9 +107,11 @@ def server(
                     monitors().Address.parse(metrics).after((workers or 1) - 1)
                 raise typer.Exit(_supervise(identity, store, workers or 1, say))
             ours = metrics and str(monitors().Address.parse(metrics).after(int(number)))
-            raise typer.Exit(_share(identity, private, link, store, lease, adopt, setup, options, ours, say))
+            raise typer.Exit(_share(identity, private, link, store, lease, adopt, witness, setup, options, ours, say))
         if workers is not None:
             fail("workers share their state in a Redis: --store redis://host:port/db")
+        if witness is not None:
+            fail("a database has its witness beside it: --witness is for --store redis://host:port/db")
         running = srup.Server(
             identity,
             key_of(key, password),
@@ -109,19 +120,21 @@ def server(
             store=None if store is None else srup.SqliteStore(store, adopt=adopt),
             **options,
         )
-        if setup is not None:
-            setup(running)
         monitor = monitoring(metrics, running)
     with ExitStack() as stack:
         terminal = stack.enter_context(Terminal(logged))
         moderation = Moderation(running, terminal)
+        if setup is not None:
+            with explained():
+                setup(running)  # what it handles, the terminal does not tell
         terminal.say(f"server {identity:x}: {len(keys)} {'device' if len(keys) == 1 else 'devices'} in {devices}")
         if not terminal.asks:
             terminal.say("this is no terminal: nobody can compare values here, and human-moderated joins are refused")
         if monitor is not None:
             stack.enter_context(monitor)
             terminal.say(f"metrics at {monitor.url}/metrics")
-        stack.enter_context(running)
+        with explained():
+            stack.enter_context(running)
         terminal.run(moderation.look)
     raise typer.Exit(terminal.status)
 
@@ -129,10 +142,14 @@ def server(
 _WORKER: Final = "SRUP_WORKER"
 """The environment variable by which a worker process knows that it is one, and which, from 0."""
 
+_RUN: Final = "SRUP_RUN"
+"""The environment variable that names a run of the command to its workers."""
+
 
 def _supervise(identity: int, store: str | None, workers: int, say: Callable[[str, str], object]) -> int:
     """Run workers in processes of their own, which are this command again."""
     srup.Worker.check(store, identity)
+    os.environ[_RUN] = secrets.token_hex(8)
     return Supervisor([sys.executable, "-m", "srup", *sys.argv[1:]], workers, say, _WORKER).run()
 
 
@@ -143,6 +160,7 @@ def _share(
     store: str | None,
     lease: float,
     adopt: bool,
+    witness: Path | None,
     setup: Callable[[Any], object] | None,
     options: dict[str, Any],
     metrics: str | None,
@@ -163,7 +181,8 @@ def _share(
         store=store,
         setup=hear,
         ttl=lease,
-        adopt=adopt,
+        adopt=os.environ[_RUN] if adopt else False,  # who takes over adopts nothing again
+        witness=witness,
         **options,
     )
     monitor = None if metrics is None else _worker_monitor(metrics, worker)

@@ -155,6 +155,10 @@ class Place(NamedTuple):
     stream: int = 0
     number: int = 0
 
+    def reached(self, stream: int) -> int | None:
+        """Return how far a stream has come for whom this place is the last: 0 for a later one, None for an earlier."""
+        return self.number if stream == self.stream else 0 if stream > self.stream else None
+
 
 class Opening(NamedTuple):
     """A message that begins an exchange: its first state, whether only members may send it, whether it is remembered.
@@ -323,6 +327,7 @@ class Session:
         self._partners: dict[int, Partner] = {}
         self._timers: list[tuple[float, int, Exchange]] = []
         self._order = count()
+        self._latest = 0.0  # the time of the last tick
         self._open = 0
         self._kept = False  # whether somebody asks for changes()
         self._touched: dict[int, Partner] = {}  # what has changed since the last changes()
@@ -416,6 +421,7 @@ class Session:
         if state.adopted:
             for partner in self._partners.values():
                 self._lift(partner)
+                self._leave_stream(partner.identity, now)
         again = [(each, self.resumed[each.state]) for each in known.values() if each.state in self.resumed]
         return [event for exchange, method in again for event in getattr(self, method)(exchange)]
 
@@ -425,6 +431,15 @@ class Session:
         partner.window = ReplayWindow(floor, (1 << WINDOW_SIZE) - 1)
         partner.last_sent = partner.reserved = floor
         self._touch(partner)
+
+    def _leave_stream(self, partner: int, now: float) -> None:
+        """Let what is new be in a later stream: places after the last that we know of may have been given out before.
+
+        A partner that has taken those would confirm what we send now without taking it.
+        """
+        last = self._places_out.get(partner)
+        if last is not None:
+            self._set_place(STREAM_OUT, self._places_out, partner, Place(max(last.stream + 1, int(now * 1e6)), 0))
 
     def _dump(self, exchange: Exchange) -> str:
         kept = {
@@ -443,9 +458,11 @@ class Session:
 
     def _load(self, exchange: Exchange, text: str, known: Mapping[tuple[int, bytes], Exchange]) -> None:
         kept = body.load(text, lambda partner, token: known.get((partner, token)))
-        state = self._states().get(kept.pop("state", ""))
-        if state is None:
-            raise StoreError(f"an exchange of {exchange.partner.identity:x} is in a state that this version has not")
+        state = self._states().get(str(kept.pop("state", ""))) if type(kept) is dict else None
+        if state is None or not kept.keys() <= _KEPT:
+            raise StoreError(
+                f"an exchange of {exchange.partner.identity:x} is in a state that this version does not know"
+            )
         exchange.state = state
         for name, value in kept.items():
             setattr(exchange, name, value)
@@ -500,7 +517,8 @@ class Session:
             raise PolicyError(f"{partner.identity:x} is not joined, and wants {type(message).__name__} taken for good")
         outputs: list[Output]
         place = Place(*bound.place) if bound is not None and bound.place is not None else None
-        if place is not None and not self._is_next(partner, place):
+        repeated = bound is not None and place is not None and not self._is_next(partner, place, bound.after)
+        if repeated:
             partner.window.accept(message.sequence_id)
             outputs = [DataRepeated(partner.identity, message.token)]
         elif exchange is None or step is None:
@@ -519,7 +537,7 @@ class Session:
             except SrupError:
                 partner.window.highest, partner.window.seen = before
                 raise
-        if place is not None and self._is_next(partner, place):
+        if place is not None and not repeated:
             self._set_place(STREAM_IN, self._places_in, partner.identity, place)
         if asks_receipt:
             self._receipts[partner.identity] = None
@@ -532,6 +550,10 @@ class Session:
     def tick(self, now: float) -> list[Output]:
         """Do what time demands: send again, give up, forget."""
         outputs: list[Output] = []
+        if now < self._latest - self.policy.first_retry:  # the clock was set back: nothing waits until it has caught up
+            for exchange in self.exchanges():
+                self._schedule(exchange, now)
+        self._latest = now
         while self._timers and self._timers[0][0] <= now:
             due, _, exchange = heapq.heappop(self._timers)
             if not self._is_current(due, exchange):
@@ -570,6 +592,10 @@ class Session:
         """Send a value. There is no answer to it, except DataRefused when the partner does not know ``data_id``."""
         return self._ask(partner, _D.SENT, Data, now, nonce, None, resend=False, data_id=data_id, data=data)
 
+    def check_data(self, data_id: str, data: bytes) -> None:
+        """Raise EncodeError unless a message can hold this value."""
+        Data(sequence_id=1, sender_id=self.identity, token=b"-", data_id=data_id, data=data)
+
     def confirmed_data(
         self, partner: int, data_id: str, data: bytes, now: float, nonce: bytes, lifetime: float | None = None
     ) -> list[Send]:
@@ -591,14 +617,19 @@ class Session:
 
     def receipts_due(self, now: float) -> list[int]:
         """Return the partners that are to get a receipt now; say :meth:`receipt` for each."""
-        return [partner for partner in self._receipts if self._receipt_due.get(partner, 0.0) <= now]
+        # A time that is further off comes from before the clock was set back.
+        pauses = ((partner, self._receipt_due.get(partner, 0.0) - now) for partner in self._receipts)
+        return [partner for partner, pause in pauses if not 0.0 < pause <= RECEIPT_PAUSE]
 
     def receipt(self, partner: int, now: float, nonce: bytes) -> list[Send]:
         """Tell a partner up to which place its values are here for good."""
         side = self._partner(partner)
         self._receipts.pop(partner, None)
-        self._receipt_due = {other: due for other, due in self._receipt_due.items() if due > now}
-        self._receipt_due[partner] = now + RECEIPT_PAUSE
+        dues = self._receipt_due
+        dues.pop(partner, None)
+        while dues and not 0.0 < dues[first := next(iter(dues))] - now <= RECEIPT_PAUSE:
+            del dues[first]
+        dues[partner] = now + RECEIPT_PAUSE  # the latest comes last
         token = tokens.bind(self.identity, partner, self._token_expiry(now + self.policy.lifetime), nonce)
         place = _RECEIPT.pack(*self._places_in.get(partner, Place()))
         return [self._send(Exchange(side, token, _R.TAKEN, now, mine=True), Data, data_id=DATA_RECEIPT, data=place)]
@@ -608,10 +639,16 @@ class Session:
         return self._binds(self._partner(partner))
 
     def has_room(self, partner: int) -> bool:
-        """Tell whether one more request of ours to this partner would not be one too many."""
+        """Tell whether one more value may be sent to this partner now.
+
+        Not if it would be one request too many, nor while values of an earlier stream are not confirmed: a partner that
+        has taken one of a later stream does not take them any more.
+        """
         side = self._partners.get(partner)
-        open_ = sum(each.mine and self._is_open(each) for each in side.exchanges.values()) if side else 0
-        return open_ < MAX_EXCHANGES
+        open_ = [each for each in side.exchanges.values() if each.mine and self._is_open(each)] if side else []
+        stream = self._places_out.get(partner, Place()).stream
+        earlier = any(each.state is _D.UNCONFIRMED and each.detail.stream < stream for each in open_)
+        return len(open_) < MAX_EXCHANGES and not earlier
 
     def hurry(self, partner: int, now: float) -> list[Output]:
         """Send again what this partner has not answered, for it is here now; not what was just sent (T9)."""
@@ -663,9 +700,13 @@ class Session:
         """Return all that is under way or remembered, to be looked at only; any thread may ask."""
         return [each for partner in list(self._partners.values()) for each in list(partner.exchanges.values())]
 
+    def requests(self) -> list[Exchange]:
+        """Return those of ours that have no answer yet, in no order, to be looked at only; any thread may ask."""
+        return [each for each in self.exchanges() if each.mine and self._is_open(each)]
+
     def asked(self) -> list[float]:
         """Return when each request of ours was made that has no answer yet, in no order; any thread may ask."""
-        return [each.began for each in self.exchanges() if each.mine and self._is_open(each)]
+        return [each.began for each in self.requests()]
 
     def asked_of(self, partner: int) -> list[Exchange]:
         """Return our requests to a partner that have no answer yet, to be looked at only."""
@@ -723,16 +764,17 @@ class Session:
         if len(cause.data) != _RECEIPT.size:
             raise PolicyError(f"a {DATA_RECEIPT} holds a place in {_RECEIPT.size} bytes, not in {len(cause.data)}")
         partner, there = exchange.partner, Place(*_RECEIPT.unpack(cause.data))
-        here = self._places_out.get(partner.identity, Place())
         waiting = [mine for mine in partner.exchanges.values() if mine.mine and mine.state is _D.UNCONFIRMED]
-        first = min((mine.detail for mine in waiting), default=None)
-        # It waits for what we do not have any more, as after a restore from a backup; an old receipt must not say so.
-        behind = first is not None and there < first and not _follows(there, first)
-        if waiting and (there.stream > here.stream or (behind and cause.sequence_id == partner.window.highest)):
-            return self._begin_stream(partner, waiting, max(there.stream, here.stream) + 1, now)
+        here = self._places_out.get(partner.identity, Place())
+        if waiting and there.stream > here.stream:
+            if there.stream + 1 > MAX_SEQUENCE_ID:
+                raise PolicyError(f"no stream is left after the one that {partner.identity:x} names")
+            return self._begin_stream(partner, waiting, there.stream + 1, now)
         step = self.table[_D.UNCONFIRMED, Word.CONFIRM]
         arrived = [mine for mine in waiting if mine.detail <= there]
-        return [output for mine in arrived for output in self._take(mine, step, cause, now)]
+        outputs = [output for mine in arrived for output in self._take(mine, step, cause, now)]
+        first = min((mine for mine in waiting if mine.detail > there), key=lambda mine: mine.detail, default=None)
+        return outputs if first is None else [*outputs, *self._bridge(first, there, now)]
 
     def data_confirmed(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
         """A partner has a value of ours for good: there is nothing left to remember."""
@@ -745,8 +787,7 @@ class Session:
 
     def data_refused(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
         """A partner does not know a value of ours."""
-        confirmed = exchange.request if isinstance(exchange.detail, Place) else None
-        return [DataRefused(exchange.partner.identity, exchange.token, confirmed)]
+        return [DataRefused(exchange.partner.identity, exchange.token)]
 
     def key_offered(self, exchange: Exchange, cause: Data, now: Now) -> list[Output]:
         """A partner wants another key to count for it."""
@@ -838,9 +879,10 @@ class Session:
         last = self._places_out.get(partner) or Place(max(1, int(now * 1e6)))
         return Place(last.stream, last.number + 1)
 
-    def _is_next(self, partner: Partner, place: Place) -> bool:
-        """Tell whether a value follows the last one, or begins a stream that is later than the last one's."""
-        return _follows(self._places_in.get(partner.identity, Place()), place)
+    def _is_next(self, partner: Partner, place: Place, after: int) -> bool:
+        """Tell whether a value may follow the last one that was taken: each number of a stream is taken once."""
+        reached = self._places_in.get(partner.identity, Place()).reached(place.stream)
+        return reached is not None and after <= reached < place.number
 
     def _set_place(self, name: str, places: dict[int, Place], partner: int, place: Place) -> None:
         places[partner] = place
@@ -848,20 +890,37 @@ class Session:
             self._facts_changed[partner, name] = f"{place.stream} {place.number}"
 
     def _begin_stream(self, partner: Partner, waiting: list[Exchange], stream: int, now: Now) -> list[Output]:
-        """Send what waits as a new stream: one of us has forgotten how far the old one came, and takes none of it."""
+        """Send what waits as a new stream: we have forgotten the last one, and the partner takes no earlier one."""
         outputs: list[Output] = []
         for number, mine in enumerate(sorted(waiting, key=lambda each: each.detail), 1):
-            self._forget(mine)
-            former, mine.detail = mine.token, Place(stream, number)
             nonce = sha256(now.nonce + number.to_bytes(8, "big")).digest()[: tokens.NONCE_SIZE]
-            expiry = self._token_expiry(mine.expiry)
-            mine.token = tokens.bind(self.identity, partner.identity, expiry, nonce, place=mine.detail)
-            partner.exchanges[mine.token] = mine
-            self._open += 1
-            self._stir(mine)
-            outputs += [TokenChanged(partner.identity, mine.token, former), *self._send_again(mine)]
+            outputs += self._place_anew(mine, Place(stream, number), number - 1, nonce)
             self._set_place(STREAM_OUT, self._places_out, partner.identity, mine.detail)
         return outputs
+
+    def _bridge(self, first: Exchange, there: Place, now: Now) -> list[Output]:
+        """Let the first value that waits follow the last one that is there, if it would wait for one that never comes.
+
+        What lay between has expired, or the partner has forgotten it. A receipt that is old by now does no harm: the
+        value keeps its number, and a partner that has taken it does not take it again.
+        """
+        place: Place = first.detail
+        reached, bound = there.reached(place.stream), tokens.parse(first.token)
+        if reached is None or bound is None or reached >= bound.after:
+            return []
+        return self._place_anew(first, place, reached, now.nonce)
+
+    def _place_anew(self, mine: Exchange, place: Place, after: int, nonce: bytes) -> list[Output]:
+        """Send a value with another place in its token."""
+        partner = mine.partner
+        expiry = self._token_expiry(mine.expiry)
+        token = tokens.bind(self.identity, partner.identity, expiry, nonce, place=place, after=after)
+        self._forget(mine)
+        former, mine.token, mine.detail = mine.token, token, place
+        partner.exchanges[token] = mine
+        self._open += 1
+        self._stir(mine)
+        return [TokenChanged(partner.identity, token, former), *self._send_again(mine)]
 
     def _send_again(self, exchange: Exchange) -> list[Send]:
         if exchange.request is None or not exchange.retry:
@@ -1031,9 +1090,8 @@ class Session:
         return "it begins nothing here" if partner.member else f"{partner.identity:x} is not joined"
 
 
-def _follows(last: Place, place: Place) -> bool:
-    """Tell whether a value follows the last one, or begins a stream that is later than the last one's."""
-    return place == Place(last.stream, last.number + 1) or (place.stream > last.stream and place.number == 1)
+_KEPT: Final = frozenset({"mine", "request", "status", "retry", "spends", "began", "detail"})
+"""What is kept of an exchange besides its state."""
 
 
 def _sent(exchange: Exchange) -> int:

@@ -194,12 +194,7 @@ class DataConfirmed(Event):
 
 @dataclass(frozen=True, slots=True)
 class DataRefused(Event):
-    """The partner does not know the ``data_id`` of a value that we sent under this token.
-
-    ``message`` is the value if it was to be confirmed.
-    """
-
-    message: Message | None = field(default=None, compare=False, repr=False)
+    """The partner does not know the ``data_id`` of a value that we sent under this token."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ class Disk(MemoryStore):
                 raise StoreError("the disk is full")
         super().commit(changes)
         if self._party.stepping and not changes.keys and not changes.barred:
-            self._party.recorded()
+            self._party.recorded(changes)
             self._party.may_die()
 
 
@@ -194,10 +194,13 @@ class Party:
         if self.durable:
             self.given.append((order, 2 if self.agent._unsaved else 1))
 
-    def recorded(self) -> None:
-        """Take note that a turn is durable."""
-        self.unrecorded -= self.ended
-        self.ended.clear()
+    def recorded(self, changes: Changes) -> None:
+        """Take note that a turn is durable, and which handlers it knows to have ended."""
+        known = {(partner, f"{partner:x}/{number}") for partner, number in changes.finished}
+        known |= {(partner, token.hex()) for partner, token in changes.ended}
+        known |= {(record.partner, record.token.hex()) for record in changes.exchanges}
+        self.unrecorded -= self.ended & known
+        self.ended -= known
         for order, turns in self.given:
             order.accepted = turns == 1
         self.given = [(order, turns - 1) for order, turns in self.given if turns > 1]

@@ -36,8 +36,8 @@ class Store(Protocol):
     def audit(self, since: float = 0.0, partner: int | None = None) -> Iterator[AuditRow]:
         """Return the audit rows from ``since`` on, the oldest first; of one partner or of all."""
 
-    def prune(self, before: float) -> int:
-        """Delete the audit rows that are older than that; return how many."""
+    def prune(self, before: float, limit: int | None = None) -> int:
+        """Delete the audit rows that are older than that, the oldest first, ``limit`` at most; return how many."""
 
     def close(self) -> None:
         """Let go of the files and connections. A second call does nothing."""

@@ -9,6 +9,8 @@
 ``{srup:5e:7}:busy``           set      the partners that have entries
 ``{srup:5e:7}:entries:<hex>``  hash     exchanges, inbox and outbox of one partner
 ``{srup:5e:7}:keys``           hash     and ``barred`` (set), ``facts`` (hash), ``audit`` (zset by time)
+``{srup:5e:7}:orders``         stream   what was ordered from outside and not taken yet (srup.store.mailbox)
+``{srup:5e:7}:order:<id>``     stream   what became of such an order; ends by itself
 =============================  =======  ==================================================================
 
 Server 5e is the example. What stands in braces is the hash tag of Redis Cluster: a partition is in one slot, so that
@@ -109,10 +111,12 @@ class Keyspace:
         return f"Redis at {where['host']}:{where.get('port', 6379)}" if "host" in where else "Redis"
 
     @contextmanager
-    def asking(self) -> Iterator[None]:
-        """Turn what Redis and the link to it raise into StoreError."""
+    def asking(self, *, but: type[RedisError] | tuple[()] = ()) -> Iterator[None]:
+        """Turn what Redis and the link to it raise into StoreError; ``but`` one kind of error, for who can use it."""
         try:
             yield
+        except but:
+            raise
         except RedisError as error:
             raise self.error(error) from None
 

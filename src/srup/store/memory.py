@@ -69,13 +69,14 @@ class MemoryStore:
             rows = [row for row in self._contents.audit if row.at >= since and partner in (None, row.partner)]
         return iter(sorted(rows, key=lambda row: row.at))
 
-    def prune(self, before: float) -> int:
-        """Delete the audit rows that are older; return how many."""
+    def prune(self, before: float, limit: int | None = None) -> int:
+        """Delete the audit rows that are older, the oldest first, ``limit`` at most; return how many."""
         with self._lock:
-            kept = [row for row in self._contents.audit if row.at >= before]
-            pruned = len(self._contents.audit) - len(kept)
-            self._contents.audit = kept
-        return pruned
+            rows = self._contents.audit
+            old = sorted((place for place, row in enumerate(rows) if row.at < before), key=lambda place: rows[place].at)
+            gone = set(old[:limit])
+            self._contents.audit = [row for place, row in enumerate(rows) if place not in gone]
+        return len(gone)
 
     def close(self) -> None:
         """Do nothing: what is kept stays, for the next agent."""

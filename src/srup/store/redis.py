@@ -31,9 +31,21 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from ..errors import LeaseLostError, StoreError
-from ..records import AuditRow, Changes, ExchangeRecord, Fact, InboxEntry, KeyRecord, OutboxEntry, PartnerRecord, State
+from ..records import (
+    AuditRow,
+    Changes,
+    ExchangeRecord,
+    Fact,
+    InboxEntry,
+    KeyRecord,
+    OutboxEntry,
+    PartnerRecord,
+    ReportRecord,
+    State,
+)
 from .keyspace import VERSION, Call, Keyspace, Script
 from .lease import Lease, RedisArbiter
+from .mailbox import report_key
 from .partition import PARTITIONS
 from .witness import Position, Witness
 
@@ -45,7 +57,8 @@ _PAGE: Final = 1000  # entries that Redis hands out, or deletes, at a time
 _UNCONFIRMED: Final = 16  # so many commits without an answer are carried along; then it is looked what became of them
 _SPREAD: Final = 4000  # Lua can spread about 8,000 values over the arguments of a command
 
-# KEYS: meta, lease, partners, busy, others..., and at the end the entries of partners that this commit touches.
+# KEYS: meta, lease, partners, busy, others..., reports of orders, and at the end the entries of partners that this
+# commit touches.
 # ARGV: store id, lease, the confirmed commit, this one, its digest, how many digests of unconfirmed commits, these;
 #       how many partners to check, to write, then identity and value of each; how many other commands, each with the
 #       number of its key, the number of its arguments, these; and at the end the identities whose entries are touched.
@@ -127,7 +140,8 @@ if old > 0 then redis.call('ZREMRANGEBYRANK', KEYS[3], 0, old - 1) end
 return {'ok', old}
 """)
 
-_WHOLE: Final = ("partners", "busy", "keys", "barred", "facts", "audit")  # the keys of a partition, in KEYS' order
+# The keys of a partition, in KEYS' order.
+_WHOLE: Final = ("partners", "busy", "keys", "barred", "facts", "audit", "orders")
 
 
 class RedisStore:
@@ -135,7 +149,8 @@ class RedisStore:
 
     ``witness`` is a folder for a file per partition, on this machine, which must not be restored together with Redis; a
     partition that this machine has not served before has none. ``adopt`` accepts whatever is there, though it may be an
-    old copy (``State.adopted`` tells). ``durable`` says, once it is open,
+    old copy (``State.adopted`` tells); as a text it names an adoption, which each partition goes through once, whoever
+    serves it later. ``durable`` says, once it is open,
     whether a confirmed commit survives a power loss; the module's docstring has the rest. Waiting for replicas and
     the disk takes at most ``patience`` seconds, then a commit raises StoreError and may be tried again.
     """
@@ -145,7 +160,7 @@ class RedisStore:
         lease: Lease,
         *,
         witness: str | os.PathLike[str] | None = None,
-        adopt: bool = False,
+        adopt: bool | str = False,
         replicas: int = 0,
         fsync: bool = False,
         volatile: bool = False,
@@ -162,7 +177,8 @@ class RedisStore:
         name = f"{self.keyspace.owner:x}-{lease.partition}.witness"
         self._witness = None if witness is None else Witness(Path(witness) / name)
         self._known = False  # whether the witness knows this store
-        self._adopt = adopt
+        self._adopt = bool(adopt)
+        self._adoption = adopt.encode() if isinstance(adopt, str) else None
         self._replicas = replicas
         self._fsync = fsync
         self._volatile = volatile
@@ -192,6 +208,8 @@ class RedisStore:
         with self._lock, self.keyspace.asking():
             self._look_at_durability()
             number = self._look()
+            if self._adoption is not None:
+                self._adopt = self.keyspace.client.hget(self._keys["meta"], "adopted") != self._adoption
             state = self._load()
             if self._look() != number:
                 raise StoreError(f"{self._place}: somebody else has written while it was read")
@@ -232,18 +250,19 @@ class RedisStore:
             if len(page) < _PAGE:
                 return
 
-    def prune(self, before: float) -> int:
+    def prune(self, before: float, limit: int | None = None) -> int:
         """See :class:`~srup.store.Store`."""
         self._check_open()
         keys = [self._keys[each] for each in ("meta", "lease", "audit")]
         pruned = 0
         while True:
             self.lease.check()
-            word, count = self.keyspace.run(_PRUNE, keys, [self._store, self.lease.token, repr(float(before)), _PAGE])
+            most = _PAGE if limit is None else min(_PAGE, limit - pruned)
+            word, count = self.keyspace.run(_PRUNE, keys, [self._store, self.lease.token, repr(float(before)), most])
             if word != b"ok":
                 raise self._refusal(word, count)
             pruned += int(count)
-            if count < _PAGE:
+            if count < most or pruned == limit:
                 return pruned
 
     def close(self) -> None:
@@ -366,6 +385,9 @@ class RedisStore:
     def _entries(self, partner: int) -> str:
         return self.keyspace.key(self.lease.partition, f"entries:{partner:x}")
 
+    def _reports(self, order: bytes) -> str:
+        return self.keyspace.key(self.lease.partition, report_key(order))
+
     # --- committing
 
     def _ready(self) -> None:
@@ -377,7 +399,7 @@ class RedisStore:
         if len(self._unconfirmed) >= _UNCONFIRMED:
             self._resolve()
         try:  # a record that is none, too, must not end a server
-            content = _content(changes, self._entries)
+            content = _content(changes, self._entries, self._reports)
         except (AttributeError, TypeError, ValueError, OverflowError, struct.error) as error:
             raise StoreError(f"{self._place}: these changes cannot be written: {error}") from None
         mark = content.digest(self._nonce)
@@ -418,8 +440,19 @@ class RedisStore:
         self._unconfirmed.clear()
         if self._witness is not None:
             self._tell_witness(self._witness)
-        self._adopt = False  # what was adopted is now what counts
+        if self._adopt:  # what was adopted is now what counts
+            self._adopt = False
+            self._note_adoption()
         return None
+
+    def _note_adoption(self) -> None:
+        """If this fails, the next who serves the partition adopts it again, which is safe."""
+        if self._adoption is not None:
+            try:
+                with self.keyspace.asking():
+                    self.keyspace.client.hset(self._keys["meta"], "adopted", self._adoption)
+            except StoreError as error:
+                log.warning("%s: its adoption is not noted: %s", self._place, error)
 
     def _tell_witness(self, witness: Witness) -> None:
         """What is written is written: an error here is none of the commit's, the witness lags."""
@@ -514,7 +547,7 @@ _NONE: Final = 0xFFFF_FFFF
 class _Content(NamedTuple):
     """What a commit writes, as the script takes it."""
 
-    keys: list[str]  # the entries of partners that are touched
+    keys: list[str]  # the reports of orders, the entries of partners that are touched
     touched: list[bytes]  # their identities
     partners: list[bytes]  # identity, value, identity, ...
     checked: int  # how many of them, the first ones, must not go back
@@ -554,7 +587,7 @@ def _key(name: str) -> int:
     return 3 + _WHOLE.index(name)
 
 
-def _content(changes: Changes, entries: Callable[[int], str]) -> _Content:
+def _content(changes: Changes, entries: Callable[[int], str], reports: Callable[[bytes], str]) -> _Content:
     forgotten = set(changes.forgotten)
     latest = {each.identity: each for each in changes.partners}
     partners = sorted(latest.values(), key=lambda each: each.identity in forgotten)
@@ -577,7 +610,10 @@ def _content(changes: Changes, entries: Callable[[int], str]) -> _Content:
             out.setdefault(partner, []).append(mark + _bytes(number))
 
     touched = sorted(forgotten | put.keys() | out.keys())
-    place = {partner: 3 + len(_WHOLE) + number for number, partner in enumerate(touched)}
+    orders = list(dict.fromkeys(report.order for report in changes.reports if report.order))
+    first = 3 + len(_WHOLE)
+    told = {order: first + number for number, order in enumerate(orders)}
+    place = {partner: first + len(orders) + number for number, partner in enumerate(touched)}
     facts = {_bytes(fact.identity) + fact.name.encode(): fact.value for fact in changes.facts}
     known = {name: value.encode() for name, value in facts.items() if value is not None}
     keys = {_bytes(key.identity): _key_value(key) for key in changes.keys}
@@ -593,14 +629,23 @@ def _content(changes: Changes, entries: Callable[[int], str]) -> _Content:
     commands: list[tuple[str, int, list[bytes]]] = [("DEL", place[each], []) for each in sorted(forgotten)]
     for name, key, values in wanted:
         commands += ((name, key, values[start : start + _SPREAD]) for start in range(0, len(values), _SPREAD))
+    commands += [command for report in changes.reports for command in _told(report, told)]
     return _Content(
-        keys=[entries(each) for each in touched],
+        keys=[*map(reports, orders), *map(entries, touched)],
         touched=[_bytes(each) for each in touched],
         partners=[part for each in partners for part in (_bytes(each.identity), _window(each))],
         checked=len(latest.keys() - forgotten),
         commands=commands,
         audit=[(row.at, _audit_value(row)) for row in changes.audit],
     )
+
+
+def _told(report: ReportRecord, place: dict[bytes, int]) -> Iterator[tuple[str, int, list[bytes]]]:
+    if report.entry:
+        yield "XDEL", _key("orders"), [report.entry]
+    if report.order:
+        yield "XADD", place[report.order], [b"*", b"report", report.body]
+        yield "PEXPIRE", place[report.order], [b"%d" % max(1, round(report.kept * 1000))]
 
 
 def _flat(mapping: dict[bytes, bytes]) -> list[bytes]:

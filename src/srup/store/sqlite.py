@@ -346,7 +346,9 @@ class SqliteStore:
                 self._check_owner(owner)
                 self._check_witness()
                 self._db.execute("UPDATE store SET owner = ? WHERE owner IS NULL", (_NUMBER.pack(owner),))
-                return self._state()
+                state = self._state()
+                self._db.execute(f"PRAGMA cache_size = {_CACHE}")
+                return state
             except BaseException:
                 self.close()
                 raise
@@ -381,18 +383,19 @@ class SqliteStore:
                 return
             at, number = rows[-1][:2]
 
-    def prune(self, before: float) -> int:
-        """Delete the audit rows that are older than that; return how many."""
+    def prune(self, before: float, limit: int | None = None) -> int:
+        """Delete the audit rows that are older than that, the oldest first, ``limit`` at most; return how many."""
         pruned = 0
         while True:
+            most = _PRUNED if limit is None else min(_PRUNED, limit - pruned)
             with self._lock, self._translated():
                 deleted = self._db.execute(
                     "DELETE FROM audit WHERE (at, number) IN"
                     " (SELECT at, number FROM audit WHERE at < ? ORDER BY at, number LIMIT ?)",
-                    (_TIME.pack(max(before, 0.0)), _PRUNED),
+                    (_TIME.pack(max(before, 0.0)), most),
                 ).rowcount
             pruned += deleted
-            if deleted < _PRUNED:
+            if deleted < most or pruned == limit:
                 return pruned
 
     def backup(self, path: str | os.PathLike[str]) -> None:
@@ -487,7 +490,7 @@ class SqliteStore:
         db.execute("PRAGMA synchronous = FULL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * 4096}")
-        db.execute(f"PRAGMA cache_size = {_CACHE}")
+        db.execute("PRAGMA cache_size = 0")  # the contents are read once, in order: see open()
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA secure_delete = FAST")
         said = db.execute("PRAGMA quick_check(1)").fetchone()[0]

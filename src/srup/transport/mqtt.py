@@ -3,7 +3,8 @@
 paho's own loop waits with ``select()``, which cannot see file descriptors above 1,023, and hands its queue and its
 locks to whoever calls it. Here the thread of a :class:`Reactor` owns the connection, or thousands of them; all other
 threads only append to queues and wake it. A connection has a paho client of its own (:class:`_Link`), so nothing of a
-dead one lives on, and the queue of unsent messages is ours, bounded and in order.
+dead one lives on, and the queue of unsent messages is ours, bounded and in order. A :class:`Stream` stands between
+paho and the socket and spares most of the system calls.
 
 What was sent and not acknowledged when a connection ends is sent again on the next one, as a new message: a receiver
 may hear it twice, which QoS 1 allows.
@@ -30,6 +31,7 @@ from urllib.parse import urlsplit
 from srup.errors import TransportError
 from srup.transport.base import MAX_QUEUED, Delivery, Fence, log
 from srup.transport.reactor import Reactor
+from srup.transport.stream import Stream
 from srup.transport.topics import check_filter, check_topic
 
 try:
@@ -46,6 +48,16 @@ except ModuleNotFoundError as _missing:
 else:
     _HAS_PAHO = True
 
+    class _Client(paho.Client):
+        """A paho client whose socket is a :class:`Stream`, as long as paho makes its socket with this method.
+
+        It belongs to paho; one that makes sockets in another way is served as well, and only slower.
+        """
+
+        def _create_socket(self) -> Any:
+            return Stream(super()._create_socket(), self.protocol == MQTTProtocolVersion.MQTTv5)  # type: ignore[arg-type]
+
+
 __all__ = ["MqttTransport"]
 
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
@@ -56,6 +68,8 @@ _TICK: Final = 1.0  # seconds; paho's keep-alive needs to be looked after, the l
 _IN_FLIGHT: Final = 20  # messages sent and not acknowledged; more than this is slower
 _RECEIVE_MAXIMUM: Final = 1000  # deliveries that the broker (version 5) may have open with us
 _FILTERS_PER_PACKET: Final = 8  # AWS IoT Core takes no more
+_UNSENT: Final = 65_536  # bytes that wait to be sent; no more messages join them
+_PUBACK: Final = b"\x40\x02"  # a packet id of two bytes follows (MQTT 5.0, section 3.4)
 _MAX_PAYLOAD: Final = 268_435_455 - 65_535 - 8  # the longest packet, less topic and header (MQTT 5.0, section 2.1.4)
 _SUSPICIOUS: Final = 4  # connections in a row that did not last
 _UNSUPPORTED_VERSION: Final = 0x84  # reason codes: MQTT 5.0, section 2.4
@@ -128,12 +142,11 @@ class MqttTransport:
         self._before_connect = before_connect
 
         self._reactor = Reactor(f"srup-mqtt-{client_id}") if reactor is None else reactor
-        self._lock = threading.Lock()  # guards the next six; held for a few instructions, never in a callback
+        self._lock = threading.Lock()  # guards the next five; held for a few instructions, never in a callback
         self._outbox: deque[_Message] = deque()
         self._wanted: dict[str, None] = {}
         self._unwanted: dict[str, None] = {}  # unsubscribed, and the broker has not confirmed it yet
         self._news: list[tuple[bool, str]] = []  # (wanted, filter), what the present link does not know yet
-        self._acks: list[tuple[_Link, int]] = []
         self._started = False
 
         self._version = MQTTProtocolVersion.MQTTv5
@@ -241,9 +254,10 @@ class MqttTransport:
             link.check_time(now)
             if link.accepted and link.ended is None:
                 self._exchange(link)
+            link.flush()
             if link.ended is None and not self._finished(now, link):
                 link.watch()
-                return min(link.due, self._deadline)
+                return now if link.goes_on else min(link.due, self._deadline)
             link.take_leave(now)
         if not link.is_gone(now):
             return link.due
@@ -296,7 +310,7 @@ class MqttTransport:
             link.subscribe(wanted)
             link.unsubscribe(unwanted)
         with self._lock:
-            (news, self._news), (acks, self._acks) = (self._news, []), (self._acks, [])
+            news, self._news = self._news, []
         for wanted_now, topic_filter in news:
             if wanted_now:
                 link.subscribe([topic_filter])
@@ -305,9 +319,7 @@ class MqttTransport:
         for topic_filter in link.forgotten():
             with self._lock:
                 self._unwanted.pop(topic_filter, None)
-        for origin, mid in acks:
-            if origin is link:  # a packet id of an earlier connection may mean another message by now
-                link.acknowledge(mid)
+        link.acknowledge()
         while self._outbox and link.has_room:
             link.publish(self._outbox.popleft())
         if link.hears and link.ended is None:
@@ -320,7 +332,6 @@ class MqttTransport:
     def _requeue(self, link: _Link) -> None:
         """Put what a link leaves unacknowledged back to the head of the queue, in order."""
         with self._lock:
-            self._acks.clear()
             self._outbox.extendleft(reversed(link.in_flight.values()))
 
     def _rest(self, link: _Link, now: float) -> None:
@@ -333,16 +344,17 @@ class MqttTransport:
             return
         self._failures = 0 if link.lasted(self._max_pause) else self._failures + 1
         doubtful = self._failures >= _SUSPICIOUS and link.accepted and not self._stopping
-        self._fence.report(False, f"{link.ended}{self._suspicion() if doubtful else ''}")
         doublings = min(max(self._failures - 1, 0), 32)
         longest = self._max_pause if link.taken_over else min(self._max_pause, self._min_pause * 2.0**doublings)
         self._resume_at = now + longest * _chance.uniform(0.5, 1.0)
+        # Last: whoever hears it may stop the transport, and that ends the pause.
+        self._fence.report(False, f"{link.ended}{self._suspicion() if doubtful else ''}")
 
     def _finished(self, now: float, link: _Link | None = None) -> bool:
         """Whether it may end: it was told to, and has nothing left to send or no time left to send it."""
         if not self._stopping:
             return False
-        idle = not self._outbox and (link is None or not (link.in_flight or link.wants_write or self._acks))
+        idle = not self._outbox and (link is None or not (link.in_flight or link.wants_write or link.acks))
         return idle or now >= self._deadline
 
 
@@ -359,16 +371,19 @@ class _Link:
         "_descriptor",
         "_fence",
         "_forgotten",
+        "_full",
         "_is_5",
         "_line",
         "_owner",
         "_reached",
         "_resumed",
+        "_stream",
         "_subscribing",
         "_unsubscribing",
         "_watched",
         "_window",
         "accepted",
+        "acks",
         "due",
         "ended",
         "greeted",
@@ -386,9 +401,12 @@ class _Link:
         self.version_refused = False
         self.taken_over = False
         self.in_flight: dict[int, _Message] = {}  # sent and not acknowledged, by packet id, in order
+        self.acks: deque[int] = deque()  # packet ids of what may be acknowledged
         self.open = 0  # deliveries that are not settled
         self._owner = owner
         self._fence = owner._fence
+        self._stream: Stream | None = None  # none if paho has a socket of its own
+        self._full = False  # the stream has more for us, which had to wait
         self._line: socket.socket | None = None  # from our DISCONNECT until the broker has hung up
         self._descriptor = -1  # what the reactor watches, and for which events
         self._watched = 0
@@ -400,7 +418,7 @@ class _Link:
         self._unsubscribing: dict[int, list[str]] = {}
         self._forgotten: list[str] = []
         self._is_5 = owner._version == MQTTProtocolVersion.MQTTv5
-        self._client = client = paho.Client(
+        self._client = client = _Client(
             CallbackAPIVersion.VERSION2,
             owner._client_id,
             clean_session=None if self._is_5 else False,
@@ -427,12 +445,13 @@ class _Link:
     @property
     def wants_write(self) -> bool:
         """Whether bytes wait for the socket to take them."""
-        return self._client.want_write()
+        return self._client.want_write() or (self._stream is not None and self._stream.unsent > 0)
 
     @property
     def has_room(self) -> bool:
         """Whether one more message may be sent now."""
-        return self.ended is None and len(self.in_flight) < self._window and not self._client.want_write()
+        clogged = self._client.want_write() or (self._stream is not None and self._stream.unsent > _UNSENT)
+        return self.ended is None and len(self.in_flight) < self._window and not clogged
 
     @property
     def hears(self) -> bool:
@@ -457,8 +476,11 @@ class _Link:
         try:
             self._prepare()
             self._client.connect(owner._host, owner._port, owner._keepalive, **arguments)
-            if (sock := self._client.socket()) is not None:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[attr-defined]
+            sock: Any = self._client.socket()
+            self._stream = sock if isinstance(sock, Stream) else None
+            if sock is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.flush()
         except (OSError, TransportError) as error:
             self.end(f"cannot connect to {owner._where()}: {error}")
         else:
@@ -481,10 +503,15 @@ class _Link:
         """Whether the broker has sent more than it may. Mosquitto 2.0 does, once one of the open ones is settled."""
         return self.open > _RECEIVE_MAXIMUM
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether what has come, and had to wait, can be taken now."""
+        return self._full and not self.is_full
+
     def watch(self) -> None:
         """Have the reactor wait for what the connection waits for; one that is full is not read: TCP holds it back."""
         events = 0 if self.is_full else selectors.EVENT_READ
-        if self._client.want_write():
+        if self.wants_write:
             events |= selectors.EVENT_WRITE
         if not events:
             self._let_go()
@@ -494,15 +521,47 @@ class _Link:
 
     def move(self, ready: int) -> None:
         """Read and write what the socket has and takes."""
-        if ready & selectors.EVENT_READ:
+        if self._stream is not None and (ready & selectors.EVENT_READ or self.goes_on):
+            self._full = False
+            for publication in self._stream.read():
+                if publication is None:
+                    self._client.loop_read()
+                else:
+                    self._deliver(publication.topic.decode, publication.mid, publication.payload)
+                self._full = self.is_full
+                if self._full or self._client.socket() is None:
+                    break
+        elif ready & selectors.EVENT_READ:
             self._client.loop_read()
             # What TLS has decrypted already does not make the socket readable again.
             while isinstance(sock := self._client.socket(), ssl.SSLSocket) and sock.pending():
                 self._client.loop_read()
-        if ready & selectors.EVENT_WRITE:
+        if ready & selectors.EVENT_WRITE and self._client.want_write():
             self._client.loop_write()
         if self._client.socket() is None:
             self.end(f"the connection to {self._owner._where()} was lost")
+
+    def flush(self) -> None:
+        """Send what has been gathered, as far as the socket takes it."""
+        if self._stream is not None and not self._stream.flush():
+            self._client.loop_read()  # which hears that the connection is over
+
+    def _deliver(self, read_topic: Callable[[], str], mid: int, payload: bytes) -> None:
+        self.open += mid > 0
+        settle = partial(self._settle, [mid] if mid else [])
+        try:
+            topic = read_topic()
+        except UnicodeDecodeError:  # MQTT forbids it, so only a broken or hostile broker sends it
+            self._fence.fault("a message arrived whose topic is not UTF-8")
+            settle()
+        else:
+            self._fence.deliver(Delivery(topic, payload, settle))
+
+    def _settle(self, ticket: list[int]) -> None:
+        """Have a delivery acknowledged; from any thread. Whoever takes the packet id out of the ticket is the first."""
+        with suppress(IndexError):
+            self.acks.append(ticket.pop())
+            self._owner._wake()
 
     def check_time(self, now: float) -> None:
         """Keep alive; give up on a broker that does not answer."""
@@ -538,10 +597,15 @@ class _Link:
         forgotten, self._forgotten = self._forgotten, []
         return forgotten
 
-    def acknowledge(self, mid: int) -> None:
-        """Settle a delivery of this connection."""
-        self.open -= 1
-        self._client.ack(mid, 1)
+    def acknowledge(self) -> None:
+        """Send the acknowledgements of what was settled since the last call."""
+        while self.acks:
+            mid = self.acks.popleft()
+            self.open -= 1
+            if self._stream is None:
+                self._client.ack(mid, 1)
+            else:
+                self._stream.send(_PUBACK + mid.to_bytes(2, "big"))
 
     def publish(self, message: _Message) -> None:
         """Send a message with QoS 1."""
@@ -623,25 +687,7 @@ def _on_disconnect(
 
 
 def _on_message(_client: paho.Client, link: _Link, message: paho.MQTTMessage) -> None:
-    try:
-        topic = message.topic
-    except UnicodeDecodeError:  # MQTT forbids it, so only a broken or hostile broker sends it
-        link._fence.fault("a message arrived whose topic is not UTF-8")
-        link.open += 1
-        link.acknowledge(message.mid)
-        return
-    ticket = [message.mid] if message.qos else []  # taken out by whoever acknowledges first
-    link.open += len(ticket)
-    owner = link._owner
-
-    def ack() -> None:
-        with suppress(IndexError):
-            mid = ticket.pop()
-            with owner._lock:
-                owner._acks.append((link, mid))
-            owner._wake()
-
-    link._fence.deliver(Delivery(topic, bytes(message.payload), ack))
+    link._deliver(lambda: message.topic, message.mid if message.qos else 0, bytes(message.payload))
 
 
 def _on_publish(_client: paho.Client, link: _Link, mid: int, reason: ReasonCode, _properties: object) -> None:

@@ -1,0 +1,182 @@
+"""The stream between paho and its socket: every packet arrives whole, in order, at the one of the two that reads it."""
+
+import socket
+import struct
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srup.transport.stream import Publication, Stream
+
+
+def variable(number):
+    """A variable byte integer (MQTT 5.0, section 1.5.5)."""
+    digits = []
+    while True:
+        number, digit = divmod(number, 128)
+        digits.append(digit | 128 * (number > 0))
+        if not number:
+            return bytes(digits)
+
+
+def packet(first, body):
+    return bytes([first]) + variable(len(body)) + body
+
+
+def publish(topic, mid, payload, *, flags=0, properties=None):
+    """PUBLISH with QoS 1 if there is a packet id; properties, of whatever content, only in MQTT 5."""
+    identifier = struct.pack("!H", mid) if mid else b""
+    known = b"" if properties is None else variable(len(properties)) + properties
+    name = struct.pack("!H", len(topic)) + topic
+    return packet(0x30 | flags | 2 * (mid > 0), name + identifier + known + payload)
+
+
+class Ends:
+    """A stream, and the broker's end of its connection."""
+
+    def __init__(self, is_5=True):
+        ours, self.broker = socket.socketpair()
+        self.stream = Stream(ours, is_5)
+        self.stream.setblocking(False)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stream.close()
+        self.broker.close()
+
+    def heard(self):
+        """What is opened, or the bytes that paho can read instead."""
+        return [self.for_paho() if each is None else each for each in self.stream.read()]
+
+    def for_paho(self):
+        """What paho reads, in its manner: byte by byte until nothing is there."""
+        read = b""
+        with suppress(BlockingIOError):
+            while byte := self.stream.recv(1):
+                read += byte
+        return read
+
+
+names = st.binary(min_size=1, max_size=40)
+payloads = st.binary(max_size=300) | st.integers(0, 40_000).map(bytes)
+
+
+@st.composite
+def packets(draw, is_5):
+    """A packet and what is to be heard of it."""
+    kind = draw(st.sampled_from(["publish", "publish", "other", "qos 2"]))
+    if kind == "other":
+        first = draw(st.integers(0, 255).filter(lambda byte: byte >> 4 != 3))
+        wire = packet(first, draw(payloads))
+        return wire, wire
+    topic, payload, mid = draw(names), draw(payloads), draw(st.integers(0, 65535))
+    properties = draw(st.binary(max_size=200)) if is_5 else None
+    if kind == "qos 2":
+        wire = publish(topic, 0, payload, flags=4, properties=properties)
+        return wire, wire
+    flags = draw(st.sampled_from([0, 1, 8, 9]))
+    return publish(topic, mid, payload, flags=flags, properties=properties), Publication(topic, mid, payload)
+
+
+@given(st.data(), st.booleans())
+def test_whatever_the_pieces_every_packet_is_heard_once_and_in_order(data, is_5):
+    drawn = data.draw(st.lists(packets(is_5), max_size=8))
+    wire = b"".join(each for each, _ in drawn)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=8)))
+    heard = []
+    with Ends(is_5) as ends:
+        for begin, end in zip([0, *cuts], [*cuts, len(wire)], strict=True):
+            ends.broker.sendall(wire[begin:end])
+            for _ in range(1 + (end - begin) // 65536):
+                heard += ends.heard()
+    assert heard == [expected for _, expected in drawn]
+
+
+def test_every_prefix_waits_for_the_rest():
+    wire = publish(b"SRUP/1", 7, bytes(200), properties=b"\x01\x01")
+    for size in range(len(wire)):
+        with Ends() as ends:
+            ends.broker.sendall(wire[:size])
+            assert ends.heard() == []
+            ends.broker.sendall(wire[size:])
+            assert ends.heard() == [Publication(b"SRUP/1", 7, bytes(200))]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\0",
+        b"\0\x06SRUP/",  # a topic that is longer than the packet
+        b"\0\x06SRUP/1",  # no packet id
+        b"\0\x06SRUP/1\0",
+        b"\0\x06SRUP/1\0\x07",  # no length of properties
+        b"\0\x06SRUP/1\0\x07\x80",
+        b"\0\x06SRUP/1\0\x07\x80\x80\x80\x80\x01",
+        b"\0\x06SRUP/1\0\x07\x02\x01",  # properties that are longer than the packet
+        b"\0\x06SRUP/1\0\0\0",  # packet id 0
+        b"\0\0\0\x07\0",  # no topic
+    ],
+)
+def test_a_damaged_publication_is_left_to_paho(body):
+    with Ends() as ends:
+        ends.broker.sendall(packet(0x32, body) + publish(b"SRUP/1", 8, b"x", properties=b""))
+        assert ends.heard() == [packet(0x32, body), Publication(b"SRUP/1", 8, b"x")]
+
+
+def test_a_length_that_is_none_is_left_to_paho():
+    with Ends() as ends:
+        ends.broker.sendall(b"\x30\xff\xff\xff\xff")
+        assert ends.heard() == []  # four digits: MQTT has no fifth
+        ends.broker.sendall(b"\x01")
+        assert ends.heard() == [b"\x30\xff\xff\xff\xff\x01"]
+
+
+def test_paho_hears_the_end_once_everything_has_been_read():
+    with Ends() as ends:
+        ends.broker.sendall(publish(b"SRUP/1", 7, b"x", properties=b"") + b"\xd0\x00" + b"\x32\x7f")
+        ends.broker.close()
+        assert ends.heard() == [Publication(b"SRUP/1", 7, b"x"), b"\xd0\x00"]
+        assert ends.heard() == [b""]
+        assert ends.stream.recv(1) == b""
+
+
+def test_what_is_sent_is_gathered_and_goes_out_as_far_as_the_socket_takes_it():
+    with Ends() as ends:
+        pieces = [bytes([n % 251]) * 1000 for n in range(2000)]
+        for piece in pieces:
+            assert ends.stream.send(piece) == len(piece)
+        ends.broker.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            ends.broker.recv(1)
+        assert ends.stream.flush()
+        assert 0 < ends.stream.unsent < 2_000_000
+        ends.broker.setblocking(True)
+        came = b""
+        while ends.stream.unsent:
+            came += ends.broker.recv(1 << 20)
+            assert ends.stream.flush()
+        ends.stream.close()
+        while piece := ends.broker.recv(1 << 20):
+            came += piece
+        assert came == b"".join(pieces)
+
+
+def test_closing_sends_what_was_gathered():
+    with Ends() as ends:
+        ends.stream.send(b"\xe0\x00")
+        ends.stream.close()
+        assert ends.broker.recv(10) == b"\xe0\x00"
+
+
+def test_a_connection_that_breaks_while_sending_is_over():
+    with Ends() as ends:
+        ends.broker.close()
+        ends.stream.send(b"x")
+        assert not ends.stream.flush()
+        assert ends.stream.recv(1) == b""
+        assert ends.heard() == [b""]
