@@ -763,6 +763,20 @@ def test_the_version_floor_and_the_server_one_was_sent_to_survive(tmp_path):
     assert (again.version_floor, again.server) == (9, other)
 
 
+def test_a_device_that_was_sent_away_and_back_is_at_its_first_server_after_a_crash(tmp_path):
+    fleet = DurableFleet(tmp_path)
+    other = 0x5F
+    device = fleet.add(fleet.device.identity, servers={other: key_of(other).public_key})
+    fleet.joined()
+    for server in (other, SERVER):
+        device.server = server  # what a JoinCommand does
+        device._inbox.put(lambda: None)
+        device.step()
+        again = fleet.crash_device(servers={other: key_of(other).public_key}).start(threads=False)
+        assert again.server == server
+        device = again
+
+
 def test_audit_rows_tell_what_was_accepted(fleet):
     fleet.joined()
     fleet.device.action(SERVER, 1)

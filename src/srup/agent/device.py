@@ -354,7 +354,7 @@ class Device(Agent):
 
     def _close_turn(self) -> None:
         if self._store is not None:
-            if self.server != self._configured_server:
+            if self.server != self._configured_server or _SERVER in self._facts.get(self.identity, {}):
                 self._know(self.identity, _SERVER, f"{self._configured_server:x} {self.server:x}")
             if self._session.version_floor is not None:
                 self._know(self.identity, _FLOOR, str(self._session.version_floor))

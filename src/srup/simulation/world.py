@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -98,7 +98,7 @@ class World(Simulator):
     ROLLOUT: ClassVar[float] = 600.0
     """How long a server's rotation lasts, in seconds."""
 
-    policy: ClassVar[Policy] = Policy(
+    policy: Policy = Policy(
         clock_skew=5.0,
         lifetime=60.0,
         update_lifetime=600.0,
@@ -112,6 +112,10 @@ class World(Simulator):
         self.seed = seed
         self.folder = folder
         self.options = options or Options()
+        if self.options.durable:
+            self.policy = replace(
+                self.policy, require_bound_tokens=True
+            )  # else a value may be taken for a deployed peer's
         self.trace: list[str] = []
         self.counts: Counter[str] = Counter()
         self.ledger = Ledger()
