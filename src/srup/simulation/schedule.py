@@ -85,6 +85,11 @@ def _send_away(world: World, chance: random.Random) -> bool:
     return device.server == server.identity and world.summon(server, device.identity, other)
 
 
+def _readmit(world: World, chance: random.Random) -> bool:
+    server = _server(world, chance)
+    return bool(server.banned) and world.readmit(server, chance.choice(sorted(server.banned)))
+
+
 def _decide(world: World, chance: random.Random) -> bool:
     how = chance.choice(("look", "look", "look", "look", "refuse", "fail"))
     return world.decide(_server(world, chance), chance.randrange(10), how)
@@ -117,7 +122,7 @@ ACTS: Final[dict[str, tuple[int, Act]]] = {
     "corrupt": (4, lambda world, chance: world.corrupt(_device(world, chance))),
     "terminate": (2, _of_server(lambda world, server, device: world.terminate(server, device, ban=False))),
     "ban": (1, _of_server(lambda world, server, device: world.terminate(server, device, ban=True))),
-    "readmit": (3, _of_server(World.readmit)),
+    "readmit": (3, _readmit),
     "deregister": (1, _of_server(World.deregister)),
     "revoke": (2, _of_server(World.revoke)),
     "provision": (4, lambda world, chance: world.provision(_device(world, chance))),
