@@ -45,7 +45,7 @@ def _options(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what this terminal has no sign for is shown as another
-    # On a screen trouble is shown elsewhere; a service must say it somewhere. Warnings would let strangers fill the disk.
+    # On a screen trouble is shown elsewhere; a service must say it. Warnings would let strangers fill the disk.
     quiet = logging.CRITICAL if sys.stderr is not None and sys.stderr.isatty() else logging.ERROR
     logs.show(logging.INFO if verbose else quiet)
 
