@@ -388,6 +388,40 @@ def test_home_puts_the_device_out(world):
     assert AWAY_ID not in world.away.members
 
 
+@pytest.mark.parametrize("how", ["terminate", "deregister", "resign"])
+def test_the_membership_at_home_ends_while_the_owner_registers_at_the_away_network(tmp_path, monkeypatch, how):
+    """A device that is out at home has no business in the away network."""
+    with Federation(tmp_path, scheme="ed25519") as world:
+        registering, ends = [], ended(world)
+        monkeypatch.setattr(world.bridge, "_apply_for", lambda peer, token, job: registering.append(job))
+        begin(world)
+        if how == "resign":
+            world.bridge.resign()
+        else:
+            getattr(world.home, how)(HOME_ID)
+        world.settle()
+        assert not world.bridge.joined
+        registering[0]()
+        world.settle()
+        assert (world.bridge.away, world.bridge.syndicated, "bridge" in ends) == (None, False, True)
+        assert world.away.members == set(LAMPS)
+        assert world.values == []
+        assert world.faults() == 0
+
+
+def test_the_membership_at_home_ends_while_the_away_server_lets_the_device_in(tmp_path):
+    with Federation(tmp_path, scheme="ed25519") as world:
+        @world.bridge.on_syndication_init
+        def enter(url):
+            world.home.terminate(HOME_ID)  # which gets there while the join is under way
+            return world.enter(url)
+
+        begin(world)
+        assert (world.bridge.joined, world.bridge.away) == (False, None)
+        assert world.away.members == set(LAMPS)
+        assert world.faults() == 0
+
+
 def test_after_the_end_it_can_begin_again(world):
     for _ in range(3):
         world.home.end_syndication(HOME_ID)

@@ -489,9 +489,59 @@ def test_home_ends_it(chain):
     assert len(chain.events(AWAY, e.SyndicationEnded)) == len(chain.events(AWAY_ID, e.SyndicationEnded)) == 1
     assert all(over(chain))
     [requested] = chain.events(AWAY, e.SyndicatedActionRequested)
-    with pytest.raises(PolicyError, match="syndication"):
+    with pytest.raises(PolicyError, match="UNANSWERED"):
         chain.away.allow(AWAY_ID, requested.token, T0, nonce())  # home has gone
     assert not chain.done
+
+
+@pytest.mark.parametrize("how", ["home ends it", "away ends it", "the device leaves", "another request replaces it"])
+def test_what_was_asked_in_one_syndication_is_not_done_in_the_next(chain, how):
+    chain.moderate = None
+    chain.ask(chain.home.syndicated_action, LAMP, 7)
+    [asked] = chain.events(AWAY, e.SyndicatedActionRequested)
+    chain.moderate = True
+    match how:
+        case "home ends it":
+            chain.ask(chain.home.end_syndication)
+        case "away ends it":
+            chain.perform(chain.away, chain.away.terminate_syndication(AWAY_ID, chain.now, nonce()))
+        case "the device leaves":
+            chain.perform(chain.away_side, chain.away_side.resign(AWAY, chain.now, nonce()))
+        case _:
+            chain.home._syndications.clear()
+    chain.begin()
+    assert chain.away.syndication(AWAY_ID) is not None
+    with pytest.raises(PolicyError, match="UNANSWERED"):
+        chain.away.allow(AWAY_ID, asked.token, chain.now, nonce())
+    assert not chain.done
+    chain.ask(chain.home.syndicated_action, LAMP, 7)
+    assert sum(chain.done.values()) == 1
+
+
+def test_a_request_for_a_syndication_ends_with_the_membership(chain):
+    chain.ask(chain.home.end_syndication)
+    chain.moderate = None
+    chain.begin()
+    asked = chain.events(AWAY, e.SyndicationRequested)[-1]
+    chain.perform(chain.away_side, chain.away_side.resign(AWAY, chain.now, nonce()))
+    del chain.offer
+    chain.perform(chain.away_side, chain.away_side.join(AWAY, chain.now, nonce()))
+    with pytest.raises(PolicyError, match="UNANSWERED"):
+        chain.away.accept_syndication(AWAY_ID, asked.token, LAMPS, chain.now, nonce())
+    assert chain.away.syndication(AWAY_ID) is None
+
+
+def test_an_offer_ends_with_the_membership(chain):
+    chain.ask(chain.home.end_syndication)
+    offers = []
+    chain.own = lambda session, event: offers.append(event) if isinstance(event, e.SyndicationOffered) else None
+    chain.begin()
+    [offer] = offers
+    assert chain.home_side.awaits(HOME, offer.token)
+    chain.perform(chain.home, chain.home.terminate(HOME_ID, chain.now, nonce()))
+    assert not chain.home_side.awaits(HOME, offer.token)
+    with pytest.raises(PolicyError, match="UNANSWERED"):
+        chain.home_side.answer_init(offer.token, Status.JOIN_SUCCESS, chain.now)
 
 
 def test_away_ends_it(chain):

@@ -487,6 +487,9 @@ class SyndicationDevice(_Side):
             waiting.stop(0.0)
         if self._stopping.is_set():
             away.stop(0.0)
+        elif not self._session.awaits(self.server, away.token):  # home has put us out meanwhile, or its time is up
+            away.stop(0.0)
+            self._tell("syndication ended")
         elif self._aways:
             self._next = away
             self._dismiss_away(self._aways[0])
@@ -582,7 +585,7 @@ class _AwayDevice(_Side):
         super()._join_answered(event)
         if event.status is not Status.JOIN_SUCCESS:
             self._tell_home(event.status)
-        elif not self._requested:
+        elif self._wants_in and not self._requested:
             self._requested = True
             sealed = seal(self._value, self._keys[self.server])
             self._perform(self._session.request_syndication(sealed, self._clock(), self._entropy(16)))

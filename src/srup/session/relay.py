@@ -157,6 +157,7 @@ HOME_TABLE: Final[Table] = {
     (_S.OFFERED, SyndicationInit): Step(_S.OFFERED),
     (_S.OFFERED, Word.ANSWER): Step(_S.ANSWERED, "reply"),
     (_S.OFFERED, Word.EXPIRE): Step(_S.UNANSWERED, "offer_expired"),
+    (_S.OFFERED, Word.LEAVE): Step(_S.UNANSWERED),
     (_S.ANSWERED, SyndicationInit): Step(_S.ANSWERED, "reply_again"),
 }
 """The home side: a device like any other that also takes what is for the away server."""

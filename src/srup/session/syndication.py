@@ -208,6 +208,7 @@ AWAY_TABLE: Final[Table] = {
     (_S.MODERATING, Word.EXPIRE): Step(_S.UNANSWERED),
     (_S.CARRYING, Word.ANSWER): Step(_S.ANSWERED, "reply"),
     (_S.CARRYING, Word.EXPIRE): Step(_S.UNANSWERED),
+    **{(state, Word.LEAVE): Step(_S.UNANSWERED) for state in (_S.DECIDING, _S.MODERATING, _S.CARRYING)},
     (_S.NEW, SyndicatedEndRequest): Step(_S.ENDED, "ended_by_home"),
     (_S.ENDED, SyndicatedEndRequest): Step(_S.ENDED, "repeat_answer"),
     (_S.TERMINATING, Status.RESIGN_SUCCESS): Step(_S.ENDED),
@@ -500,6 +501,8 @@ class SyndicationServerSession(Replying, ServerSession):
         outputs = self.answer(exchange, Status.JOIN_SUCCESS, now)
         syndication = Syndication(identity, Role.AWAY)
         outputs += self._share(syndication, cause, now.time, now.nonce)
+        if identity in self._syndications:
+            self._drop(exchange.partner, now.time)
         self._syndications[identity] = syndication
         return [SyndicationAnswered(identity, exchange.token, Status.JOIN_SUCCESS), *outputs]
 
@@ -625,9 +628,12 @@ class SyndicationServerSession(Replying, ServerSession):
         return [DevicesShared(syndication.device, syndication.token, devices)]
 
     def _drop(self, partner: Partner, now: float) -> list[Output]:
-        """Forget a syndication, and end what was still asked in it: no answer to that will be taken any more."""
+        """Forget a syndication, and end what was still asked in it: nothing of that is done or answered any more."""
         syndication = self._syndications.pop(partner.identity)
         if syndication.role is Role.AWAY:
+            for exchange in partner.exchanges.values():
+                if exchange.state in (_S.MODERATING, _S.CARRYING):
+                    self._take(exchange, self.table[exchange.state, Word.LEAVE], None, Now(now, b""))
             return []
         asked = [
             exchange
