@@ -254,6 +254,69 @@ def test_a_refused_simple_join_is_told_of_an_observer(tmp_path):
             plain.wait_joined(0)
 
 
+def test_the_server_may_name_another_observer_the_next_time(tmp_path):
+    """The word of the first one counts as long as it is there; then the device is told of the second."""
+    fleet = Fleet(tmp_path, size=0, server_options={"observers": [AWAY, 0xD2]})
+    screen, not_joined = [], []
+    device = fleet.add(HOME)  # asks simply, and does as it is told
+    device.on_join_value(screen.append)
+    device.on_not_joined(not_joined.append)
+    for observer in (AWAY, 0xD2):
+        fleet.add(observer).on_observation(lambda identity: screen[-1])
+    with fleet.joined():
+        fleet.server._admission = "observed"
+        for gone in (None, AWAY, 0xD2):
+            waiting = device.resign()
+            fleet.settle()
+            assert waiting.result(0) is None
+            if gone is not None:
+                fleet.devices[gone].resign()
+                fleet.settle()
+            device.join()
+            fleet.settle()
+            assert device.joined is (gone != 0xD2)
+        assert len(screen) == 2
+        assert not_joined == [Status.JOIN_REFUSED]  # nobody is left who could be named
+        assert fleet.faults() == 0
+
+
+def test_who_waits_for_a_join_waits_for_the_one_that_the_server_has_advised(tmp_path):
+    fleet, _, _ = observed(tmp_path, lambda screen: screen[-1])
+    with fleet:
+        other = fleet.add(0xD2)
+        screen = []
+        other.on_join_value(screen.append)
+        fleet.devices[AWAY] = fleet.devices.pop(AWAY)  # looks after the other has shown something
+        waited = other._joined
+        fleet.devices[AWAY].on_observation(lambda identity: screen[-1])
+        other.start(threads=False)
+        fleet.settle()
+        assert waited.result(0) is None
+
+
+def test_an_advice_is_followed_once(tmp_path):
+    """A server that refuses the join that it has advised, and advises another, is not asked for ever."""
+    fleet, _, _ = observed(tmp_path, lambda screen: screen[-1])
+    with fleet:
+        other = fleet.add(0xD2)
+        other.on_join_value(lambda value: None)
+        asked = []
+
+        def refuse(event):
+            asked.append(event.observer)
+            named = AWAY if len(asked) < 10 else None
+            session, now = fleet.server._session, fleet.clock()
+            outputs = session.answer_join(event.peer, event.token, Status.JOIN_REFUSED, now, named)
+            fleet.server._perform(outputs[::-1])  # the refusal comes first
+
+        fleet.server._observed_join_requested = refuse
+        not_joined = []
+        other.on_not_joined(not_joined.append)
+        other.start(threads=False)
+        fleet.settle()
+        assert (asked, not_joined) == ([AWAY], [Status.JOIN_REFUSED])
+
+
 # Commands.
 
 

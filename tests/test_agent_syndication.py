@@ -411,15 +411,21 @@ def test_the_membership_at_home_ends_while_the_owner_registers_at_the_away_netwo
 
 def test_the_membership_at_home_ends_while_the_away_server_lets_the_device_in(tmp_path):
     with Federation(tmp_path, scheme="ed25519") as world:
+        aways = []
+
         @world.bridge.on_syndication_init
         def enter(url):
             world.home.terminate(HOME_ID)  # which gets there while the join is under way
             return world.enter(url)
 
+        @world.away.on_join
+        def let_in(device):
+            aways.extend([world.bridge.away] if device == AWAY_ID else [])
+
         begin(world)
         assert (world.bridge.joined, world.bridge.away) == (False, None)
         assert world.away.members == set(LAMPS)
-        assert world.faults() == 0
+        assert [away.counts["faults"] for away in aways] == [0]
 
 
 def test_after_the_end_it_can_begin_again(world):

@@ -914,6 +914,13 @@ def test_t10_a_join_command_of_another_device(field):
     fields = {"sequence_id": 1, "sender_id": other, "token": token, "device_id": field.target}
     field.inject(encode(JoinCommand(**fields), key_of(other)))
     field.refused("UnknownSenderError")
+    # The control: it takes the device when that is told that this one is a server and may command it.
+    device = field.fleet.device
+    device._servers.add(other, key_of(other).public_key)
+    device._session.servers |= {other}
+    device._session.commanders = frozenset([other])
+    field.inject(encode(JoinCommand(**fields), key_of(other)))
+    assert device.server == other
 
 
 # T12: rollback.
@@ -1028,12 +1035,17 @@ def test_t17_what_comes_from_the_network_cannot_write_log_lines(field, caplog):
     fleet = field.fleet
     secret = seal(b"0123456789abcdef" * 2, key_of(field.target).public_key)
     fleet.device.send(EVIL, b"value")  # nobody takes it
-    fleet.server.on_data("number", kind="int32")(lambda *_: None)
-    fleet.device.send("number", EVIL)
+    fleet.server.on_data(EVIL[:9], kind="int32")(lambda *_: None)
+    fleet.device.send(EVIL[:9], EVIL)  # not a number
     field.inject(field.signed(Initiate, url=f"https://{EVIL}/", digest=EVIL))
     field.inject(field.signed(ObservationRequest, joining_device_id=3, sealed=secret))
     field.inject(field.signed(token=EVIL.encode()))
     fleet.network.inject(f"SRUP/{EVIL}", field.signed())
+
+    def host_says(*_):
+        raise UpdateError(Status.UPDATE_FAIL_HTTP_ERROR, EVIL)
+
+    fleet.fetcher.fetch = host_says
     order = fleet.server.update(field.target, f"https://nowhere.example/{EVIL}", DIGEST)
     fleet.settle()
     with pytest.raises(UpdateError):
@@ -1044,8 +1056,9 @@ def test_t17_what_comes_from_the_network_cannot_write_log_lines(field, caplog):
         assert line.isprintable()
         assert secret.hex() not in line
         assert "0123456789abcdef0123456789abcdef" not in line
-    # The control: such a text written as it is would begin a line of its own.
-    assert len(EVIL.splitlines()) > 1
+    # The control: the same records without what escapes their texts would be more than one line.
+    unguarded = [str(record.msg).replace("%a", "%s") % record.args for record in caplog.records]
+    assert sum(len(text.splitlines()) > 1 for text in unguarded) == 2  # the name of the value, and the host's word
 
 
 def test_t17_keys_and_join_values_have_no_printable_form(caplog, tmp_path):

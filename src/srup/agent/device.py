@@ -139,9 +139,9 @@ class Device(Agent):
         super().__init__(session, key, keys, transport, clock, entropy, store=store, audit_kept=audit_kept)
         self.server = server
         self._servers = keys
-        self._configured_join = join, observer
-        self._join_kind, self._observer = self._configured_join
-        self._named_observer: int | None = None
+        self._join_kind, self._observer = join, observer
+        self._named_observer: int | None = None  # by the server, when it refuses a simple join
+        self._advised = False  # the join under way is the one that the server has advised
         self.firmware = Path(firmware)
         self._session: DeviceSession = session
         self._own_fetcher: HttpFetcher | None = None
@@ -431,14 +431,17 @@ class Device(Agent):
         if back and self.joined and self._wants_in:
             self._join()
 
-    def _join(self) -> None:
+    def _join(self, observer: int | None = None) -> None:
+        """Ask the server, in the way that is due, or by way of the ``observer`` that it has named."""
+        self._advised = observer is not None
+        self._named_observer = None
         if not self.joined:
             self._expect_answer()
         now = self._clock()
         # A fleet that lost its server together must not come back in step.
         self._join_again_at = now + REJOIN * (1 + int.from_bytes(self._entropy(2)) / 0x10000 / 4)
         try:
-            sends = self._request_join(now, self._entropy(16))
+            sends = self._request_join(now, self._entropy(16), self._observer if observer is None else observer)
         except PolicyError as error:  # we have parted from this server for good, or too much is under way
             text = "%r cannot ask server %x: %s"
             self._log(logging.WARNING, text, self.server, error, partner=self.server, error=error)
@@ -447,12 +450,12 @@ class Device(Agent):
         else:
             self._perform(sends)
 
-    def _request_join(self, now: float, nonce: bytes) -> list[Send]:
+    def _request_join(self, now: float, nonce: bytes, observer: int | None) -> list[Send]:
         """Begin a join of the kind that is due; a member only asks again."""
         if self._join_kind == "human" and not self.joined:
             return self._session.join_human(self.server, now, nonce)
-        if self._observer is not None and not self.joined:
-            return self._session.join_observed(self.server, self._observer, now, nonce)
+        if observer is not None and not self.joined:
+            return self._session.join_observed(self.server, observer, now, nonce)
         return self._session.join(self.server, now, nonce)
 
     def _expect_answer(self) -> None:
@@ -488,30 +491,30 @@ class Device(Agent):
             if self._store is not None and not self._session.binds(event.peer):
                 self._queue.hold(event.peer, self._clock() + 2 * self._session.policy.first_retry)
             self._perform(self._session.hurry(event.peer, self._clock()))
-        else:
+        elif not self._join_observed_instead():
             self._joined.set_exception(PolicyError(f"server {event.peer:x} answers {event.status.name}"))
-            if not self._join_observed_instead():
-                self._tell("not_joined", event.status)
+            self._tell("not_joined", event.status)
 
     def _observer_named(self, event: ObserverNamed) -> None:
         if event.peer == self.server:
             self._named_observer = event.observer
-            self._join_observed_instead()
+            if self._joined.done() and not self._is_in:  # the refusal got here first
+                self._join_observed_instead()
 
     def _join_observed_instead(self) -> bool:
-        """Follow the server's advice, once it has refused a simple join and named an observer, in whatever order.
+        """Follow the server's advice, once it has refused a simple join and named an observer.
 
-        Tells whether the device goes on in that way.
+        Tells whether the device goes on in that way. It does so once: the next join is a simple one again, for which
+        the server may name another observer.
         """
-        refused = self._joined.done() and not self._is_in
-        if not refused or self._named_observer is None or self._join_kind != "simple" or not self._wants_in:
+        follows = self._join_kind == "simple" and not self._advised and self._wants_in
+        if self._named_observer is None or not follows:
             return False
         if "join_value" not in self._handlers:
             text = "%r: %x would vouch for us, but on_join_value has no handler"
             self._log(logging.WARNING, text, self._named_observer, partner=self.server)
             return False
-        self._join_kind, self._observer = "observed", self._named_observer
-        self._join()
+        self._join(self._named_observer)
         return True
 
     def _join_value_received(self, event: JoinValueReceived) -> None:
@@ -535,8 +538,6 @@ class Device(Agent):
                 self._perform(self._session.resign(self.server, self._clock(), self._entropy(16)))
             self._give_offer_up(event.server)
             self.server, self._is_in = event.server, False
-            self._join_kind, self._observer = self._configured_join  # an observer of the old server's is none here
-            self._named_observer = None
         self._join()  # a member only asks again, and by that answers the command
 
     def _observation_requested(self, event: ObservationRequested) -> None:
