@@ -254,6 +254,47 @@ def test_a_refused_simple_join_is_told_of_an_observer(tmp_path):
             plain.wait_joined(0)
 
 
+@pytest.mark.parametrize("admission", ["simple", "observed"])
+@pytest.mark.parametrize("again", [True, False])
+def test_a_key_that_changes_while_a_join_is_decided_is_not_let_in(tmp_path, admission, again):
+    """What was compared is the thing with the old key; the new one has proved nothing."""
+    fleet = Fleet(tmp_path, size=0, server_options={"observers": [AWAY]})
+    joined, screen = [], []
+    fleet.server.on_joined(joined.append)
+    fleet.add(AWAY)
+    with fleet.joined():
+        fleet.server._admission = admission
+
+        def replace(*_):
+            fleet.ring.remove(HOME)
+            if again:
+                fleet.ring.add(HOME, key_of(0x99).public_key)
+            return screen[-1] if screen else None
+
+        if admission == "simple":
+            device = fleet.add(HOME)
+            fleet.server.on_join(replace)
+        else:
+            device = fleet.add(HOME, join="observed", observer=AWAY)
+            device.on_join_value(screen.append)
+            fleet.devices[AWAY].on_observation(replace)
+            fleet.devices[AWAY] = fleet.devices.pop(AWAY)  # looks after the device has shown something
+        device.start(threads=False)
+        fleet.settle()
+        assert len(screen) == (admission == "observed")
+        assert (device.joined, fleet.server.members, joined) == (False, {AWAY}, [AWAY])
+        assert fleet.faults() == 0
+
+
+def test_nothing_is_decided_when_the_server_was_stopped(tmp_path):
+    fleet, _, pending, _ = human(tmp_path)
+    with fleet.start():
+        fleet.settle()
+        fleet.server.stop()
+        with pytest.raises(PolicyError, match="stopped"):
+            pending[0].accept()
+
+
 def test_the_server_may_name_another_observer_the_next_time(tmp_path):
     """The word of the first one counts as long as it is there; then the device is told of the second."""
     fleet = Fleet(tmp_path, size=0, server_options={"observers": [AWAY, 0xD2]})

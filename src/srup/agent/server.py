@@ -81,13 +81,15 @@ class PendingJoin:
     def _answer(self, status: Status) -> None:
         if self.status is not None:
             raise PolicyError(f"the join of {self.device:x} is over: {self.status.name}")
+        if self._server._stopping.is_set():
+            raise PolicyError(f"the join of {self.device:x} cannot be decided: the server was stopped")
         if self._server._clock() >= self.expires:
             raise PolicyError(f"the join of {self.device:x} is over: its time was up")
         if self._server.devices.pin(self.device) != self._pin:
             raise PolicyError(f"{self.device:x} has another key than the device that was compared")
         if not self._decision.acquire(blocking=False):
             raise PolicyError(f"the join of {self.device:x} has been decided")
-        self._server._drive(self._server._session.answer_join, self.device, self._token, status)
+        self._server._drive(self._server._answer_asker, self.device, self._token, status)
 
     def __repr__(self) -> str:
         return f"<PendingJoin of {self.device:x}: {self.status.name if self.status else 'waits'}>"
@@ -535,6 +537,12 @@ class Server(Agent):
         """Answer a join without asking anybody; it may be too late, or no sequence id may be left for the device."""
         self._drive(lambda now: self._session.answer_join(device, token, status, now, observer))
 
+    def _answer_asker(self, device: int, token: bytes, status: Status, now: float) -> list[Output]:
+        """Answer a join; PolicyError when the device has got another key since it asked: that one has not asked."""
+        with self._keys.lock:
+            self._recognise(device)
+            return self._session.answer_join(device, token, status, now)
+
     def _decide(self, device: int, token: bytes) -> None:
         """Let the application say whether a device may join that has proved what it had to."""
 
@@ -548,7 +556,7 @@ class Server(Agent):
                     failure=Status.JOIN_FAIL,
                     success=Status.JOIN_SUCCESS,
                 )
-            self._drive(self._session.answer_join, device, token, status)
+            self._drive(self._answer_asker, device, token, status)
 
         self._apply_for(device, token, job)
 
