@@ -14,6 +14,7 @@ from srup import (
     Server,
     Status,
     StoreError,
+    SyndicationDevice,
     TransportError,
     UnansweredError,
 )
@@ -25,7 +26,7 @@ from srup.update import UpdateState
 from srup.wire import DATA_RECEIPT
 
 from .fleet import DIGEST, SERVER, URL, Fleet, key_of
-from .syndication_fleet import AWAY, AWAY_ID, HOME, HOME_ID, Federation
+from .syndication_fleet import AWAY, AWAY_ID, HOME, HOME_ID, KEY_SERVICE, LAMPS, VALUE, Federation
 
 DAY = 86400.0
 
@@ -880,6 +881,62 @@ def test_a_syndication_survives_its_servers(tmp_path):
         ended = world.home.end_syndication(HOME_ID)
         world.answered(ended)
         assert not [fact for fact in stores[HOME].open(HOME).facts if fact.name == "syndication"]
+        assert world.faults() == 0
+
+
+def held(agent, effect):
+    """Keep the jobs of one kind of event from running, as if their handlers took their time; return them."""
+    jobs, apply_for = [], agent._apply_for
+
+    def hold(peer, token, job, number=0):
+        if effect in job.__qualname__:
+            jobs.append(job)
+        else:
+            apply_for(peer, token, job, number)
+
+    agent._apply_for = hold
+    return jobs
+
+
+@pytest.mark.parametrize("effect", ["_syndication_requested", "_moderate"])
+def test_the_away_owner_is_asked_again_after_a_restart(tmp_path, effect):
+    with Federation(tmp_path, scheme="ed25519") as world:
+        store = world.away._store = MemoryStore()
+        jobs = held(world.away, effect)
+        world.start()
+        future = world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE)
+        world.settle()
+        if effect == "_moderate":
+            assert future.result(0) is None
+            future = world.home.syndicated_action(HOME_ID, LAMPS[0], 1)
+            world.settle()
+        assert (len(jobs), future.done()) == (1, False)
+        server = world.server(AWAY, "away", store=store, syndication_devices=[AWAY_ID])
+        world.agents[world.agents.index(world.away)] = server
+        world.away = server
+        server.on_syndication_request(world.request)
+        server.on_syndicated_action(world.moderate)
+        server.start(threads=False)
+        assert world.answered(future) is (Status.ACTION_SUCCESS if effect == "_moderate" else None)
+        assert world.done == ([(LAMPS[0], 1)] if effect == "_moderate" else [])
+        assert world.faults() == 0
+
+
+def test_the_owner_of_a_syndication_device_is_asked_again_after_a_restart(tmp_path):
+    with Federation(tmp_path, scheme="ed25519") as world:
+        store = world.bridge._store = MemoryStore()
+        jobs = held(world.bridge, "_syndication_offered")
+        world.start()
+        future = world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE)
+        world.settle()
+        assert (len(jobs), future.done()) == (1, False)
+        bridge = SyndicationDevice(HOME_ID, world.key(HOME_ID), **world.options(HOME_ID, HOME, "home"), store=store)
+        world.agents[world.agents.index(world.bridge)] = bridge
+        world.bridge = bridge
+        bridge.on_syndication_init(world.enter)
+        bridge.start(threads=False)
+        assert world.answered(future) is None
+        assert bridge.syndicated
         assert world.faults() == 0
 
 

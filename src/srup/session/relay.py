@@ -261,6 +261,7 @@ class HomeSide(Side):
 
     table: ClassVar[Table] = HOME_TABLE
     outgoing = TO_HOME
+    volatile = Side.volatile | {_S.OFFERED}  # home asks again, and so the owner is asked again
     openings = {
         **DeviceSession.openings,
         SyndicationInit: Opening(_S.NEW),

@@ -228,6 +228,7 @@ class SyndicationServerSession(Replying, ServerSession):
 
     table: ClassVar[Table] = TABLE
     facts = ServerSession.facts | {SYNDICATION}
+    volatile = ServerSession.volatile | {_S.DECIDING, _S.MODERATING}  # they ask again, and so the owner is asked again
     openings = {
         **ServerSession.openings,
         SyndicatedDeviceCount: Opening(_S.NEW),
