@@ -251,8 +251,8 @@ class Moderation:
             return "type a, r or f"
         try:
             _ANSWERS[line.lower()][1](join)
-        except srup.PolicyError:
-            return None  # it has just ended, which is told next
+        except srup.PolicyError as error:
+            return str(error)  # if it has just ended, that is told next
         self._answered = join
         return None
 
