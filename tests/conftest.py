@@ -2,9 +2,11 @@
 
 import importlib
 import json
+import logging
 import os
 import zlib
 from base64 import b64decode
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -87,6 +89,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             entries = VECTORS[section]
             ids = [entry.get("id") or f"{number:02}-{entry['note']}" for number, entry in enumerate(entries)]
             metafunc.parametrize(argument, entries, ids=ids)
+
+
+@pytest.fixture(autouse=True)
+def same_log() -> Iterator[None]:
+    """A command that is run in this process says where the log goes; the next test shall not hear of that."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session", params=["native", "python"])

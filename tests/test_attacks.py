@@ -6,7 +6,7 @@ without the guard, because the same thing unmodified, or with the guard off, doe
 Where to look for an attack of the table (docs/security.md says what must happen):
 
 T1   fast-forward                    here; test_attacks_codec.py, test_attacks_session.py
-T2   replay                          here; test_attacks_session.py, test_agent_durable.py
+T2   replay                          here; test_attacks_session.py, test_session_streams.py, test_agent_durable.py
 T3   cross-device replay             here; test_attacks_session.py
 T4   delayed delivery                here; test_attacks_session.py
 T5   truncation and over-read        here; test_attacks_codec.py
