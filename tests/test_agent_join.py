@@ -398,6 +398,17 @@ def test_the_present_server_hands_a_device_over(tmp_path):
         assert fleet.faults() == 0
 
 
+def test_a_command_to_come_where_one_is(tmp_path):
+    fleet, device, _ = two_servers(tmp_path)
+    with fleet:
+        here, nowhere = fleet.server.command_join(HOME, server=SERVER), fleet.server.command_join(HOME, server=HOME)
+        fleet.settle()
+        assert here.result(0) is Status.JOIN_SUCCESS
+        with pytest.raises(PolicyError, match="itself"):
+            nowhere.result(0)
+        assert device.joined
+
+
 def test_a_commander_takes_a_device(tmp_path):
     fleet, device, second = two_servers(tmp_path, commanders=[0x5F])
     with fleet:

@@ -428,6 +428,37 @@ def test_the_membership_at_home_ends_while_the_away_server_lets_the_device_in(tm
         assert [away.counts["faults"] for away in aways] == [0]
 
 
+@pytest.mark.parametrize("when", ["at once", "while its owner registers", "while it joins", "while away decides"])
+def test_home_ends_it_before_it_has_begun(tmp_path, monkeypatch, when):
+    """Nobody gets in any more, and nothing is shared with a home that does not want it."""
+    with Federation(tmp_path, scheme="ed25519") as world:
+        jobs, pending = [], []
+        if when == "while its owner registers":
+            monkeypatch.setattr(world.bridge, "_apply_for", lambda peer, token, job: jobs.append(job))
+        if when == "while it joins":
+            world.join = "human"
+            world.bridge.on_join_value(lambda value: None)
+            world.away.on_moderation(pending.append)
+        if when == "while away decides":
+            monkeypatch.setattr(world.away, "_syndication_requested", pending.append)
+        world.start()
+        begun = world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE)
+        if when != "at once":
+            world.settle()
+            assert len(jobs + pending) == 1
+        end = world.home.end_syndication(HOME_ID)
+        world.settle()
+        for job in jobs:
+            job()
+        world.settle()
+        assert end.result(0) is None
+        assert isinstance(begun.exception(0), UnansweredError)
+        assert (world.bridge.away, world.bridge.syndicated, world.values) == (None, False, [])
+        assert world.away.members == set(LAMPS)
+        assert world.away._session.syndication(AWAY_ID) is None
+        assert world.faults() == 0
+
+
 def test_after_the_end_it_can_begin_again(world):
     for _ in range(3):
         world.home.end_syndication(HOME_ID)

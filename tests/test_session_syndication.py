@@ -531,6 +531,27 @@ def test_a_request_for_a_syndication_ends_with_the_membership(chain):
     assert chain.away.syndication(AWAY_ID) is None
 
 
+def test_an_offer_that_its_end_has_overtaken_is_refused(chain):
+    chain.ask(chain.home.end_syndication)
+    [begin] = chain.home.begin_syndication(HOME_ID, KEY_SERVICE, b"", chain.now, nonce())
+    chain.ask(chain.home.end_syndication)
+    with pytest.raises(PolicyError, match="ended"):
+        chain.home_side.receive(begin.message, chain.now, nonce())
+    chain.begin()  # the next one is a new one
+    assert chain.away.syndication(AWAY_ID) is not None
+
+
+def test_an_end_that_got_lost_or_late_does_not_end_the_next_one(chain):
+    [end, *_] = chain.home.end_syndication(HOME_ID, chain.now, nonce())  # and nobody hears it
+    chain.own = lambda session, event: None
+    chain.begin()
+    [offer] = chain.events(HOME_ID, e.SyndicationOffered)[-1:]
+    chain.advance(T0 + 250)
+    assert chain.sent("home", HOME_ID, m.SyndicatedEndRequest) == []
+    chain.perform(chain.home_side, chain.home_side.receive(end.message, chain.now, nonce()))
+    assert chain.home_side.awaits(HOME, offer.token)
+
+
 def test_an_offer_ends_with_the_membership(chain):
     chain.ask(chain.home.end_syndication)
     offers = []

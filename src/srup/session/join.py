@@ -353,6 +353,10 @@ class ServerJoins(Session):
         Unanswered follows when nothing came of it. ``server`` is an extension: deployed devices take the number for
         their own identity.
         """
+        if server == device:
+            raise PolicyError(f"{device:x} cannot be sent to itself")
+        if server == self.identity:
+            server = None
         if server is not None and not self.is_member(device):
             raise PolicyError(f"{device:x} is not joined: it would not go to another server at our word")
         target = device if server is None else server

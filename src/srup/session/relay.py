@@ -157,7 +157,7 @@ HOME_TABLE: Final[Table] = {
     (_S.OFFERED, SyndicationInit): Step(_S.OFFERED),
     (_S.OFFERED, Word.ANSWER): Step(_S.ANSWERED, "reply"),
     (_S.OFFERED, Word.EXPIRE): Step(_S.UNANSWERED, "offer_expired"),
-    (_S.OFFERED, Word.LEAVE): Step(_S.UNANSWERED),
+    (_S.OFFERED, Word.LEAVE): Step(_S.UNANSWERED, "offer_expired"),
     (_S.ANSWERED, SyndicationInit): Step(_S.ANSWERED, "reply_again"),
 }
 """The home side: a device like any other that also takes what is for the away server."""
@@ -268,6 +268,8 @@ class HomeSide(Side):
         **{cls: Opening(_S.NEW) for cls in TO_AWAY},
     }
     _listing: tuple[bytes, bytes] | None = None  # the token of the newest count, there and here
+    _offered = 0  # the sequence id of home's newest offer
+    _ended = 0  # that of its newest word that it is over
 
     def answer_init(self, token: bytes, status: Status, now: float) -> list[Output]:
         """Answer a SyndicationOffered with JOIN_SUCCESS, JOIN_REFUSED or JOIN_FAIL."""
@@ -276,12 +278,25 @@ class HomeSide(Side):
 
     def syndication_offered(self, exchange: Exchange, cause: SyndicationInit, now: Now) -> list[Output]:
         """Home wants a syndication."""
+        if cause.sequence_id < self._ended:
+            raise PolicyError("home has ended the syndication since it asked for it")
+        self._offered = max(self._offered, cause.sequence_id)
         self._asked(exchange, cause, now)
         return [SyndicationOffered(self.server, exchange.token, cause.url, cause.sealed)]
 
     def offer_expired(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
-        """It took too long to get in: home does not wait any more."""
+        """Home does not wait any more: it took too long to get in, we have left, or home has ended it."""
         return [SyndicationEnded(self.server, exchange.token)]
+
+    def pass_on(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
+        """See :meth:`Side.pass_on`; home's end also ends what is only offered, which nobody there knows of yet."""
+        outputs: list[Output] = []
+        if isinstance(cause, SyndicatedEndRequest):
+            self._ended = max(self._ended, cause.sequence_id)
+            for offer in exchange.partner.exchanges.values():
+                if offer.state is _S.OFFERED and self._offered < cause.sequence_id:
+                    outputs += self._take(offer, self.table[_S.OFFERED, Word.LEAVE], None, now)
+        return [*outputs, *super().pass_on(exchange, cause, now)]
 
     def _pass(self, event: Relayed, now: float, nonce: bytes) -> list[Send]:
         """Pass a message on; an entry of the list goes under the token of its count."""

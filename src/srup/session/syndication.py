@@ -315,6 +315,9 @@ class SyndicationServerSession(Replying, ServerSession):
         lifetime = self.policy.update_lifetime if lifetime is None else lifetime
         sends = self._ask(device, _S.STARTING, SyndicationInit, now, nonce, lifetime, url=url, sealed=sealed)
         self._syndications[device] = Syndication(device, Role.HOME)
+        for ending in self._partner(device).exchanges.values():
+            if ending.state is _S.ENDING:  # sent again it would come after the offer, and undo it
+                ending.retry = 0.0
         return sends
 
     def request_list(self, device: int, now: float, nonce: bytes) -> list[Send]:
