@@ -792,6 +792,40 @@ def test_audit_rows_tell_what_was_accepted(fleet):
     assert rows[0].sequence_id < rows[1].sequence_id
 
 
+@pytest.mark.parametrize("crash", [False, True], ids=["going on", "after a crash"])
+def test_sequence_ids_sent_to_a_revoked_device_are_not_sent_to_its_successor(fleet, crash):
+    fleet.joined()
+    identity = fleet.device.identity
+    for _ in range(5):
+        fleet.server.action(identity, 1)
+    fleet.settle()
+    fleet.server.revoke(identity)
+    fleet.settle()
+    if crash:
+        fleet.clock.now -= 3600.0  # its clock was set back
+        fleet.crash_server()
+        fleet.server.start(threads=False)
+        fleet.clock.now += 3600.0
+    new = PrivateKey.generate("ed25519")
+    fleet.server.devices.add(identity, new.public_key)
+    fleet.stores[identity] = MemoryStore()
+    device = Device(
+        identity,
+        new,
+        server=SERVER,
+        server_key=key_of(SERVER).public_key,
+        broker=MemoryTransport(fleet.network, f"device-{identity:x}"),
+        clock=fleet.clock,
+        entropy=fleet.randbytes,
+        store=fleet.stores[identity],
+    )
+    fleet.devices[identity] = device.start(threads=False)
+    fleet.settle()
+    assert device.joined
+    mine = [wire[2:10] for _, wire in fleet.network.log if int.from_bytes(wire[10:18], "little") == SERVER]
+    assert len(mine) == len(set(mine))
+
+
 def test_a_stopped_agent_keeps_what_it_could_not_write(fleet):
     fleet.joined()
     fleet.stores[SERVER].failures = 10**6

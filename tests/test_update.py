@@ -323,7 +323,7 @@ def test_who_is_out_neither_activates_nor_is_activated(pair):
     assert snapshot(pair.server) == before
     pair.deliver([terminate])
     assert not pair.device.awaits(SERVER, token)
-    [unexpected, answer] = resend(pair, m.Activate, token)
+    [unexpected, answer, _] = resend(pair, m.Activate, token)  # and that it has left
     assert (unexpected.why, answer.message.status) == ("nothing was fetched for it", Status.ACTIVATE_FAIL)
 
 

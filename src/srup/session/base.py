@@ -56,6 +56,9 @@ MAX_SPENT: Final = 4096
 
 MAX_SEQUENCE_ID: Final = (1 << 64) - 1
 
+_SANE: Final = 1 << 52
+"""How far above the first one a sequence id may lie that was come by honestly."""
+
 ID_BLOCK: Final = 64
 """How many sequence ids of ours are reserved at a time, so that not every message needs a write (OPERATIONS.md)."""
 
@@ -67,6 +70,9 @@ STREAM_OUT: Final = "stream out"
 
 STREAM_IN: Final = "stream in"
 """The fact about a partner that says which place the last value has that we have taken from it for good."""
+
+SPENT: Final = "spent"
+"""The fact about an identity that had another key: the last sequence id that was sent to it then."""
 
 DECIDED: Final = "decided"
 """The fact about a partner that says which sequence id its newest message has that was about being joined or not."""
@@ -312,7 +318,7 @@ class Session:
     """What the owner is told again after a restart, because it was to decide: methods that make the event, by state."""
     volatile: ClassVar[frozenset[Enum]] = frozenset({_K.DECIDING})
     """States that do not outlast the process: whoever waits asks again."""
-    facts: ClassVar[frozenset[str]] = frozenset({STREAM_IN, STREAM_OUT, DECIDED})
+    facts: ClassVar[frozenset[str]] = frozenset({STREAM_IN, STREAM_OUT, DECIDED, SPENT})
     """The names of the facts about partners in which a session keeps what it knows besides."""
     for_strangers: ClassVar[frozenset[type[Message]]] = frozenset()
     """Requests of ours that do not need a membership."""
@@ -336,6 +342,7 @@ class Session:
         self._places_in: dict[int, Place] = {}  # the last that was taken, by partner
         self._places_out: dict[int, Place] = {}  # the last that was given out, by partner
         self._facts_changed: dict[tuple[int, str], str | None] = {}
+        self._spent: dict[int, int] = {}  # the last id that was sent to an identity when it had another key
         self._receipts: dict[int, None] = {}  # who is owed a receipt
         self._receipt_due: dict[int, float] = {}  # when a partner that had one may have the next
 
@@ -401,6 +408,8 @@ class Session:
             places = {STREAM_IN: self._places_in, STREAM_OUT: self._places_out}.get(fact.name)
             if places is not None and fact.value is not None:
                 places[fact.identity] = Place(*map(int, fact.value.split()))
+            if fact.name == SPENT and fact.value is not None:
+                self._spent[fact.identity] = int(fact.value)
             if fact.name == DECIDED and fact.value is not None and (partner := self._partners.get(fact.identity)):
                 partner.decided = partner.decided_kept = int(fact.value)
         known: dict[tuple[int, bytes], Exchange] = {}
@@ -685,6 +694,10 @@ class Session:
             withdrawal = self.table.get((exchange.state, Word.WITHDRAW))
             if withdrawal is not None:  # a person is still to decide about it, or a join waits for its word
                 outputs += self._take(exchange, withdrawal, None, Now(now, b""))
+        if side.last_sent >= self._first_sequence_id:
+            self._spent[partner] = side.last_sent
+            if self._kept:
+                self._facts_changed[partner, SPENT] = str(side.last_sent)
         self._receipts.pop(partner, None)
         for name, places in ((STREAM_IN, self._places_in), (STREAM_OUT, self._places_out)):
             if places.pop(partner, None) is not None and self._kept:
@@ -830,7 +843,11 @@ class Session:
     def _partner(self, identity: int) -> Partner:
         """Return the partner of this identity; a new one is kept only once something has come of it."""
         partner = self._partners.get(identity)
-        return partner or Partner(identity, last_sent=self._first_sequence_id - 1)
+        if partner is None:
+            spent = self._spent.get(identity, 0)  # unless somebody has driven it to the end of all ids (T1)
+            beginning = self._first_sequence_id - 1
+            partner = Partner(identity, last_sent=spent if beginning < spent < beginning + _SANE else beginning)
+        return partner
 
     def _bound_token(self, partner: Partner, message: Message, now: float) -> tokens.BoundToken | None:
         """Check the token of a message that answers nothing known: is it from him, for us, and still good (T3, T4)."""
