@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import srup
 from srup.demo.host import FirmwareHost
 from srup.transport import LocalBroker, MemoryNetwork, MemoryTransport
 
-from .fleet import WAIT
+from .fleet import WAIT, wait_until
 from .pseudoterminal import Program
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -123,8 +122,17 @@ def test_workers_share_the_devices(tmp_path: Path, processes: list["subprocess.P
             [workers] = processes
             assert workers.stdout is not None
             assert workers.stdout.readline() == "d1 has joined\n"
-        workers.terminate()
-        assert workers.wait(WAIT) == 128 + signal.SIGTERM
+        children = Path(f"/proc/{workers.pid}/task/{workers.pid}/children").read_text().split()
+        assert len(children) == 4
+        workers.kill()  # what it has started does not outlive it
+        wait_until(lambda: not any(runs(child) for child in children))
+
+
+def runs(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes() != b""  # of one that has ended it is empty
+    except OSError:
+        return False
 
 
 def test_both_are_about_ten_lines() -> None:

@@ -44,7 +44,7 @@ from .options import (
 )
 from .store import is_redis
 from .terminal import Scene, Terminal, fail, tell
-from .workers import Supervisor, application
+from .workers import Supervisor, application, end_with_supervisor
 
 if TYPE_CHECKING:
     from ..monitor import Monitor
@@ -186,6 +186,7 @@ def _share(
         **options,
     )
     monitor = None if metrics is None else _worker_monitor(metrics, worker)
+    end_with_supervisor()
     with nullcontext() if monitor is None else monitor:
         if monitor is not None:
             say(f"metrics at {monitor.url}/metrics")

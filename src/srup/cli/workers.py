@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-__all__ = ["Supervisor", "application"]
+__all__ = ["Supervisor", "application", "end_with_supervisor"]
 
 PAUSES: Final = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before a worker that died is started again: at once at first, then more and more slowly."""
@@ -38,6 +38,17 @@ def application(name: str) -> Callable[[Any], object]:
     if not callable(found):
         raise ValueError(f"the application {name!r} cannot be called with a server")
     return found  # type: ignore[no-any-return]
+
+
+def end_with_supervisor() -> None:
+    """Let this worker finish as at SIGTERM when its supervisor is gone, whose end of our standard input closes then."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="supervisor", daemon=True).start()
 
 
 class Supervisor:
@@ -89,7 +100,9 @@ class Supervisor:
                 self._began[number] = now
                 # Ctrl-C at the terminal is for us; we tell the workers.
                 environment = os.environ | {self._variable: str(number)}
-                self._processes[number] = subprocess.Popen(self._command, env=environment, start_new_session=True)  # noqa: S603
+                self._processes[number] = subprocess.Popen(  # noqa: S603
+                    self._command, env=environment, stdin=subprocess.PIPE, start_new_session=True
+                )
                 self._say(f"worker {number + 1} of {len(self._processes)}: process {self._processes[number].pid}", "")  # type: ignore[union-attr]
 
     def _end(self) -> None:
