@@ -9,18 +9,14 @@ it today.
 """
 
 import os
-import socket
 import statistics
-import struct
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from srup import KeyRing, PrivateKey, Server, TransportError
 from srup.agent import base
@@ -29,7 +25,7 @@ from srup.store import SqliteStore
 from srup.transport import LocalBroker, MqttTransport
 
 from .material import public_key, rsa_keys, signed_wires
-from .receive import IN_FLIGHT, TIMEOUT, Watch, connect
+from .receive import TIMEOUT, Watch, receive_plain, send
 from .report import Report, apart, main
 
 SERVER: Final = 0x5E
@@ -42,45 +38,9 @@ def topic_of(device: int) -> str:
 
 
 def publish(url: str, fleet: int, count: int, keys: int) -> None:
-    """Send all messages, as :func:`benchmarks.receive.publish` does, each on its device's topic."""
+    """Send all messages, each on its device's topic."""
     devices = [FIRST + number % fleet for number in range(count)]
-    packets = []
-    for number, (device, wire) in enumerate(zip(devices, signed_wires(devices, rsa_keys(keys)), strict=True)):
-        topic = topic_of(device).encode()
-        body = struct.pack(f"!H{len(topic)}sH", len(topic), topic, 1 + number % 0xFFFF) + wire
-        packets.append(bytes([0x32, len(body) & 0x7F | 0x80, len(body) >> 7]) + body)
-    address = urlsplit(url)
-    with socket.create_connection((address.hostname or "", address.port or 1883), timeout=TIMEOUT) as line:
-        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        line.sendall(b"\x10\x15\x00\x04MQTT\x04\x02\x00\x00\x00\x09publisher")
-        if line.recv(4) != b"\x20\x02\x00\x00":
-            raise RuntimeError("the broker refused the publisher")
-        settled = sent = 0
-        while settled < 4 * count:  # bytes of PUBACK
-            room = min(count, settled // 4 + IN_FLIGHT) - sent
-            if room >= IN_FLIGHT // 4 or sent + room == count:
-                line.sendall(b"".join(packets[sent : sent + room]))
-                sent += room
-            settled += len(line.recv(1 << 16))
-
-
-def receive_plain(url: str, keys: int, count: int) -> tuple[float, float, float | None]:
-    """Acknowledge, with paho and nothing else."""
-    watch = Watch(count)
-
-    def on_message(client: Any, _: object, message: Any) -> None:
-        if not watch.began:
-            watch.start()
-        client.ack(message.mid, message.qos)
-        watch.add(1)
-
-    client = connect(url, on_message)
-    client.loop_start()
-    result = watch.result(None)
-    time.sleep(0.2)  # for the last acknowledgements
-    client.disconnect()
-    client.loop_stop()
-    return result
+    send(url, zip(map(topic_of, devices), signed_wires(devices, rsa_keys(keys)), strict=True))
 
 
 def receive_durable(url: str, keys: int, count: int, grouped: bool = True) -> tuple[float, float, float | None]:

@@ -16,7 +16,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -111,14 +111,20 @@ def connect(url: str, on_message: Callable[..., None]) -> Any:
 
 
 def publish(url: str, keys: int, count: int) -> None:
-    """Send all messages and return when the broker has acknowledged the last.
+    """Send all messages and return when the broker has acknowledged the last."""
+    send(url, ((TOPIC, wire) for wire in make_wires(keys, count)))
+
+
+def send(url: str, messages: Iterable[tuple[str, bytes]]) -> None:
+    """Send messages, each to its topic, and return when the broker has acknowledged the last.
 
     Packets of MQTT 3.1.1 (sections 3.1 to 3.4), made before the first is sent: a client library would take the CPU
-    time that the receiver needs, and both receivers would be measured waiting for it.
+    time that the receiver needs, and all receivers would be measured waiting for it.
     """
     packets = []
-    for number, wire in enumerate(make_wires(keys, count)):
-        body = struct.pack(f"!H{len(TOPIC)}sH", len(TOPIC), TOPIC.encode(), 1 + number % 0xFFFF) + wire
+    for number, (topic, wire) in enumerate(messages):
+        name = topic.encode()
+        body = struct.pack(f"!H{len(name)}sH", len(name), name, 1 + number % 0xFFFF) + wire
         packets.append(bytes([0x32, len(body) & 0x7F | 0x80, len(body) >> 7]) + body)
     address = urlsplit(url)
     with socket.create_connection((address.hostname or "", address.port or 1883), timeout=TIMEOUT) as line:
@@ -127,9 +133,9 @@ def publish(url: str, keys: int, count: int) -> None:
         if line.recv(4) != b"\x20\x02\x00\x00":
             raise RuntimeError("the broker refused the publisher")
         settled = sent = 0
-        while settled < 4 * count:  # bytes of PUBACK
-            room = min(count, settled // 4 + IN_FLIGHT) - sent
-            if room >= IN_FLIGHT // 4 or sent + room == count:
+        while settled < 4 * len(packets):  # bytes of PUBACK
+            room = min(len(packets), settled // 4 + IN_FLIGHT) - sent
+            if room >= IN_FLIGHT // 4 or sent + room == len(packets):
                 line.sendall(b"".join(packets[sent : sent + room]))
                 sent += room
             settled += len(line.recv(1 << 16))
