@@ -1,33 +1,52 @@
-# make demo   a fleet is joined, attacked and updated on this machine (DEVICES=n for another number)
-# make test   lint, types, the whole suite on the native and the pure backend, and what a pure-Python install is for
-# make bench  every benchmark; results go to benchmarks/results/
-# make fuzz-verify  100,000 cases about which every way to verify must agree (CASES=n, SEED=n)
-# make simulate     fleets under faults and attacks in simulated time (RUNS=n seeds, the first one SEED=n)
-# make sanitize     the vectors and verify_many with AddressSanitizer and UndefinedBehaviorSanitizer
-# make faults       servers, brokers and Redis are killed, stopped, cut off and restored under load (REPEAT=n times each)
-# Each makes the environment it needs; PYTHON names another interpreter (3.11 or newer).
+# make demo      join, attack and update a fleet on this machine (DEVICES=n for another number)
+# make test      lint, types and every test that needs no process of its own: a few minutes
+# make test-all  everything: commands, brokers, Redis, faults, both backends, lowest versions, benchmarks in short form
+# make bench     every benchmark; results go to benchmarks/results/, the table of figures into README.md
+# make lint      lint, formatting and types
+# make docs      write the generated pages of docs/ again
+# make faults    kill, stop, cut off and restore servers, brokers and Redis under load (REPEAT=n faults in each test)
+# make simulate  fleets and syndications under faults and attacks in simulated time (RUNS=n seeds of each, the first SEED=n)
+# make fuzz-verify  100,000 signatures that every way to verify must agree about (CASES=n, SEED=n)
+# make sanitize  the native code's tests with AddressSanitizer and UndefinedBehaviorSanitizer
+# make wheels    the wheels of a release, built for each of PYTHONS, repaired, reproduced and tried; go to dist/
+# make emulated  the codec's, keys' and vectors' tests on emulated machines (ARCHITECTURES; as root, on Debian)
+# make clean     remove everything that the above have made
+# Each sets up what it needs; PYTHON names another interpreter (3.11 or newer).
 
 PYTHON ?= python3
 VENV := .venv
 PURE := .venv-pure
+LOWEST := .venv-lowest
 SANITIZED := .venv-sanitized
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src -type f -not -name '*.pyc')
-RESULTS := benchmarks/results
-MODULES := receive durable added_delay scale store fleet
 PIP_INSTALL := install --quiet --disable-pip-version-check
+PARALLEL := -n 2 --dist worksteal
+BY_FILE := -n 2 --dist loadfile
+
+# Where the extension can be compiled it must be. Elsewhere the tests run on the pure-Python backend alone.
+HEADERS := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null)
+CAN_COMPILE := $(shell printf '\043%s\n' 'include <Python.h>' 'include <openssl/evp.h>' \
+	'if OPENSSL_VERSION_MAJOR < 3' 'error OpenSSL 3 is needed' 'endif' | $(CC) -E -I$(HEADERS) - >/dev/null 2>&1 && echo 1)
+REQUIRE_NATIVE := $(or $(SRUP_REQUIRE_NATIVE),$(CAN_COMPILE))
+# An environment is made again for another version of Python.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 export DEVICES
 
-.PHONY: help demo test lint docs test-native test-python test-pure simulate faults fuzz-verify sanitize bench \
-	bench-short clean
+# All install into the same environments, and tests use both cores by themselves.
+.NOTPARALLEL:
+
+.PHONY: help demo test test-all lint docs test-quick test-contract test-processes test-faults test-backends test-pure \
+	test-lowest faults simulate fuzz-verify sanitize wheels emulated bench bench-short clean
 
 help:
-	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '/^$$/q; s/^# //p' $(firstword $(MAKEFILE_LIST))
 
-# The demo takes the extension if this machine can compile it and goes on without it if not.
-$(VENV)/demo.stamp: $(SOURCES)
+%/bin/python$(VERSION):
+	@$(PYTHON) -m venv --clear $*
+
+$(VENV)/demo.stamp: $(SOURCES) $(VENV)/bin/python$(VERSION)
 	@echo "Setting up $(VENV): this takes a minute"
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
 	@$(VENV)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir '.[demo]'
 	@touch $@
@@ -35,37 +54,71 @@ $(VENV)/demo.stamp: $(SOURCES)
 demo: $(VENV)/demo.stamp
 	@$(VENV)/bin/srup demo
 
-$(VENV)/test.stamp: $(SOURCES)
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
-	SRUP_REQUIRE_NATIVE=1 $(VENV)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir '.[all]' --group test --group lint
-	touch $@ $(VENV)/demo.stamp
+$(VENV)/test.stamp: $(SOURCES) $(VENV)/bin/python$(VERSION)
+	@$(if $(REQUIRE_NATIVE),,echo "No C compiler, or no headers of Python or OpenSSL 3: testing the pure-Python backend alone")
+	@echo "Setting up $(VENV): this takes a minute"
+	@$(VENV)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
+	@SRUP_REQUIRE_NATIVE=$(REQUIRE_NATIVE) $(VENV)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir '.[all]' \
+		--group test --group lint
+	@touch $@ $(VENV)/demo.stamp
 
 # A machine without a compiler, as far as the build can tell; a cached wheel must not step in.
-$(PURE)/test.stamp: $(SOURCES)
-	test -x $(PURE)/bin/python || $(PYTHON) -m venv $(PURE)
-	$(PURE)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
-	CC=/bin/false $(PURE)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir '.[all]' --group test
-	touch $@
+$(PURE)/test.stamp: $(SOURCES) $(PURE)/bin/python$(VERSION)
+	@echo "Setting up $(PURE), as without a compiler"
+	@$(PURE)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
+	@CC=/bin/false SRUP_REQUIRE_NATIVE= $(PURE)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir '.[all]' --group test
+	@touch $@
 
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
-test-native: $(VENV)/test.stamp
-	SRUP_REQUIRE_NATIVE=1 SRUP_BACKEND=native $(VENV)/bin/pytest
+# What needs no process of its own.
+QUICK := not process and not slow
+NATIVE_TEST = SRUP_REQUIRE_NATIVE=$(REQUIRE_NATIVE) $(if $(REQUIRE_NATIVE),SRUP_BACKEND=native) $(VENV)/bin/pytest
 
-test-python: $(VENV)/test.stamp
-	SRUP_BACKEND=python $(VENV)/bin/pytest -m "not slow and not faults"
+test: lint test-quick test-contract
 
-# What runs here runs on the pure backend above, too; here it is what was installed without a compiler.
-PURE_TESTS := $(addprefix tests/test_,$(addsuffix .py,vectors codec verify_many wycheproof keys seal messages exports \
-	attacks_codec agent agent_durable store_contract store_sqlite cli end_to_end readme))
+test-quick: $(VENV)/test.stamp
+	$(NATIVE_TEST) $(PARALLEL) -m "$(QUICK)"
+
+# What depends on the backend, on an installation that was made without a compiler.
+test-contract: $(PURE)/test.stamp
+	SRUP_REQUIRE_NATIVE= $(PURE)/bin/pytest $(PARALLEL) -m "backend and $(QUICK)"
 
 test-pure: $(PURE)/test.stamp
-	$(PURE)/bin/pytest -m "not slow and not faults" $(PURE_TESTS)
-	DEVICES=4 $(PURE)/bin/srup demo
+	SRUP_REQUIRE_NATIVE= $(PURE)/bin/pytest $(BY_FILE) -m "backend and not ($(QUICK)) and not faults"
+
+test-all: lint test-quick test-processes test-faults test-contract test-backends test-pure test-lowest bench-short
+
+test-processes: $(VENV)/test.stamp
+	$(NATIVE_TEST) $(BY_FILE) -m "not ($(QUICK)) and not faults"
+
+# One at a time: they load the machine.
+test-faults: $(VENV)/test.stamp
+	$(NATIVE_TEST) -m "faults and not soak"
+
+# Whatever runs over the codec, from the agents to the commands, on the pure backend as well.
+test-backends: $(VENV)/test.stamp
+	SRUP_BACKEND=python $(VENV)/bin/pytest $(PARALLEL) -m "not backend and $(QUICK)"
+
+# The lowest versions that pyproject.toml allows, of what is needed to build and to run.
+LOWEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,extras cli cli_join cli_logs cli_metrics cli_order keyex_authority \
+	keyex_cli keyex_client keyex_service keyex_store transport_mqtt transport_stream broker fetch joinvalue \
+	monitor_endpoint monitor_metrics store_redis store_mailbox store_lease keys seal vectors verify_many agent_worker \
+	end_to_end demo))
+
+$(LOWEST)/test.stamp: $(SOURCES) tests/lowest.py $(LOWEST)/bin/python$(VERSION)
+	@echo "Setting up $(LOWEST), with the lowest versions"
+	@$(LOWEST)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
+	@$(PYTHON) tests/lowest.py > $(LOWEST)/lowest.txt
+	@SRUP_REQUIRE_NATIVE=$(REQUIRE_NATIVE) $(LOWEST)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir \
+		--constraint $(LOWEST)/lowest.txt --build-constraint $(LOWEST)/lowest.txt '.[all]' --group test
+	@touch $@
+
+test-lowest: $(LOWEST)/test.stamp
+	$(LOWEST)/bin/pytest $(BY_FILE) $(LOWEST_TESTS)
 
 CASES ?= 100000
 fuzz-verify: $(VENV)/test.stamp
@@ -74,14 +127,14 @@ fuzz-verify: $(VENV)/test.stamp
 RUNS ?= 1000
 simulate: $(VENV)/test.stamp
 	$(VENV)/bin/srup simulate --runs $(RUNS) $(if $(SEED),--seed $(SEED))
+	$(VENV)/bin/srup simulate --syndication --runs $(RUNS) $(if $(SEED),--seed $(SEED))
 
 # As root the full disk is a file system of its own; without, that test is skipped.
 REPEAT ?= 5
 faults: $(VENV)/test.stamp
 	REPEAT=$(REPEAT) $(VENV)/bin/pytest tests/test_faults.py -m "" -s -p no:logging
 
-$(SANITIZED)/test.stamp: $(SOURCES)
-	test -x $(SANITIZED)/bin/python || $(PYTHON) -m venv $(SANITIZED)
+$(SANITIZED)/test.stamp: $(SOURCES) $(SANITIZED)/bin/python$(VERSION)
 	$(SANITIZED)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
 	SRUP_REQUIRE_NATIVE=1 $(SANITIZED)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir '.[mqtt]' --group test \
 		--config-settings=cmake.define.SRUP_SANITIZE=ON
@@ -93,9 +146,20 @@ sanitize: $(SANITIZED)/test.stamp
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 SRUP_BACKEND=native \
 	$(SANITIZED)/bin/pytest -p no:cacheprovider --timeout=600 -k "not leave_nothing and not great_many and not ctrl_c" \
-		tests/test_vectors.py tests/test_wycheproof.py tests/test_verify_many.py
+		tests/test_vectors.py tests/test_codec.py tests/test_wycheproof.py tests/test_verify_many.py
 
-test: lint test-native test-python test-pure
+# Interpreters to build for; each is found by its name or path.
+PYTHONS ?= $(PYTHON)
+wheels: $(VENV)/test.stamp
+	$(VENV)/bin/python -m pip $(PIP_INSTALL) --group wheels
+	$(VENV)/bin/python tests/build_wheels.py --into dist $(PYTHONS)
+
+ARCHITECTURES ?= arm64 armhf s390x
+emulated: $(VENV)/test.stamp
+	$(VENV)/bin/python -m pip $(PIP_INSTALL) --group emulated
+	for architecture in $(ARCHITECTURES); do \
+		CYTHON=$(CURDIR)/$(VENV)/bin/python tests/emulated.sh .emulated $$architecture || exit 1; \
+	done
 
 # Only what the benchmarks add to the tests; a change of the sources alone does not install it again.
 $(VENV)/bench.stamp: $(VENV)/test.stamp pyproject.toml
@@ -103,18 +167,14 @@ $(VENV)/bench.stamp: $(VENV)/test.stamp pyproject.toml
 	touch $@
 
 bench: $(VENV)/bench.stamp
-	$(VENV)/bin/python -m pytest benchmarks -q --timeout=0 --benchmark-only --results=$(RESULTS)
-	for name in $(MODULES); do $(VENV)/bin/python -m benchmarks.$$name --json $(RESULTS)/$$name.json || exit 1; done
-	$(VENV)/bin/python -m benchmarks.plot $(RESULTS)
+	$(VENV)/bin/python -m benchmarks
 
 bench-short: $(VENV)/bench.stamp
-	$(VENV)/bin/python -m pytest benchmarks -q --benchmark-only --short --benchmark-max-time=0.1 \
-		--benchmark-min-rounds=3
-	for name in $(MODULES); do $(VENV)/bin/python -m benchmarks.$$name --short || exit 1; done
+	$(VENV)/bin/python -m benchmarks --short
 
 docs: $(VENV)/test.stamp
 	$(VENV)/bin/python docs/states.py
 	$(VENV)/bin/python docs/metrics.py
 
 clean:
-	rm -rf $(VENV) $(PURE) $(SANITIZED) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PURE) $(LOWEST) $(SANITIZED) .emulated build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

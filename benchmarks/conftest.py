@@ -1,21 +1,26 @@
-"""What all benchmarks share: both twins side by side, the data of the tests, and one table after the run.
+"""What the benchmarks of calls share: srup on both backends, the data of the tests, and one table after the run.
 
-``pytest benchmarks --benchmark-only`` measures everything; ``--short --benchmark-max-time=0.1`` makes it short, and
-``--results DIR`` keeps the reports. Nothing is asserted about time. A module says by the marker ``table(title, unit,
-reference)`` where its figures go and what they are compared with, and by ``AIMS`` which ratios matter; its name says
-which report it belongs to. pytest-benchmark's own table is left out unless one of its display options asks for it.
+``python -m pytest benchmarks --benchmark-only`` measures them; ``--short`` makes it short, and ``--results DIR`` keeps
+the reports. What is measured are public calls, as an application makes them. Nothing is asserted about time. A module
+says by the marker ``table(title, unit, reference)`` where its figures go and what they are compared with, and by
+``AIMS`` which ratios matter; its name says which report it belongs to. pytest-benchmark's own table is left out unless
+one of its display options asks for it.
 """
 
 import importlib
 import json
+import sys
 from collections.abc import Callable
+from decimal import Decimal
 from functools import cache
 from itertools import repeat
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 import pytest
 
+import srup
 import srup_native
 from srup.messages import SCHEMA
 
@@ -23,6 +28,8 @@ from .report import Report, describe
 
 VECTORS: Final = Path(__file__).parent.parent / "tests" / "vectors" / "wire-v5.json"
 UNITS: Final = {"ns": 1e9, "µs": 1e6, "ms": 1e3}
+PACKAGES: Final = ("srup", "srup_native")
+SRUP, PURE = "srup", "srup, pure Python"  # the backend that runs here, and the pure one beside it
 LIBRARIES: Final = ("msgspec", "cbor2", "protobuf")
 QUESTIONS: Final = {
     "codec": "how long from bytes to a message and back, without the signature?",
@@ -47,58 +54,45 @@ class Figure(NamedTuple):
 class Aim(NamedTuple):
     """What is set beside what: how many times as fast ``contender`` should be as ``beside``, or as slow ``at_most``.
 
-    ``case`` is a case of the table, or how a case begins.
+    ``case`` is a case of the table, or what stands before the comma of some.
     """
 
     case: str
     contender: str
     beside: str
-    aim: float
+    aim: float | None = None
     at_most: bool = False
 
 
 AIMS: Final = pytest.StashKey[dict[str, list[Aim]]]()
+ABOUT: Final = pytest.StashKey[dict[str, dict[str, str]]]()
 FIGURES: Final = pytest.StashKey[list[Figure]]()
 
 
-class Twin:
-    """One backend's modules, with record classes of its own derived from the message table of ``srup``."""
-
-    def __init__(self, name: str, suffix: str) -> None:
-        self.name = name
-        self.codec: Any = importlib.import_module(f"srup_native._codec{suffix}")
-        self.verify: Any = importlib.import_module(f"srup_native._verify{suffix}")
-        self.schema = self.codec.Schema()
-        for message in SCHEMA[:]:
-            layout = message.layout
-            slots = {"__slots__": ()} if "__slots__" in vars(message) else {}
-            cls: Any = type(layout.name, (self.codec.Record,), slots)
-            cls.bind(self.codec.Layout(layout.type, layout.name, layout.body, layout.padding))
-            self.schema.add(cls)
-
-
 @cache
-def load_twin(name: str) -> Twin | None:
-    """Return the twin of that name, None when the extension was not built; one that does not load is an error."""
+def load_pure() -> ModuleType:
+    """Return a second srup beside the one that runs the extension: a copy of its own, on the pure backend."""
+    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in PACKAGES}
     try:
-        return Twin(name, "" if name == "native" else "_py")
-    except ModuleNotFoundError as error:
-        if error.name not in ("srup_native._codec", "srup_native._verify"):
-            raise
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SRUP_BACKEND", "python")
+            return importlib.import_module("srup")
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
+            del sys.modules[name]
+        sys.modules.update(ours)
+
+
+@pytest.fixture
+def api(contender: str) -> ModuleType | None:
+    """Give the srup that this contender is, None when it is another library."""
+    if contender not in (SRUP, PURE):
         return None
-
-
-@pytest.fixture(scope="session")
-def twin() -> Callable[[str], Twin]:
-    """Give a function from "python" or "native" to its Twin; it skips the test when that one was not built."""
-
-    def find(name: str) -> Twin:
-        found = load_twin(name)
-        if found is None:
-            pytest.skip("srup was built without its extension")
-        return found
-
-    return find
+    if contender == SRUP:
+        return srup
+    if srup.BACKEND == "python":
+        pytest.skip("srup itself runs without its extension")
+    return load_pure()
 
 
 class Vectors:
@@ -143,6 +137,7 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., Any
     title, unit, reference = request.node.get_closest_marker("table").args
     name = request.path.stem.split("_")[1]
     request.config.stash[AIMS][title] = getattr(request.module, "AIMS", [])
+    request.config.stash[ABOUT].setdefault(name, {})[request.module.__name__] = request.module.__doc__.strip()
 
     def run(case: str, contender: str, call: Callable[..., Any], *args: Any, calls: int, items: int = 1) -> Any:
         benchmark.group = f"{title}: {case}"
@@ -183,7 +178,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "table(title, unit, reference): where the figures go, what they are set beside")
     config.stash[FIGURES] = []
     config.stash[AIMS] = {}
+    config.stash[ABOUT] = {}
     config.option.benchmark_disable_gc = True
+    if config.option.short:
+        config.option.benchmark_max_time = Decimal("0.05")
+        config.option.benchmark_min_rounds = 3
     if not any(config.getoption(name, None) for name in OWN_DISPLAY):
         config.option.benchmark_quiet = True
 
@@ -220,13 +219,10 @@ def _add_ratios(report: Report, figures: list[Figure], aims: list[Aim]) -> None:
     for aim in aims:
         for case in dict.fromkeys(figure.case for figure in figures):
             new, old = best.get((case, aim.contender)), best.get((case, aim.beside))
-            if not (case == aim.case or case.startswith(f"{aim.case} ")) or new is None or old is None:
+            if not (case == aim.case or case.startswith(f"{aim.case}, ")) or new is None or old is None:
                 continue
             times = new / old if aim.at_most else old / new
-            if aim.case.startswith("decode") and case.startswith("decode and"):
-                report.ratio(f"{case}: {aim.contender} against {aim.beside}", times)
-            else:
-                report.ratio(f"{case}: {aim.contender} against {aim.beside}", times, aim.aim, aim.at_most)
+            report.ratio(f"{case}: {aim.contender} against {aim.beside}", times, aim.aim, aim.at_most)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -241,8 +237,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             columns = ["case", "contender", f"best, {some[0].unit}", "median", f"times as fast as {some[0].reference}"]
             report.table(title, columns, _rows(some))
             _add_ratios(report, some, config.stash[AIMS].get(title, []))
-        if config.getoption("short"):
-            report.note("a short run: rough figures")
+        short = config.option.short
+        command = f"python -m pytest benchmarks --benchmark-only{' --short' * short}"
+        report.finish("\n\n".join(config.stash[ABOUT][name].values()), command, short)
         terminalreporter.write_line("\n".join(report.lines()))
         if folder is not None:
             report.save(folder / f"{name}.json")

@@ -2,7 +2,7 @@
 
 A publisher in a process of its own sends signed values of many devices with QoS 1; they wait at the broker, or come
 live. ``plain`` is a paho client that acknowledges each message and does nothing else. ``durable`` is a whole
-:class:`srup.Server`: signature, token, window, audit row and inbox entry in one commit with the messages that came
+``srup.Server``: signature, token, window, audit row and inbox entry in one commit with the messages that came
 together, then the acknowledgement, then the application's handler, whose end is recorded. ``one by one`` is the same
 server without group commit and with ``cryptography`` for each message (the pure backend), as a careful user would write
 it today.
@@ -12,20 +12,20 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 from srup import KeyRing, PrivateKey, Server, TransportError
-from srup.agent import base
+from srup.agent import engine, threads
 from srup.records import Changes, PartnerRecord
 from srup.store import SqliteStore
 from srup.transport import LocalBroker, MqttTransport
 
 from .material import public_key, rsa_keys, signed_wires
-from .receive import TIMEOUT, Watch, receive_plain, send
+from .receive import Watch, broker_with_session, receive_plain, send, through
 from .report import Report, apart, main
 
 SERVER: Final = 0x5E
@@ -58,20 +58,23 @@ def receive_durable(url: str, keys: int, count: int, grouped: bool = True) -> tu
         server = Server(
             SERVER, PrivateKey.generate("ed25519"), devices=ring, broker=MqttTransport(url, "receiver"), store=store
         )
-        arrived = server._arrived
+        arrived = server.engine.inbound.arrived
 
         def on_delivery(delivery: Any) -> None:
             if not watch.began:
                 watch.start()
             arrived(delivery)
 
-        server._arrived = on_delivery  # type: ignore[method-assign]
+        server.engine.inbound.arrived = on_delivery  # type: ignore[method-assign]
         server.on_data("temperature", "double")(lambda device, data_id, value: watch.add(1))
         if not grouped:
-            base._BATCH = base._TURN = 1  # type: ignore[misc]
+            engine.BATCH = 1  # type: ignore[misc]
+            threads.TURN = 1  # type: ignore[misc]
         server.start()
         try:
             return watch.result(None)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; {server.vitals().link}; {dict(server.counts)}") from None
         finally:
             server.stop()
 
@@ -88,41 +91,15 @@ def receive(name: str, url: str, keys: int, count: int) -> tuple[float, float, f
     return RECEIVERS[name](url, keys, count)
 
 
-def make_session(url: str, keys: int) -> None:
-    """Subscribe as the receiver and go, so that the broker keeps what comes."""
-    transport = MqttTransport(url, "receiver")
-    for number in range(keys):
-        transport.subscribe(f"{topic_of(FIRST + number)}/#")
-    connected = threading.Event()
-    transport.start(lambda delivery: None, lambda is_connected, why: connected.set() if is_connected else None)
-    connected.wait(TIMEOUT)
-    transport.stop()
-
-
-@contextmanager
-def broker_with_session(keys: int) -> Iterator[str]:
-    """Give the URL of a fresh Mosquitto that keeps messages for the receiver."""
-    with LocalBroker("mosquitto") as broker:
-        apart(make_session, broker.url, keys)
-        yield broker.url
-
-
 def measure(way: str, name: str, keys: int, count: int) -> tuple[float, float, float | None]:
-    """Publish everything and then receive (backlog), or both at the same time (live)."""
+    """Publish and receive."""
     pure = {"SRUP_BACKEND": "python"} if name == "one by one" else {}
-    with broker_with_session(keys) as url:
-        publisher = threading.Thread(target=apart, args=(publish, url, keys, count, keys))
-        publisher.start()
-        if way == "backlog":
-            publisher.join()
-        before = os.environ.copy()
-        os.environ.update(pure)  # a spawned process reads it before it imports srup
-        try:
-            return apart(receive, name, url, keys, count)
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-            publisher.join()
+    filters = [f"{topic_of(FIRST + number)}/#" for number in range(keys)]
+    # A spawned process reads the environment before it imports srup; it changes only while there is none.
+    with patch.dict(os.environ, pure), broker_with_session(*filters) as url:
+        return through(
+            way, partial(apart, publish, url, keys, count, keys), partial(apart, receive, name, url, keys, count)
+        )
 
 
 def run(short: bool) -> Report:
@@ -131,7 +108,7 @@ def run(short: bool) -> Report:
     report = Report(
         "durable",
         "how many messages per second are durable before they are acknowledged?",
-        ["paho-mqtt"],
+        ["paho-mqtt", "mosquitto"],
         scheme=f"rsa2048, {keys:,} different keys",
         store="SQLite, WAL, synchronous=FULL",
     )

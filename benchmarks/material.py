@@ -4,11 +4,13 @@ Generating a thousand keys takes a minute or so, therefore they are kept in a fo
 temporary folder. They protect nothing.
 """
 
+import fcntl
 import getpass
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -33,26 +35,30 @@ def _generate(_: int) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def _cache() -> Path:
+@contextmanager
+def _cache() -> Iterator[Path]:
+    """Give the file of the keys to one process at a time: two that filled it would go on with different keys."""
     folder = Path(tempfile.gettempdir()) / f"srup-benchmarks-{getpass.getuser()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
         raise SystemExit(f"{folder} must belong to you alone")
-    return folder / "rsa2048.pem"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder / "rsa2048.pem"
 
 
 @cache
 def rsa_keys(count: int) -> list[RSAPrivateKey]:
     """Return so many different RSA-2048 keys, from the cache as far as it goes."""
-    path = _cache()
-    pems = [pem + _END for pem in path.read_bytes().split(_END)[:-1]] if path.exists() else []
-    if len(pems) < count:
-        with ProcessPoolExecutor() as processes:
-            pems += processes.map(_generate, range(len(pems), count), chunksize=8)
-        fresh = path.with_suffix(f".{os.getpid()}")
-        fresh.touch(mode=0o600)
-        fresh.write_bytes(b"".join(pems))
-        fresh.replace(path)
+    with _cache() as path:
+        pems = [pem + _END for pem in path.read_bytes().split(_END)[:-1]] if path.exists() else []
+        if len(pems) < count:
+            with ProcessPoolExecutor() as processes:
+                pems += processes.map(_generate, range(len(pems), count), chunksize=8)
+            fresh = path.with_suffix(f".{os.getpid()}")
+            fresh.touch(mode=0o600)
+            fresh.write_bytes(b"".join(pems))
+            fresh.replace(path)
     keys = [load_pem_private_key(pem, None, unsafe_skip_rsa_key_validation=True) for pem in pems[:count]]
     return [key for key in keys if isinstance(key, RSAPrivateKey)]
 

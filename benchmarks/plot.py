@@ -26,6 +26,7 @@ COLOURS: Final = ["#1f4e79", "#9dc3e6", "#c55a11", "#f8cbad", "#7f7f7f", "#e2f0d
 HATCHES: Final = ["", "///", "...", "xx", "\\\\\\", "ooo"]
 LINES: Final = [("o", "-"), ("s", "--"), ("^", ":")]
 SIZE: Final = (10.0, 4.6)
+PURE: Final = "srup, pure Python"
 
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.6})
 
@@ -87,32 +88,28 @@ def lines(axes: Any, x: Sequence[float], series: dict[str, Sequence[float]]) -> 
 
 def draw_codec(figure: Any, content: dict[str, Any]) -> None:
     """Beside the others, for the largest message."""
-    rows = table(content, "codec beside others")
-    left, right = figure.subplots(1, 2, width_ratios=[2, 1])
-    largest = rows[-1][0].partition(" ")[2]
-    some = [(row[0].replace(f" {largest}", ""), row[1], row[2]) for row in rows if largest in row[0]]
-    pure = {case: number(value) for case, contender, value in some if contender == "python"}
-    some = [(case, {"native": "srup, native"}.get(who, who), value) for case, who, value in some if who != "python"]
-    grouped(left, [row for row in some if row[0] != "encode"], "ns per message (less is better)")
-    grouped(right, [row for row in some if row[0] == "encode"], "ns per message (less is better)")
-    right.get_legend().remove()
-    left.set_title(
-        f"{largest} in all: bytes to an object, with signature\n"
-        f"(srup, pure Python: {pure['decode']} and {pure['decode and open']})",
-        fontsize=9.5,
-    )
-    right.set_title(f"an object to bytes, without signature\n(srup, pure Python: {pure['encode']})", fontsize=9.5)
+    rows = [(*row[0].split(", "), row[1], row[2]) for row in table(content, "codec")]
+    largest = rows[-1][1]
+    some = [(case, contender, value) for case, label, contender, value in rows if label == largest]
+    pure = ", ".join(f"{case} {number(value)}" for case, contender, value in some if contender == PURE)
+    some = [row for row in some if row[1] != PURE]
+    axes = figure.subplots(1, 2)
+    for each, cases in zip(axes, (("decode", "decode and open"), ("construct", "encode")), strict=True):
+        grouped(each, [row for row in some if row[0] in cases], "ns per message (less is better)")
+    axes[0].set_title("bytes to an object", fontsize=9.5)
+    axes[1].set_title("values to an object, an object to bytes", fontsize=9.5)
+    figure.suptitle(f"{figure.get_suptitle()}\n{largest}; srup in pure Python: {pure}", fontsize=9.5)
 
 
 def draw_signing(figure: Any, content: dict[str, Any]) -> None:
     """Schemes one by one, and RSA-2048 in batches."""
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.15])
-    names = {"native": "srup, native", "python": "srup, pure Python"}
-    rows = [(row[0].partition(" ")[2], names.get(row[1], row[1]), row[2]) for row in table(content, "signing")
-            if row[0].startswith("verify")]  # fmt: skip
+    rows = [
+        (row[0].partition(" ")[2], row[1], row[2]) for row in table(content, "signing") if row[0].startswith("verify")
+    ]
     grouped(left, rows, "µs per message (less is better)")
     left.set_title("one message: verify", fontsize=9.5)
-    many = [row for row in table(content, "many") if row[0].startswith(("1,000 keys", "64 keys"))]
+    many = [row for row in table(content, "many") if row[0].startswith("1,000 keys")]
     chosen = {}
     for row in many:
         batch = row[0].rpartition(" ")[2]
@@ -220,7 +217,10 @@ def draw(path: Path) -> None:
     figure = plt.figure(figsize=SIZE, layout="constrained")
     figure.suptitle(f"{content['benchmark']}: {content['question']}", fontsize=11, fontweight="bold")
     DRAWINGS[content["benchmark"]](figure, content)
-    told = [f"{name} {value}" for name, value in content["versions"].items()]
+    run = content["run"]
+    told = [f"{run['date']}, commit {run['commit'][:7]}{' with changes' * run['modified']}"]
+    told += ["a short run"] * content["short"]
+    told += [f"{name} {value}" for name, value in content["versions"].items()]
     told += [f"{name}: {number(value)}" for name, value in content["parameters"].items()]
     figure.supxlabel(textwrap.fill("  |  ".join(told), 175), fontsize=6.5, color="#404040")
     target = path.with_suffix(".png")
@@ -232,7 +232,12 @@ def draw(path: Path) -> None:
     print(f"drawn: {target}")
 
 
-if __name__ == "__main__":
-    for report in sorted(Path(sys.argv[1]).glob("*.json")):
+def draw_all(folder: Path) -> None:
+    """Draw every report of a folder that can be drawn."""
+    for report in sorted(folder.glob("*.json")):
         if report.stem in DRAWINGS:
             draw(report)
+
+
+if __name__ == "__main__":
+    draw_all(Path(sys.argv[1]))

@@ -1,13 +1,16 @@
 """What every benchmark hands in: tables, ratios, and what they depend on; printed, and kept as JSON.
 
-The files in ``results/`` have one shape: ``benchmark``, ``question``, ``versions``, ``parameters``, ``tables`` (title,
-columns, rows), ``ratios`` (what, value, aim, at_most) and ``notes``. ``plot.py`` draws from them and from nothing else.
+The files in ``results/`` have one shape: ``benchmark``, ``question``, ``about``, ``run`` (date, commit, modified,
+command), ``company`` (the part of the CPU time that other programs took meanwhile), ``short``, ``versions``,
+``parameters``, ``tables`` (title, columns, rows), ``ratios`` (what, value, aim, at_most) and ``notes``. ``plot.py`` and
+``figures.py`` take from them and from nothing else.
 """
 
 import argparse
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
@@ -17,9 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import cryptography
+import psutil
 from cryptography.hazmat.backends.openssl import backend as cryptography_backend
 
 import srup
+from srup.transport import LocalBroker
+
+from .runs import Company, Run
+
+_COMPANY = Company()  # from the beginning of the process: a report may be made when all is measured
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -30,21 +39,19 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def memory() -> int:
     """Return the bytes of this process that are in main memory."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    return psutil.Process().memory_info().rss
 
 
 def describe(*libraries: str) -> dict[str, str]:
-    """Return what the figures depend on: srup, Python, the crypto libraries, the CPU, and ``libraries`` by name."""
+    """Return what the figures depend on: srup, Python, the crypto libraries, the CPU, and ``libraries`` by name.
+
+    ``mosquitto`` among them is the broker.
+    """
     import cpuinfo
 
     try:
         native = import_module("srup_native._verify").info()
-        extension = f"{native['openssl']}; RSA kernel: {native['rsa_kernel_reason']}"
+        extension = f"{native['openssl']}; RSA kernel: {native['rsa_kernel_reason'] if native['rsa_kernel'] else 'off'}"
     except ModuleNotFoundError:
         extension = "not built"
     found = {
@@ -56,10 +63,15 @@ def describe(*libraries: str) -> dict[str, str]:
     }
     for library in libraries:
         try:
-            found[library] = version(library)
-        except PackageNotFoundError:
+            found[library] = _mosquitto() if library == "mosquitto" else version(library)
+        except (PackageNotFoundError, srup.TransportError):
             found[library] = "not installed"
     return found
+
+
+def _mosquitto() -> str:
+    """Return the broker's version."""
+    return LocalBroker("mosquitto").description.partition(" (")[0].rpartition(" ")[2]
 
 
 def number(value: object) -> str:
@@ -76,6 +88,10 @@ class Report:
         self.content: dict[str, Any] = {
             "benchmark": benchmark,
             "question": question,
+            "about": "",
+            "run": None,
+            "company": None,
+            "short": False,
             "versions": describe(*libraries),
             "parameters": parameters,
             "tables": [],
@@ -95,10 +111,20 @@ class Report:
         """Add a remark: what was left out, or what the reader has to know."""
         self.content["notes"].append(text)
 
+    def finish(self, about: str | None, command: str, short: bool) -> None:
+        """Say what was measured, by which command, and whether only roughly."""
+        self.content["about"] = (about or "").strip()
+        self.content["run"] = Run.current(command)._asdict()
+        self.content["company"] = _COMPANY.share()
+        self.content["short"] = short
+
     def lines(self) -> list[str]:
         """Return the report as text."""
-        content = self.content
+        content, run = self.content, self.content["run"]
         lines = ["", f"== {content['benchmark']}: {content['question']}"]
+        lines += [f"{'run':<13} {run['command']}, {run['date']}, commit {run['commit'][:7]}"]
+        lines[-1] += " with changes" if run["modified"] else ""
+        lines += [f"{'company':<13} other programs took {content['company']:.0%} of the CPU time meanwhile"]
         lines += [f"{name:<13} {value}" for name, value in content["versions"].items()]
         lines += [f"{name:<13} {number(value)}" for name, value in content["parameters"].items()]
         for table in content["tables"]:
@@ -109,7 +135,7 @@ class Report:
             for ratio in content["ratios"]:
                 aim = "" if ratio["aim"] is None else f"  (at {'most' if ratio['at_most'] else 'least'} {ratio['aim']})"
                 lines.append(f"{ratio['what']:<{width}}  {ratio['value']:>6.2f} x{aim}")
-        return [*lines, *content["notes"]]
+        return [*lines, *content["notes"], *["a short run: rough figures"] * content["short"]]
 
     def save(self, path: Path) -> None:
         """Write the JSON."""
@@ -139,8 +165,8 @@ def main(run: Callable[[bool], Report | None], description: str | None) -> None:
     report = run(arguments.short)
     if report is None:
         return
-    if arguments.short:
-        report.note("a short run: rough figures")
+    program = Path(sys.argv[0]).stem
+    report.finish(description, f"python -m benchmarks.{program}{' --short' * arguments.short}", arguments.short)
     print("\n".join(report.lines()), flush=True)
     if arguments.json:
         report.save(arguments.json)

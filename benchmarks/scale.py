@@ -5,14 +5,18 @@ up to some thousands; before every pass the CPU's caches are filled with somethi
 main memory. ``cold`` is a key that has not verified anything yet, ``used`` one that has. All keys are objects with
 memory of their own; where there are more than 1,000 of them, their values repeat.
 
-The second table is about a whole server: a :class:`srup.Server` with an SQLite store whose registered devices are all
+The second table is about a whole server: a ``srup.Server`` with an SQLite store whose registered devices are all
 members, restarted, connected to a Mosquitto of our own and subscribed. ``loaded`` is its memory then, ``heard`` after
 each device has sent a value that was made durable and handled; both less what a server with one device takes after
 as many values.
+
+The third is what a small device waits for: the time and memory of ``import srup``, and of srup with its first key, each
+beside ``cryptography`` alone with what one kind of key needs. The best of many new processes.
 """
 
 import gc
 import itertools
+import subprocess
 import sys
 import tempfile
 import threading
@@ -33,6 +37,19 @@ from .report import Report, apart, main, memory
 BATCH: Final = 256
 MIXER: Final = 7_368_787  # a prime: multiples of it run through all senders, in no order
 FLUSH: Final = 64 << 20
+IMPORTS: Final = {
+    "cryptography's rsa": "from cryptography.hazmat.primitives.asymmetric import rsa",
+    "import srup": "import srup",
+    "srup and its keys": "import srup; srup.PrivateKey",
+}
+IMPORTING: Final = """
+import time
+began = time.perf_counter()
+{}
+seconds = time.perf_counter() - began
+import psutil
+print(seconds, psutil.Process().memory_info().rss)
+"""
 TIMEOUT: Final = 600.0
 
 
@@ -142,9 +159,26 @@ def report_servers(report: Report, sizes: Sequence[int], different: int) -> None
     )
 
 
+def report_imports(report: Report, rounds: int) -> None:
+    """Add what an import takes."""
+    best: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name, code in {"nothing": "pass", **IMPORTS}.items():
+            command = [sys.executable, "-c", IMPORTING.format(code)]
+            told = [float(part) for part in subprocess.check_output(command, text=True).split()]
+            best[name] = [min(pair) for pair in zip(told, best.get(name, told), strict=True)]
+    rows = [[name, best[name][0] * 1e3, (best[name][1] - best["nothing"][1]) / 2**20] for name in IMPORTS]
+    report.table("imports", ["what", "ms", "MiB"], rows)
+    (_, *base), *ours = rows
+    for name, *figures in ours:
+        for what, value, against in zip(("time", "memory"), figures, base, strict=True):
+            aim = 1.05 if name == "import srup" else None
+            report.ratio(f"{what} of {name} / of cryptography's rsa alone", value / against, aim, at_most=True)
+
+
 def run(short: bool) -> Report:
     """Measure every size."""
-    sizes = (10, 1000, 10_000) if short else (10, 100, 1000, 10_000, 100_000, 1_000_000)
+    sizes = (10, 1000) if short else (10, 100, 1000, 10_000, 100_000, 1_000_000)
     different, messages, rounds = (32, 1024, 3) if short else (1000, 8192, 7)
     report = Report(
         "scale",
@@ -164,7 +198,8 @@ def run(short: bool) -> Report:
     times = results[largest][1] / results[smallest][1]
     report.ratio(f"time per message with {largest:,} keys / with {smallest}", times)
     report.ratio(f"bytes per used key of {largest:,} / 1.5 KiB", results[largest][3] / 1536, 1.0, at_most=True)
-    report_servers(report, (10_000,) if short else (10_000, 100_000), different)
+    report_imports(report, 5 if short else 30)
+    report_servers(report, (1000,) if short else (10_000, 100_000), different)
     report.note("below 1,000 keys the memory per key is lost in the pages of the process")
     if not backend_info().rsa_kernel:
         report.note(f"without the RSA kernel: {backend_info().rsa_kernel_reason}")

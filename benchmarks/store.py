@@ -197,9 +197,9 @@ def resident(path: str) -> tuple[float, int]:
 
 def run(short: bool) -> Report:
     """Measure all sizes, both ways."""
-    sizes = (1, 16, 256, 1024)
-    devices, rounds = (1200, 2) if short else (1200, 5)
-    fleets = (1000, 10_000) if short else (1000, 10_000, 100_000)
+    sizes = (1, COMMON) if short else (1, 16, COMMON, 1024)
+    devices, rounds = (1200, 1) if short else (1200, 5)
+    fleets = (1000,) if short else (1000, 10_000, 100_000)
     report = Report(
         "store",
         "what does it cost to make an accepted message durable?",
@@ -209,7 +209,7 @@ def run(short: bool) -> Report:
         message="its inbox entry, its audit row, its sender's window, and the end of an entry before it",
     )
     found = {
-        (way, size): apart(measure, way, devices, size, max(4, (4096 if short else 16_384) // max(size, 16)), rounds)
+        (way, size): apart(measure, way, devices, size, max(4, (1024 if short else 16_384) // max(size, 16)), rounds)
         for way in WAYS
         for size in sizes
     }
@@ -230,8 +230,10 @@ def run(short: bool) -> Report:
     report.ratio(f"executemany / store, wall time at {COMMON} beside a busy thread", plain[1] / ours[1])
     report.ratio(f"executemany a message / store at {COMMON}, wall time", found["executemany", 1][0] / ours[0])
     report.ratio(f"wall time at {COMMON} / 6 µs", ours[0] / 6, 1.0, at_most=True)
-    report.note("bytes in memory: of the process that opened the store and let the state go; with few devices they are")
-    report.note("mostly what SQLite takes once")
+    report.note(
+        "bytes in memory: of the process that opened the store and let the state go; "
+        "with few devices they are mostly what SQLite takes once"
+    )
     report.note("GIL: a difference of two long times; it means nothing (and may be negative) while other programs run")
     return report
 

@@ -6,18 +6,17 @@ audit row and the end of an earlier entry, too.
 """
 
 import random
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Final
 
 import redis
 
+from srup.bench.redisserver import RedisServer
 from srup.records import AuditRow, Changes, InboxEntry, PartnerRecord
 from srup.store import Leases, RedisStore, commit_many
 
@@ -33,28 +32,12 @@ GAPS: Final = sum(1 << each for each in range(1024) if each % 20)  # one id in t
 @contextmanager
 def server(sync: str) -> Iterator[redis.Redis]:
     """Yield a client of a redis-server that is ended afterwards."""
-    program = shutil.which("redis-server")
-    if program is None:
-        raise SystemExit("redis-server is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
-        arguments += ["--appendonly", "yes", "--appendfsync", sync, "--logfile", f"{folder}/log"]
-        process = subprocess.Popen([program, *arguments])
-        client = redis.Redis(port=port)
-        try:
-            while True:
-                try:
-                    client.ping()
-                    break
-                except redis.ConnectionError:
-                    time.sleep(0.01)
-            yield client
-        finally:
-            client.close()
-            process.terminate()
-            process.wait()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RedisServer(Path(folder), appendfsync=sync) as running,
+        closing(redis.Redis(port=running.port)) as client,
+    ):
+        yield client
 
 
 def changes(kind: str, size: int, count: int, first: int) -> list[Changes]:

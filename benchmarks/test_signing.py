@@ -1,15 +1,15 @@
 """Signatures: every scheme on both backends, beside ``cryptography`` alone with a loaded key, on the same bytes.
 
-``cryptography`` gets the signed bytes in one piece and hashes and signs, or verifies, them. srup's ``verify`` is
-``Frame.verify``: it hashes the message around its signature and makes the typed message as well. ML-DSA is
-``cryptography``'s on both backends. How fast the extension signs depends on the libcrypto it is linked to, which need
-not be the one inside ``cryptography``.
+``cryptography`` gets the signed bytes in one piece and hashes and signs, or verifies, them. For srup, ``sign`` is
+``srup.encode(message, key)`` and ``verify`` is ``srup.decode(wire).verify(key)``: from a message to the bytes that are
+sent, and from those to the verified, typed message. ML-DSA is ``cryptography``'s on both backends. How fast the
+extension signs depends on the libcrypto it is linked to, which need not be the one inside ``cryptography``.
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from hashlib import sha256
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,15 +21,18 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_pem_private_key,
 )
 
+import srup
+import srup_native
 from srup.keys import SCHEMES
+
+from .conftest import PURE, SRUP
 
 pytestmark = [
     pytest.mark.table("signing", "µs", "cryptography"),
-    pytest.mark.parametrize("contender", ["cryptography", "python", "native"]),
+    pytest.mark.parametrize("contender", ["cryptography", SRUP, PURE]),
     pytest.mark.parametrize("scheme", list(SCHEMES)),
 ]
 
@@ -55,16 +58,9 @@ def key(vectors: Any, scheme: str) -> Any:
 
 
 @pytest.fixture
-def backend(twin: Any, contender: str) -> Any:
-    """Give the twin of this case; the pure one makes the bytes for ``cryptography``."""
-    return twin("python" if contender == "cryptography" else contender)
-
-
-@pytest.fixture
-def record(backend: Any, vectors: Any) -> Any:
-    """Give the message that is signed."""
-    code, fields = vectors.message(MESSAGE)
-    return backend.schema[code](**fields)
+def fields(vectors: Any) -> dict[str, Any]:
+    """Give the fields of the message that is signed."""
+    return dict(vectors.message(MESSAGE)[1])
 
 
 def alone(key: Any, scheme: str) -> tuple[Callable[[bytes], bytes], Callable[[bytes, bytes], None]]:
@@ -87,30 +83,34 @@ def alone(key: Any, scheme: str) -> tuple[Callable[[bytes], bytes], Callable[[by
     )
 
 
-def make_signer(backend: Any, key: Any, scheme: str) -> Any:
-    """Return the backend's signer."""
-    der = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-    return backend.verify.signer(SCHEMES[scheme].algorithm, der)
+@cache
+def own(api: ModuleType, key: Any) -> Any:
+    """Return the key as that srup's."""
+    return api.PrivateKey.from_pem(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
-def test_sign(backend: Any, key: Any, record: Any, scheme: str, contender: str, measure: Any) -> None:
-    """Signed bytes to a signature."""
-    sign, verify = alone(key, scheme)
-    if contender != "cryptography":
-        sign = make_signer(backend, key, scheme).sign
-    signed = backend.codec.pack(record)
-    verify(measure(f"sign {scheme}", contender, sign, signed, calls=1), signed)
-
-
-def test_verify(backend: Any, key: Any, record: Any, scheme: str, contender: str, measure: Any) -> None:
-    """A frame to a verified message."""
-    signed = backend.codec.pack(record)
-    signature = make_signer(backend, key, scheme).sign(signed)
-    run = partial(measure, f"verify {scheme}", contender, calls=10)
-    if contender == "cryptography":
-        run(alone(key, scheme)[1], signature, signed)
+def test_sign(api: ModuleType, key: Any, fields: Any, scheme: str, contender: str, measure: Any) -> None:
+    """A message to signed bytes."""
+    case = f"sign {scheme}"
+    if api is None:
+        sign, verify = alone(key, scheme)
+        signed = srup_native.pack(srup.Initiate(**fields))
+        verify(measure(case, contender, sign, signed, calls=1), signed)
         return
-    der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    public = SimpleNamespace(verifier=backend.verify.verifier(SCHEMES[scheme].algorithm, der))
-    frame = backend.schema.decode(backend.codec.splice(signed, signature))
-    assert run(frame.verify, public) == record
+    message, private = api.Initiate(**fields), own(api, key)
+    wire = measure(case, contender, api.encode, message, private, calls=1)
+    assert api.decode(wire).verify(private.public_key) == message
+
+
+def test_verify(api: ModuleType, key: Any, fields: Any, scheme: str, contender: str, measure: Any) -> None:
+    """Received bytes to a verified message."""
+    case = f"verify {scheme}"
+    if api is None:
+        sign, verify = alone(key, scheme)
+        signed = srup_native.pack(srup.Initiate(**fields))
+        measure(case, contender, verify, sign(signed), signed, calls=10)
+        return
+    message, private = api.Initiate(**fields), own(api, key)
+    decode, public = api.decode, private.public_key
+    wire = api.encode(message, private)
+    assert measure(case, contender, lambda wire: decode(wire).verify(public), wire, calls=10) == message

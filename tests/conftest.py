@@ -1,12 +1,15 @@
-"""What several test files share: the vectors, keys, and both twins of the native layer."""
+"""What several test files share: the vectors, keys, both twins of the native layer, and the rules about markers."""
 
 import importlib
 import json
 import logging
 import os
+import signal
+import sys
 import zlib
 from base64 import b64decode
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -21,6 +24,10 @@ from srup.messages import SCHEMA
 settings.register_profile("default", max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("default"))
 settings.load_profile("default")
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would whatever the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "wire-v5.json").read_text())
 
@@ -89,6 +96,37 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             entries = VECTORS[section]
             ids = [entry.get("id") or f"{number:02}-{entry['note']}" for number, entry in enumerate(entries)]
             metafunc.parametrize(argument, entries, ids=ids)
+
+
+STARTS_A_PROCESS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+running: pytest.Item | None = None
+
+
+def _watch(event: str, _arguments: tuple[object, ...]) -> None:
+    if event in STARTS_A_PROCESS and running is not None and running.get_closest_marker("process") is None:
+        pytest.fail(f"{running.nodeid} starts a process and is not marked so: @pytest.mark.process")
+
+
+sys.addaudithook(_watch)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let only tests that are marked so start processes: ``make test`` leaves those out and must stay quick."""
+    global running
+    running = item
+    try:
+        return (yield)
+    finally:
+        running = None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say why tests were skipped, each reason in one line."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,18 +19,22 @@ import time
 from collections import Counter, defaultdict
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 import srup
 from srup import Device, Policy
 from srup.fetch import MemoryFetcher
 from srup.store.partition import partition_of
-from srup.transport import LocalBroker, MqttTransport, Reactor
+from srup.transport import MqttTransport, Reactor
 
-from . import fault_app
+from . import fault_app, fleet
 from .fleet import SERVER, key_of
+from .programs import local_broker, need
+from .redis_server import RedisServer
 
 TESTS = Path(__file__).parent
 PATIENCE = 150.0  # seconds until a test gives up on what must happen
@@ -42,11 +45,7 @@ DEVICE_POLICY = Policy(first_retry=1.0, max_retry=4.0)
 REPLAYS = 100  # per second
 
 
-def wait_until(condition, what, patience=PATIENCE):
-    deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: did not come true"
-        time.sleep(0.02)
+wait_until = partial(fleet.wait_until, patience=PATIENCE)
 
 
 class Proxy:
@@ -315,9 +314,8 @@ class Command:
     @property
     def workers(self):
         """The process ids of its worker processes."""
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        with suppress(OSError):
-            return [int(pid) for pid in path.read_text().split()]
+        with suppress(psutil.NoSuchProcess):
+            return [child.pid for child in psutil.Process(self.process.pid).children()]
         return []
 
     def kill(self):
@@ -353,7 +351,7 @@ class Site:
             key_of(device).public_key.save(folder / "keys" / f"{device:x}.pem")
         memory = Path("/dev/shm")  # so that the devices' disks are not what is measured
         self._devices = tempfile.TemporaryDirectory(prefix="srup-faults-", dir=memory if memory.is_dir() else None)
-        self.broker = LocalBroker("mosquitto").start()
+        self.broker = local_broker("mosquitto").start()
         self.proxy = None  # between the server and the broker, or Redis
         self.redis = None
         self.fleet = None
@@ -705,9 +703,7 @@ int fdatasync(int fd) { return slowly("fdatasync", fd); }
 
 def slow_disk(folder):
     """Environment variables that make each fsync of a process take 50 to 200 ms; it counts them in a file."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("there is no C compiler")
+    compiler = need("cc")
     source, library = folder / "slow_disk.c", folder / "slow_disk.so"
     source.write_text(_SLOW_DISK)
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
@@ -721,8 +717,6 @@ def redis_site(folder, *more, workers=2, lease=2.0, proxied=False):
     ``more`` are options of the command.
     """
     from srup.store import RedisStore
-
-    from .redis_server import RedisServer
 
     site = Site(folder)
     with contextlib.closing(site):

@@ -2,19 +2,14 @@
 
 import hashlib
 import random
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
-
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from srup import Device, KeyRing, Policy, PrivateKey, Server
 from srup.fetch import MemoryFetcher
@@ -39,9 +34,9 @@ def _key_of(_: int, scheme: str) -> PrivateKey:
     return PrivateKey.generate(scheme)
 
 
-def wait_until(condition: Callable[[], object], what: str = "the condition") -> None:
+def wait_until(condition: Callable[[], object], what: str = "the condition", patience: float = WAIT) -> None:
     """Poll where there is nothing to wait on: for what another process or thread does of itself."""
-    deadline = time.monotonic() + WAIT
+    deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come true"
         time.sleep(0.005)
@@ -63,6 +58,7 @@ class Fleet(Simulator):
         device_policy=None,
         server_policy=None,
         server_options=None,
+        server_transport=MemoryTransport,
         **faults,
     ):
         clock = Clock()
@@ -78,11 +74,9 @@ class Fleet(Simulator):
             SERVER,
             key_of(SERVER, scheme),
             devices=self.ring,
-            broker=MemoryTransport(self.network, "server"),
+            broker=server_transport(self.network, "server"),
             policy=server_policy or Policy(),
-            clock=self.clock,
-            entropy=self.randbytes,
-            **(server_options or {}),
+            **{"clock": self.clock, "entropy": self.randbytes} | (server_options or {}),
         )
         self.watch(self.server)
         self.devices = {}
@@ -121,6 +115,11 @@ class Fleet(Simulator):
             agent.start(threads=False)
         return self
 
+    def perform(self, agent, outputs):
+        """Let an agent send and tell what its session has returned, in a turn of its own."""
+        agent.engine.post(lambda transaction: agent.engine.perform(transaction, outputs))
+        agent.engine.turn()
+
     def all_joined(self):
         """Whether both ends say that all devices are members."""
         return self.server.members == self.devices.keys() and all(device.joined for device in self.devices.values())
@@ -142,29 +141,17 @@ class Fleet(Simulator):
         self.stop()
 
 
-def certificate(folder):
-    """Write a self-signed certificate for 127.0.0.1 and its key; return the two paths."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    cert = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    cert_file, key_file = folder / "https.crt", folder / "https.key"
-    cert_file.write_bytes(cert.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return cert_file, key_file
+@contextmanager
+def full_queue():
+    """A port of the loopback interface that answers nobody: whoever does not get into its queue waits for ever."""
+    with socket.socket() as full, ExitStack() as stack:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(8):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        yield full.getsockname()[1]
 
 
 class FirmwareHost(ThreadingHTTPServer):
@@ -209,6 +196,7 @@ class FirmwareHost(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.asked.append(self.path)
         page = self.server.pages.get(self.path)
         if page is None:
@@ -216,10 +204,15 @@ class _Handler(BaseHTTPRequestHandler):
         elif callable(page):
             page(self)
         else:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(page)))
-            self.end_headers()
-            self.wfile.write(page)
+            self.answer(200, page)
+
+    do_POST = do_GET
+
+    def answer(self, status, body):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *_):
         pass

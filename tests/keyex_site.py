@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -13,16 +12,14 @@ from contextlib import closing, contextmanager
 import pytest
 import urllib3
 import uvicorn
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from srup.keyex import ServiceFolder
 from srup.keyex.forms import Identity
-from srup.keyex.service import application, listen
+from srup.keyex.service import application, configuration, listen
 from srup.simulation import Clock
 
 from .fleet import WAIT, key_of
+from .programs import need
 
 SERVICE = 0x5E41CE
 DEVICE = 0xD1
@@ -41,25 +38,8 @@ def text(content: bytes) -> str:
 
 
 def bare(pem: bytes) -> str:
-    """A PEM as FLOWS.md has it: without header, footer and newlines."""
+    """A PEM as deployed clients send it: without header, footer and newlines."""
     return "".join(line for line in pem.decode().splitlines() if not line.startswith("-----"))
-
-
-def private_of(key):
-    """The cryptography object of a PrivateKey, the one that signs."""
-    return serialization.load_pem_private_key(key.to_pem(), None)
-
-
-def csr_of(key, *names, extensions=(), other_names=()):
-    """A signing request with these common names, made by cryptography alone."""
-    attributes = [x509.NameAttribute(x509.NameOID.COMMON_NAME, name) for name in names]
-    attributes += [x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, name) for name in other_names]
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(attributes))
-    for extension in extensions:
-        builder = builder.add_extension(extension, critical=False)
-    private = private_of(key)
-    algorithm = None if isinstance(private, ed25519.Ed25519PrivateKey) else hashes.SHA256()
-    return builder.sign(private, algorithm).public_bytes(serialization.Encoding.PEM)
 
 
 class Site:
@@ -84,18 +64,13 @@ class Site:
         assert self.state() == before
 
     @contextmanager
-    def serving(self, *, tls=True, names=("127.0.0.1",), limiter=None):
+    def serving(self, *, tls=True, names=("127.0.0.1",), connections=None, proxies=(), **options):
         """Serve on a free port of the loopback interface; yields the URL."""
         files = self.folder.https(names, self.clock()) if tls else (None, None)
-        config = uvicorn.Config(
-            application(self.authority, limiter=limiter),
-            ssl_certfile=files[0],
-            ssl_keyfile=files[1],
-            log_config=None,
-            timeout_graceful_shutdown=1,
-        )
+        config = configuration(application(self.authority, **options), *files, proxies)
+        config.timeout_graceful_shutdown = 1
         server = uvicorn.Server(config)
-        with listen("127.0.0.1", 0) as listener:
+        with listen("127.0.0.1", 0, connections) as listener:
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
             try:
@@ -153,27 +128,12 @@ def calling(url, ca):
         caller.pool.clear()
 
 
-MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-
-
-def need_mosquitto():
-    if MOSQUITTO is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI must test with Mosquitto, and it is not installed")
-        pytest.skip("mosquitto is not installed")
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
 @contextmanager
 def mosquitto(conf, port):
     """Mosquitto with a configuration that was written by srup; yields the process."""
     log = conf.with_name("mosquitto.log")
     with log.open("wb") as stderr:
-        process = subprocess.Popen([MOSQUITTO, "-c", str(conf)], stdout=stderr, stderr=stderr)
+        process = subprocess.Popen([need("mosquitto"), "-c", str(conf)], stdout=stderr, stderr=stderr)
     try:
         deadline = time.monotonic() + WAIT
         while True:

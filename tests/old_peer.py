@@ -1,8 +1,10 @@
-"""Deployed peers: what they send, take, drop and get wrong, as FLOWS.md, WIRE.md and THREATS.md tell it.
+"""Deployed peers: what they send, take, drop and get wrong, by docs/protocol/deployed-peers.md.
 
 Nothing of the package is used: bytes are packed with struct, signed and sealed with the cryptography library, so that a
 peer checks the codec too. It is a state with steps: every step returns the messages to publish, as pairs of a topic and
 bytes, and ``filters`` says what the peer wants to hear. :class:`Link` puts a peer on any transport.
+
+A peer is as unkind as the real one: it calls ``handlers`` that its application has not set, and is dead for good then.
 """
 
 import hashlib
@@ -23,9 +25,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.padding import PKCS7
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
-# Bytes (WIRE.md).
+# Bytes (docs/protocol/wire-format.md).
 
-NUMBERS = {"u8": "<B", "u64": "<Q"}
+NUMBERS = {"u8": "<B", "u32": "<I", "u64": "<Q"}
 TYPES = {
     "Initiate": (0x01, {"url": "textz", "digest": "textz"}),
     "Response": (0x02, {"status": "u8"}),
@@ -44,6 +46,15 @@ TYPES = {
     "TerminateCommand": (0x11, {}),
     "DeregisterRequest": (0x12, {}),
     "DeregisterCommand": (0x13, {}),
+    "SyndicationInit": (0x21, {"url": "textz", "sealed": "bytes"}),
+    "SyndicatedAction": (0x24, {"action_id": "u8", "target_id": "u64"}),
+    "SyndicatedData": (0x25, {"data_id": "text", "data": "bytes", "source_id": "u64"}),
+    "SyndicatedIdRequest": (0x26, {"target_id": "u64"}),
+    "SyndicatedDeviceCount": (0x27, {"count": "u32"}),
+    "SyndicatedDeviceList": (0x28, {"device_sequence": "u32", "device_id": "u64"}),
+    "SyndicationRequest": (0x29, {"sealed": "bytes"}),
+    "SyndicatedEndRequest": (0x2E, {}),
+    "SyndicatedTerminate": (0x2F, {}),
 }
 NAMES = {number: name for name, (number, _) in TYPES.items()}
 FORMS = {
@@ -113,7 +124,10 @@ def split(wire):
 
 
 def read(frame):
-    """The :class:`Heard` of a frame; UnicodeDecodeError where a peer wants text and there is none."""
+    """The :class:`Heard` of a frame; UnicodeDecodeError where a peer wants text and there is none.
+
+    What follows the last field is ignored.
+    """
     fields, at = {}, 0
     for field, kind in TYPES[frame.name][1].items():
         if kind in NUMBERS:
@@ -122,15 +136,20 @@ def read(frame):
         else:
             value, at = take_lv(frame.body, at)
             fields[field] = value if kind == "bytes" else value.decode().removesuffix("\0" * (kind == "textz"))
-    assert at == len(frame.body)
     return Heard(frame.name, frame.sequence_id, frame.sender, frame.token.decode(), fields)
 
 
 def to_data(value, form=None):
-    """A value as the bytes of a Data message; without a form as peers written in Python do it."""
-    if form is None:
-        form = {bytes: "bytes", str: "text", int: "int32", float: "double"}[type(value)]
-    return {"bytes": bytes, "text": str.encode}[form](value) if form not in FORMS else struct.pack(FORMS[form], value)
+    """A value as the bytes of a Data message; without a form as peers written in Python do it.
+
+    They cannot send bytes, nor integers beyond int32: TypeError, OverflowError.
+    """
+    if isinstance(value, bytes):
+        raise TypeError("bytes cannot be sent")
+    if isinstance(value, int) and not -(2**31) <= value < 2**31:
+        raise OverflowError("an int is an int32")
+    form = form or {str: "text", int: "int32", float: "double"}[type(value)]
+    return value.encode() if form == "text" else struct.pack(FORMS[form], value)
 
 
 def from_data(data, form):
@@ -177,17 +196,22 @@ def download(url):
         return 0xFD
 
 
-# Peers (FLOWS.md).
+# Peers (docs/protocol/flows.md).
 
 
 class OldPeer:
     """What old devices and servers have in common. ``key`` is PEM, ``keys`` the PEM of every known partner.
 
-    ``heard`` is what it took, ``dropped`` pairs of a frame and the reason why it did not.
+    ``heard`` is what it took, ``dropped`` pairs of a frame and the reason why it did not. ``handlers`` are those that
+    its application has set. When one that it has not set is called, or an empty message comes, the network thread ends:
+    then the peer is ``dead``, hears nothing and sends nothing.
     """
 
     takes = {}
     """Which method takes which message."""
+    calls = {"Action": "on_action", "Data": "on_data"}
+    """Which handler of the application a message is given to."""
+    handlers = frozenset({"on_action"})
 
     def __init__(self, identity, key, keys):
         self.identity = identity
@@ -197,6 +221,7 @@ class OldPeer:
         self.last = {}  # by partner, one counter for both directions
         self.heard = []
         self.dropped = []
+        self.dead = False
 
     def names(self):
         return [message.name for message in self.heard]
@@ -207,6 +232,9 @@ class OldPeer:
 
     def hear(self, topic, wire):
         """Take a message, or drop it; return the answers."""
+        self.dead = self.dead or not wire
+        if self.dead:
+            return []
         frame = split(wire)
         if frame.sender == self.identity:
             return []  # shared topics: one hears oneself
@@ -224,14 +252,27 @@ class OldPeer:
             return []
         message = read(frame)
         self.heard.append(message)
+        called = self.called_for(message)
+        if called is not None and called not in self.handlers:
+            self.dead = True
+            return []
         return getattr(self, self.takes.get(message.name, "ignore"))(message)
+
+    def called_for(self, message):
+        """The handler of the application that is called for a message, None if none is."""
+        return self.calls.get(message.name)
 
     def ignore(self, message):
         return []
 
+    def reconnected(self):
+        """The link is back: MQTT sessions are clean, so what was sent meanwhile is lost."""
+
     def send(self, partner, name, token=None, **fields):
-        """A message to a partner; without a token that of a new exchange."""
-        self.last[partner] = (self.last.get(partner, 0) + 1) % 2**64
+        """A message to a partner; without a token that of a new exchange. OverflowError when no number is left."""
+        if self.last.get(partner, 0) == 2**64 - 1:
+            raise OverflowError("the sequence id is too big")
+        self.last[partner] = self.last.get(partner, 0) + 1
         token = str(uuid4()) if token is None else token
         wire = pack(self.key, name, self.last[partner], self.identity, token.encode(), **fields)
         return [(self.topic(partner, name), wire)]
@@ -241,7 +282,7 @@ class OldPeer:
 
 
 class OldDevice(OldPeer):
-    """An old device. It obeys its server once it is joined; ``see`` gives the value that a joining device shows."""
+    """An old device. It obeys its server, joined or not; ``see`` gives the value that a joining device shows."""
 
     takes = {
         "Response": "answered",
@@ -327,7 +368,7 @@ class OldDevice(OldPeer):
         return []
 
     def observe(self, message):
-        if not self.joined:
+        if not self.obeys(message):
             return []
         try:
             same = self.see(message.fields["joining_device_id"]) == unseal(self.key, message.fields["sealed"])
@@ -336,13 +377,16 @@ class OldDevice(OldPeer):
             status = 0x6F
         return self.send(message.sender, "Response", message.token, status=status)
 
+    def obeys(self, message):
+        return message.sender == self.server
+
     def come(self, message):
-        """Join whoever says so: T10."""
+        """Take whoever says so for the server (T10); an application that has a handler may join."""
         self.server = message.sender
-        return self.join()
+        return self.join() if "on_join_command" in self.handlers else []
 
     def fetch(self, message):
-        if not self.joined:
+        if not self.obeys(message):
             return []
         content = self.download(message.fields["url"])
         if isinstance(content, bytes):
@@ -356,12 +400,12 @@ class OldDevice(OldPeer):
 
     def activate(self, message):
         """Activate what was fetched under this token; no answer."""
-        if self.joined and message.token in self.fetched:
+        if self.obeys(message) and message.token in self.fetched:
             self.activated.append(self.fetched.pop(message.token))
         return []
 
     def identify(self, message):
-        if not self.joined:
+        if not self.obeys(message):
             return []
         return self.send(message.sender, "Data", data_id="IDENTIFICATION_RESPONSE", data=self.text.encode())
 
@@ -377,27 +421,43 @@ class OldDevice(OldPeer):
 
 
 class OldServer(OldPeer):
-    """An old server. It lets everybody in, or answers ``join_status``, and activates as soon as it may."""
+    """An old server. It lets everybody in, or answers ``join_status``, and activates as soon as it may.
+
+    ``entries`` is its list of devices, one for each join. It hears who wants to leave, and does nothing.
+    """
 
     takes = {
         "JoinRequest": "simple_join",
         "HumanJoinRequest": "moderated_join",
         "ObservedJoinRequest": "moderated_join",
-        "ResignRequest": "resigned",
-        "DeregisterRequest": "deregistered",
         "Response": "answered",
     }
+    dies_of = {0x50: "on_join_succeed", 0x5E: "on_join_refused", 0x5F: "on_join_failed"}
+    """Answers to joins, for which only devices have handlers."""
 
     def __init__(self, identity, key, device_keys):
         super().__init__(identity, key, device_keys)
         self.filters = {f"SRUP/servers/{identity:x}/#"}
         self.join_status = 0x50
-        self.members = set()
+        self.entries = []
         self.values = {}  # token and value of each moderated join, by device
         self._updates = set()
 
+    @property
+    def members(self):
+        return set(self.entries)
+
     def topic(self, partner, name):
         return f"SRUP/{partner:x}"
+
+    def called_for(self, message):
+        if message.name == "Response" and message.fields["status"] in self.dies_of:
+            return self.dies_of[message.fields["status"]]
+        return super().called_for(message)
+
+    def reconnected(self):
+        """It hears of a device again at its next join."""
+        self.filters = {f"SRUP/servers/{self.identity:x}/#"}
 
     # What it is told to do.
 
@@ -415,18 +475,16 @@ class OldServer(OldPeer):
         self._updates.add(token)
         return self.send(device, "Initiate", token, url=url, digest=digest)
 
-    def terminate(self, device):
-        self._out(device)
-        return self.send(device, "TerminateCommand")
-
     def deregister(self, device):
-        self._out(device)
+        self.entries = [entry for entry in self.entries if entry != device]
+        self.filters.discard(f"SRUP/{device:x}/#")
         sends = self.send(device, "DeregisterCommand")
         del self.keys[device]
         return sends
 
     def command_join(self, device):
-        return self.send(device, "JoinCommand", device_id=device)
+        """Send for a device; not for one that is listed more than once."""
+        return self.send(device, "JoinCommand", device_id=device) if self.entries.count(device) < 2 else []
 
     def decide(self, device, status):
         """The operator has compared, or gave up."""
@@ -445,16 +503,6 @@ class OldServer(OldPeer):
         name = message.name.replace("Request", "Response")
         return self.send(message.sender, name, token, sealed=seal(self.keys[message.sender], value.encode()))
 
-    def resigned(self, message):
-        self._out(message.sender)
-        return self.send(message.sender, "Response", message.token, status=0x70)
-
-    def deregistered(self, message):
-        self._out(message.sender)
-        sends = self.send(message.sender, "Response", message.token, status=0x80)
-        del self.keys[message.sender]
-        return sends
-
     def answered(self, message):
         """An update is ready to be activated; other answers change nothing."""
         if message.fields["status"] == 0x00 and message.token in self._updates:
@@ -464,13 +512,9 @@ class OldServer(OldPeer):
 
     def _answer_join(self, device, token, status):
         if status == 0x50:
-            self.members.add(device)
+            self.entries.append(device)
             self.filters.add(f"SRUP/{device:x}/#")
         return self.send(device, "Response", token, status=status)
-
-    def _out(self, device):
-        self.members.discard(device)
-        self.filters.discard(f"SRUP/{device:x}/#")
 
 
 class Link:
@@ -481,6 +525,7 @@ class Link:
         self.transport = transport
         self.connected = False
         self._subscribed = set()
+        self._was_away = False
         self._lock = threading.RLock()
 
     def __enter__(self):
@@ -495,6 +540,8 @@ class Link:
         """Let the peer take a step, and publish what comes of it."""
         with self._lock:
             sends = step(*arguments, **options)
+            if self.peer.dead:
+                return
             self._subscribe()
             for topic, wire in sends:
                 self.transport.publish(topic, wire)
@@ -504,6 +551,16 @@ class Link:
         delivery.ack()
 
     def _changed(self, connected, why):
+        """A clean session: the broker keeps no subscription and no message of one that is away."""
+        with self._lock:
+            if connected and self._was_away:
+                self.peer.reconnected()
+                self._subscribe()
+            elif not connected and self.connected:
+                self._was_away = True
+                for topic_filter in self._subscribed:
+                    self.transport.unsubscribe(topic_filter)
+                self._subscribed = set()
         self.connected = connected
 
     def _subscribe(self):

@@ -1,18 +1,17 @@
 """``srup server`` as a process of its own without a terminal: its log is read line by line, its endpoint asked."""
 
 import json
-import subprocess
-import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from typing import Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from srup import Device
 from srup.transport import MqttTransport
 
+from .command import Command
 from .fleet import WAIT, key_of
 
 SERVER, DEVICE = 0x5E, 0xD1
@@ -26,49 +25,27 @@ def keys_in(folder):
     return folder
 
 
-class ServerProcess:
-    """Runs as a context manager; ``options`` go behind those that every server needs, ``first`` before all."""
+def lamp(folder, broker, description=""):
+    """The device that it knows, in this process."""
+    return Device(
+        DEVICE,
+        key_of(DEVICE),
+        server=SERVER,
+        server_key=key_of(SERVER).public_key,
+        broker=broker,
+        firmware=folder / "firmware",
+        description=description,
+    )
+
+
+class ServerProcess(Command):
+    """``options`` go behind those that every server needs, ``first`` before all."""
 
     def __init__(self, folder, broker, *options, first=()):
-        self.lines = []  # of standard error, as they come
-        self._cond = threading.Condition()
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "srup", *first, "server", "--identity", f"{SERVER:x}"),
-                *("--key", str(folder / "server.pem"), "--devices", str(folder / "devices"), "--broker", broker),
-                *options,
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        super().__init__(
+            *(*first, "server", "--identity", f"{SERVER:x}", "--key", folder / "server.pem"),
+            *("--devices", folder / "devices", "--broker", broker, *options),
         )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self):
-        for line in self.process.stderr:
-            with self._cond:
-                self.lines.append(line)
-                self._cond.notify_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-        self._reader.join()
-        self.process.stdout.close()
-        self.process.stderr.close()
-
-    def heard(self, text):
-        """Wait for a line of the log that contains ``text``, and return it."""
-        deadline = time.monotonic() + WAIT
-        with self._cond:
-            while not (found := [line for line in self.lines if text in line]):
-                assert self._cond.wait(deadline - time.monotonic()), f"no {text!r} in {self.lines}"
-        return found[0]
 
     @property
     def url(self):

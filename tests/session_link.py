@@ -1,12 +1,13 @@
 """What the tests of the sessions share: two ends, a deployed peer's double, a link with faults, snapshots."""
 
 import heapq
+from copy import copy
 from itertools import count
 
 from srup import messages as m
 from srup import tokens
 from srup.session import DeviceSession, Policy, Send, ServerSession
-from srup.session.base import Exchange
+from srup.session.exchange import Exchange
 from srup.wire import IDENTIFICATION_RESPONSE, Status
 
 SERVER, DEVICE, OTHER, STRANGER = 0xA5, 0xD1, 0xD2, 0xE7
@@ -55,27 +56,29 @@ def events(outputs, kind=object):
 
 
 def _exchange(exchange):
-    return tuple(getattr(exchange, name) for name in Exchange.__slots__ if name != "partner")
+    return tuple(getattr(exchange, name) for name in Exchange.__slots__ if name != "peer")
 
 
-BOOKKEEPING = {"_partners", "_timers", "_order", "_touched", "_stirred"}
-"""What of a session is no knowledge, or is compared in another form; the last two say what a store has to write."""
+def _knowledge(part):
+    """What a part of a session knows, but for other parts, and callables."""
+    parts = (type(None), int, float, str, dict, set, frozenset, list, tuple, bytes)
+    return {name: copy(value) for name, value in vars(part).items() if isinstance(value, parts) and name != "flows"}
 
 
 def snapshot(session, window=True):
     """Everything that a session knows, as a value; without ``window`` less what it notes of any genuine message."""
     partners = {}
-    for identity, partner in session._partners.items():
+    for identity, partner in session.known.peers.items():
         known = [_exchange(exchange) for exchange in partner.exchanges.values()]
         noted = (partner.binds, partner.window.highest, partner.window.seen) if window else ()
         partners[identity] = (partner.member, partner.last_sent, noted, known)
-    timers = [(due, order, _exchange(exchange)) for due, order, exchange in session._timers]
-    rest = {name: value for name, value in vars(session).items() if name not in BOOKKEEPING}
+    timers = [(due, order, _exchange(exchange)) for due, order, exchange in session.known.timers]
+    rest = [_knowledge(part) for part in (session, session.streams, *session.flows)]
     return partners, timers, rest
 
 
 def exchanges(session, partner):
-    return session._partners[partner].exchanges
+    return session.known.peers[partner].exchanges
 
 
 def exchange_of(session, partner, token):
@@ -114,6 +117,8 @@ class Pair:
         """Join, and let either end know that the other binds its tokens."""
         self.join()
         self.deliver(self.server.identify(self.identity, self.now, nonce()))
+        for partner in self.server.receipts_due(self.now):  # a join asks for one
+            self.deliver(self.server.receipt(partner, self.now, nonce()))
         return self
 
     def action(self):

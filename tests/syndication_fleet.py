@@ -26,7 +26,9 @@ VALUE = b"0123456789abcdef0123456789abcdef"
 class Federation(Simulator):
     """Both networks in simulated time, without threads. ``faults`` are those of MemoryNetwork, for both."""
 
-    def __init__(self, tmp_path, *, seed=0, scheme="rsa2048", policy=None, lamps=LAMPS, join="simple", **faults):
+    def __init__(
+        self, tmp_path, *, seed=0, scheme="rsa2048", policy=None, lamps=LAMPS, join="simple", stores=None, **faults
+    ):
         clock = Clock()
         super().__init__({name: MemoryNetwork(seed, clock=clock, **faults) for name in ("home", "away")}, clock)
         self.tmp_path = tmp_path
@@ -34,6 +36,7 @@ class Federation(Simulator):
         self.join = join
         self.policy = policy or Policy(require_bound_tokens=True)
         self.randbytes = random.Random(seed).randbytes
+        self.stores = stores or {}  # by identity
         self.values = []  # what the away server's owner was shown
         self.shared = list(lamps)
         self.allowed = True
@@ -68,7 +71,8 @@ class Federation(Simulator):
 
     def server(self, identity, network, **options):
         broker = MemoryTransport(self.networks[network], f"server-{identity:x}")
-        options |= {"policy": self.policy, "clock": self.clock, "entropy": self.randbytes}
+        common = {"policy": self.policy, "clock": self.clock, "entropy": self.randbytes}
+        options = {"store": self.stores.get(identity)} | common | options
         return SyndicationServer(identity, self.key(identity), devices=self.rings[network], broker=broker, **options)
 
     def options(self, identity, server, network):
@@ -82,6 +86,7 @@ class Federation(Simulator):
             "fetcher": MemoryFetcher({}),
             "clock": self.clock,
             "entropy": self.randbytes,
+            "store": self.stores.get(identity),
         }
 
     # What the owners do.

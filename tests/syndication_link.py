@@ -166,4 +166,6 @@ class Chain:
             for ends in self.ends.values():
                 for end in ends.values():
                     self.perform(end, end.tick(self.now))
+                    for partner in end.receipts_due(self.now):  # a join asks for one
+                        self.perform(end, end.receipt(partner, self.now, nonce()))
         self.now = max(self.now, until)

@@ -18,8 +18,10 @@ from srup import (
     TransportError,
     UnansweredError,
 )
+from srup.agent.joining import Joining
 from srup.records import AuditRow, Changes, ExchangeRecord
-from srup.session.base import Place
+from srup.session.streams import StreamPosition
+from srup.simulation import Clock
 from srup.store import MemoryStore
 from srup.transport import MemoryTransport
 from srup.update import UpdateState
@@ -27,6 +29,8 @@ from srup.wire import DATA_RECEIPT
 
 from .fleet import DIGEST, SERVER, URL, Fleet, key_of
 from .syndication_fleet import AWAY, AWAY_ID, HOME, HOME_ID, KEY_SERVICE, LAMPS, VALUE, Federation
+
+pytestmark = pytest.mark.backend
 
 DAY = 86400.0
 
@@ -230,7 +234,7 @@ def test_an_action_is_done_once_whenever_the_device_crashes(fleet, crash):
     asked = fleet.server.action(identity, 1)
     fleet.server.step()
     if crash == "before it is handed over":
-        fleet.device._submit = lambda calls: None
+        fleet.device.engine.handlers.submit = lambda calls: None
         fleet.device.step()
     elif crash == "while it is done":
 
@@ -243,9 +247,9 @@ def test_an_action_is_done_once_whenever_the_device_crashes(fleet, crash):
             fleet.device.step()
     else:
         fleet.network.cut(f"device-{identity:x}")
-        fleet.device._inbox.put(lambda: None)
+        fleet.device.engine.inbox.wake()
         fleet.network.heal(f"device-{identity:x}")
-        fleet.device._transmit = lambda *_: None
+        fleet.device.debug.transport.publish = lambda *_: None
         fleet.device.step()
     device = fleet.crash_device()
     again = []
@@ -288,10 +292,11 @@ def test_a_device_that_joins_again_and_again_is_not_sent_everything_each_time(fl
     fleet.settle()
     fleet.clock.now += 60.0
     sent = []
-    session, now = fleet.server._session, fleet.clock.now
+    session, now = fleet.server.debug.session, fleet.clock.now
     for _ in range(10):
         sent.append(len(session.hurry(identity, now)))
-    assert sent == [100] + [0] * 9
+    assert sum(sent) == 100
+    assert sent[-1] == 0
 
 
 def test_a_command_that_expires_is_reported_after_a_crash(fleet):
@@ -371,8 +376,8 @@ def test_a_value_waits_for_the_server_and_survives_the_device(fleet):
     fleet.network.heal(f"device-{identity:x}")
     fleet.run(lambda: len(heard) >= 300, DAY)
     assert sorted(heard) == list(range(300))
-    unconfirmed = fleet.device._session.exchanges
-    fleet.run(lambda: not len(fleet.device._queue) and not any(each.mine for each in unconfirmed()), 2 * DAY)
+    unconfirmed = fleet.device.debug.session.exchanges
+    fleet.run(lambda: not fleet.device.debug.values and not any(each.mine for each in unconfirmed()), 2 * DAY)
     assert not list(fleet.stores[identity].open(identity).outbox)
 
 
@@ -396,9 +401,11 @@ def test_a_value_that_got_lost_behind_the_brokers_acknowledgement_comes_again(fl
     fleet.joined()
     lost = MemoryTransport._flush
     sent = fleet.device.send("n", 1, "uint8")
-    fleet.device._transport._flush = lambda: fleet.device._transport._outbox.clear()  # a broker that dies with it
+    fleet.device.debug.transport._flush = lambda: (
+        fleet.device.debug.transport._outbox.clear()
+    )  # a broker that dies with it
     fleet.device.step()
-    fleet.device._transport._flush = lost.__get__(fleet.device._transport)
+    fleet.device.debug.transport._flush = lost.__get__(fleet.device.debug.transport)
     assert (heard, sent.done()) == ([], False)
     fleet.run(sent.done, 60.0)
     assert heard == [1]
@@ -425,7 +432,7 @@ def test_values_are_taken_in_order_and_once_whatever_gets_lost(fleet, lost):
     heard = []
     fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
     fleet.joined()
-    transport = fleet.device._transport
+    transport = fleet.device.debug.transport
     publish = transport.publish
     sends = [fleet.device.send("n", value, "uint8") for value in range(5)]
     places = iter(range(100))
@@ -478,8 +485,9 @@ def test_a_sender_that_has_forgotten_its_stream_begins_a_later_one(fleet):
     fleet.joined()
     fleet.run(fleet.device.send("n", 1, "uint8").done, 60.0)
     fleet.stores[fleet.device.identity] = MemoryStore()
-    places = fleet.server._session._places_in
-    places[fleet.device.identity] = Place(places[fleet.device.identity].stream * 2, 7)  # its clock has gone back
+    places = fleet.server.debug.session.streams.received
+    there = places[fleet.device.identity]
+    places[fleet.device.identity] = StreamPosition(there.stream * 2, 7)  # its clock has gone back
     again = fleet.crash_device().start(threads=False)
     sends = [again.send("n", 2, "uint8"), again.send("n", 3, "uint8")]
     fleet.run(lambda: all(sent.done() for sent in sends), 120.0)
@@ -546,35 +554,37 @@ def test_a_receipt_of_an_old_place_leaves_the_stream_and_its_places_as_they_are(
     heard = []
     fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
     fleet.joined()
-    session, identity = fleet.device._session, fleet.device.identity
+    session, identity = fleet.device.debug.session, fleet.device.identity
     fleet.run(fleet.device.send("n", 1, "uint8").done, 60.0)
     fleet.run(fleet.device.send("n", 2, "uint8").done, 60.0)
-    places = fleet.server._session._places_in
+    places = fleet.server.debug.session.streams.received
     places[identity] = places[identity]._replace(number=1)  # the server was restored from a backup
-    place = session._places_out[SERVER]
+    place = session.streams.sent[SERVER]
     fleet.clock.now += 2.0
     sent = fleet.device.send("n", 3, "uint8")
     fleet.device.step()
     fleet.server.step()
     fleet.device.step()
-    assert session._places_out[SERVER] == place._replace(number=3)
-    fleet.server._inbox = type(fleet.server._inbox)()  # what the device said is under way for a while
+    assert session.streams.sent[SERVER] == place._replace(number=3)
+    while fleet.server.engine.inbox.get(0.0) is not None:
+        pass  # what the device said is under way for a while
     fleet.clock.now += 2.0
-    fleet.server._session._receipts[identity] = None
+    fleet.server.debug.session.streams.owed[identity] = None
     fleet.server.step()
     fleet.device.step()
-    assert session._places_out[SERVER] == place._replace(number=3)
+    assert session.streams.sent[SERVER] == place._replace(number=3)
     fleet.run(sent.done, 60.0)
     assert heard == [1, 2, 3]
 
 
-def test_a_clock_that_is_set_back_holds_nothing_back(fleet):
-    heard = []
+def test_a_clock_that_is_set_back_holds_nothing_back(tmp_path):
+    heard, clocks, ahead = [], [Clock()], [0.0]
+    fleet = DurableFleet(tmp_path, server_options={"clock": lambda: clocks[-1].now + ahead[0]})
+    clocks.append(fleet.clock)
     fleet.device.on_data("n", "uint8")(lambda server, name, value: heard.append(value))
     fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
     fleet.joined()
-    clock, ahead = fleet.clock, [DAY]
-    fleet.server._clock = lambda: clock.now + ahead[0]
+    ahead[0] = DAY
     fleet.run(fleet.device.send("n", 1, "uint8", lifetime=7 * DAY).done, 60.0)
     fleet.network.cut(f"device-{fleet.device.identity:x}")
     down = fleet.server.send_data(fleet.device.identity, "n", 2, "uint8")
@@ -594,7 +604,7 @@ def test_what_a_handler_asks_for_is_kept_before_its_end_is(fleet):
     fleet.joined()
     server, identity = fleet.server, fleet.device.identity
     waiting = []
-    server._submit = waiting.extend
+    server.engine.handlers.submit = waiting.extend
 
     @server.on_data("n", "uint8")
     def forward(device, name, value):
@@ -603,15 +613,14 @@ def test_what_a_handler_asks_for_is_kept_before_its_end_is(fleet):
     fleet.device.send("n", 1, "uint8")
     fleet.device.step()
     server.step()
-    drain = server._drain
+    collect = server.engine.handlers.collect_finished
 
-    def drain_then_handle(*arguments):
-        done = drain(*arguments)
-        server._run_calls(waiting)
-        return done
+    def handle_then_collect(transaction, done):
+        server.engine.handlers.run_calls(waiting)
+        collect(transaction, done)
 
-    server._drain = drain_then_handle
-    server._advance()  # one turn; then the process ends
+    server.engine.handlers.collect_finished = handle_then_collect
+    server.engine.turn()  # one turn; then the process ends
     fleet.crash_server().on_data("n", "uint8")(
         lambda device, name, value: fleet.server.send_data(identity, "n", value + 1, "uint8")
     )
@@ -627,11 +636,11 @@ def test_what_a_handler_asks_for_while_the_server_stops_is_done_after_the_next_s
     fleet.joined()
     server, identity = fleet.server, fleet.device.identity
     waiting = []
-    server._submit = waiting.extend
+    server.engine.handlers.submit = waiting.extend
 
     @server.on_data("n", "uint8")
     def forward(device, name, value):
-        server._stopping.set()  # stop() is called, and waits for this handler
+        server.engine.stopping.set()  # stop() is called, and waits for this handler
         server.send_data(identity, "n", value + 1, "uint8")
         server.action(identity, 3)
         server.update(identity, URL, DIGEST)
@@ -640,9 +649,9 @@ def test_what_a_handler_asks_for_while_the_server_stops_is_done_after_the_next_s
     fleet.device.step()
     server.step()
     fleet.network.cut("server")
-    server._run_calls(waiting)
-    server._advance()
-    server._stopping.clear()
+    server.engine.handlers.run_calls(waiting)
+    server.engine.turn()
+    server.engine.stopping.clear()
     server.stop(0.0)
     fleet.network.heal("server")
     fleet.crash_server().start(threads=False)
@@ -656,19 +665,19 @@ def test_an_old_receipt_does_not_begin_a_new_stream(fleet):
     heard = []
     fleet.server.on_data("n", "uint8")(lambda device, name, value: heard.append(value))
     fleet.joined()
-    session = fleet.device._session
+    session = fleet.device.debug.session
     fleet.run(fleet.device.send("n", 1, "uint8").done, 60.0)
     [[old_topic, old]] = [entry for entry in fleet.network.log if b"DATA_RECEIPT" in entry[1]][-1:]
     del old_topic
     fleet.run(fleet.device.send("n", 2, "uint8").done, 60.0)
-    stream = session._places_out[SERVER].stream
+    stream = session.streams.sent[SERVER].stream
     fleet.network.cut("server")
     fleet.device.send("n", 3, "uint8")
     fleet.device.step()
-    session._partners[SERVER].window.seen = 1  # as if it had been held back, and is heard now
+    session.known.peers[SERVER].window.seen = 1  # as if it had been held back, and is heard now
     fleet.network.inject(f"SRUP/{fleet.device.identity:x}", old)
     fleet.device.step()
-    assert session._places_out[SERVER] == (stream, 3)
+    assert session.streams.sent[SERVER] == (stream, 3)
     fleet.network.heal("server")
     fleet.run(lambda: len(heard) == 3, DAY)
     assert heard == [1, 2, 3]
@@ -770,12 +779,25 @@ def test_a_device_that_was_sent_away_and_back_is_at_its_first_server_after_a_cra
     device = fleet.add(fleet.device.identity, servers={other: key_of(other).public_key})
     fleet.joined()
     for server in (other, SERVER):
-        device.server = server  # what a JoinCommand does
-        device._inbox.put(lambda: None)
+        device.engine.part(Joining).server = server  # what a JoinCommand does
+        device.engine.inbox.wake()
         device.step()
         again = fleet.crash_device(servers={other: key_of(other).public_key}).start(threads=False)
         assert again.server == server
         device = again
+
+
+def test_a_device_has_joined_when_that_is_durable(fleet):
+    fleet.start()
+    fleet.device.step()
+    fleet.server.step()
+    fleet.stores[fleet.device.identity].failures = 1
+    fleet.device.step()
+    assert fleet.device.counts["not stored"] == 1
+    with pytest.raises(TimeoutError):
+        fleet.device.wait_joined(0)
+    fleet.settle()
+    fleet.device.wait_joined(0)
 
 
 def test_audit_rows_tell_what_was_accepted(fleet):
@@ -869,8 +891,8 @@ def test_deployed_partners_get_what_was_not_sent_before_a_crash_byte_for_byte(tm
     fleet = DurableFleet(tmp_path)
     fleet.joined()
     identity = fleet.device.identity
-    fleet.server._session._partners[identity].binds = False  # as with a deployed peer
-    fleet.server._transport.publish = lambda *_: None  # the process ends before the transport has it
+    fleet.server.debug.session.known.peers[identity].binds = False  # as with a deployed peer
+    fleet.server.debug.transport.publish = lambda *_: None  # the process ends before the transport has it
     fleet.server.action(identity, 7)
     fleet.server.step()
     [owed] = fleet.stores[SERVER].open(SERVER).outbox
@@ -878,7 +900,7 @@ def test_deployed_partners_get_what_was_not_sent_before_a_crash_byte_for_byte(tm
     fleet.settle()
     assert (owed.topic, owed.body) in fleet.network.log
     fleet.settle()
-    fleet.server._inbox.put(lambda: None)
+    fleet.server.engine.inbox.wake()
     fleet.server.step()
     assert not list(fleet.stores[SERVER].open(SERVER).outbox)
 
@@ -888,11 +910,8 @@ def test_changes_are_empty_when_nothing_changed():
 
 
 def test_a_syndication_survives_its_servers(tmp_path):
-    with Federation(tmp_path, scheme="ed25519") as world:
-        stores = {}
-        for name, identity in (("home", HOME), ("away", AWAY)):
-            stores[identity] = MemoryStore()
-            getattr(world, name)._store = stores[identity]
+    stores = {HOME: MemoryStore(), AWAY: MemoryStore()}
+    with Federation(tmp_path, scheme="ed25519", stores=stores) as world:
         world.syndicated()
         for name, identity in (("home", HOME), ("away", AWAY)):
             before = getattr(world, name)
@@ -920,22 +939,23 @@ def test_a_syndication_survives_its_servers(tmp_path):
 
 def held(agent, effect):
     """Keep the jobs of one kind of event from running, as if their handlers took their time; return them."""
-    jobs, apply_for = [], agent._apply_for
+    handlers = agent.engine.handlers
+    jobs, call_for = [], handlers.call_for
 
-    def hold(peer, token, job, number=0):
+    def hold(transaction, peer, token, job, number=0):
         if effect in job.__qualname__:
             jobs.append(job)
         else:
-            apply_for(peer, token, job, number)
+            call_for(transaction, peer, token, job, number)
 
-    agent._apply_for = hold
+    handlers.call_for = hold
     return jobs
 
 
 @pytest.mark.parametrize("effect", ["_syndication_requested", "_moderate"])
 def test_the_away_owner_is_asked_again_after_a_restart(tmp_path, effect):
-    with Federation(tmp_path, scheme="ed25519") as world:
-        store = world.away._store = MemoryStore()
+    store = MemoryStore()
+    with Federation(tmp_path, scheme="ed25519", stores={AWAY: store}) as world:
         jobs = held(world.away, effect)
         world.start()
         future = world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE)
@@ -957,14 +977,14 @@ def test_the_away_owner_is_asked_again_after_a_restart(tmp_path, effect):
 
 
 def test_the_owner_of_a_syndication_device_is_asked_again_after_a_restart(tmp_path):
-    with Federation(tmp_path, scheme="ed25519") as world:
-        store = world.bridge._store = MemoryStore()
-        jobs = held(world.bridge, "_syndication_offered")
+    store = MemoryStore()
+    with Federation(tmp_path, scheme="ed25519", stores={HOME_ID: store}) as world:
+        jobs = held(world.bridge, "_offered")
         world.start()
         future = world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE)
         world.settle()
         assert (len(jobs), future.done()) == (1, False)
-        bridge = SyndicationDevice(HOME_ID, world.key(HOME_ID), **world.options(HOME_ID, HOME, "home"), store=store)
+        bridge = SyndicationDevice(HOME_ID, world.key(HOME_ID), **world.options(HOME_ID, HOME, "home"))
         world.agents[world.agents.index(world.bridge)] = bridge
         world.bridge = bridge
         bridge.on_syndication_init(world.enter)
@@ -1077,7 +1097,7 @@ def test_t2_a_receipt_that_a_broker_held_back_makes_no_value_count_twice(fleet, 
     fleet.device.send("n", 2, "uint8")
     fleet.device.step()
     # It says that nothing has come, which is true when it is made, and is heard when it is not.
-    fleet.server._perform(fleet.server._session.receipt(identity, fleet.clock.now, fleet.randbytes(16)))
+    fleet.perform(fleet.server, fleet.server.debug.session.receipt(identity, fleet.clock.now, fleet.randbytes(16)))
     fleet.network.cut(f"device-{identity:x}")
     fleet.server.step()
     pass_time(fleet, 20)
@@ -1108,12 +1128,12 @@ def test_values_of_a_sender_that_goes_on_from_a_backup_are_not_taken_for_repetit
 def test_a_partner_cannot_name_a_stream_that_leaves_none(fleet):
     fleet.joined()
     identity = fleet.device.identity
-    fleet.device._deliver = lambda batch: None
+    fleet.device.engine.inbound.deliver = lambda transaction, batch: None
     future = fleet.server.send_data(identity, "n", 1, "uint8", lifetime=60.0)
     fleet.settle()
     data = ((1 << 64) - 1).to_bytes(8, "little") + bytes(8)
-    for send in fleet.device._session.data(SERVER, DATA_RECEIPT, data, fleet.clock.now, fleet.randbytes(16)):
-        fleet.device._publish(send)
+    sends = fleet.device.debug.session.data(SERVER, DATA_RECEIPT, data, fleet.clock.now, fleet.randbytes(16))
+    fleet.perform(fleet.device, sends)
     fleet.run(future.done, 120)
     assert isinstance(future.exception(0), UnansweredError)
     assert fleet.errors(fleet.server) == ["PolicyError"]
@@ -1164,8 +1184,8 @@ def test_a_value_for_a_device_that_is_revoked_ends_and_never_reaches_its_success
     fleet.server.step()
     assert isinstance(waiting.exception(0), PolicyError)
     assert not list(fleet.stores[SERVER].open(SERVER).outbox)
-    fleet.device._key = PrivateKey.generate("ed25519")
-    fleet.server.devices.add(identity, fleet.device._key.public_key)
+    fleet.device.engine.own_keys.current = PrivateKey.generate("ed25519")
+    fleet.server.devices.add(identity, fleet.device.debug.key.public_key)
     fleet.device.start(threads=False)
     fleet.settle()
     assert fleet.all_joined()
@@ -1186,7 +1206,7 @@ def test_a_start_that_fails_half_way_lets_go_of_the_store(fleet, tmp_path, kind)
     broker = Failing(fleet.network, "failing") if kind == "transport" else MemoryTransport(fleet.network, "new")
     device = fleet.add(0xD1, store=str(path), broker=broker)
     if kind == "state":
-        device._session.restore = lambda *_: (_ for _ in ()).throw(StoreError("of a newer version"))
+        device.debug.session.restore = lambda *_: (_ for _ in ()).throw(StoreError("of a newer version"))
     with pytest.raises((TransportError, StoreError), match=r"certificate|newer"):
         device.start(threads=False)
     with pytest.raises(TransportError, match="make a new one"):
@@ -1292,7 +1312,7 @@ def test_an_action_with_the_number_zero_is_done_after_a_crash(fleet):
     fleet.device.on_action(0)(done.append)
     asked = fleet.server.action(fleet.device.identity, 0)
     fleet.server.step()
-    fleet.device._submit = lambda calls: None  # the process ends before the handler is called
+    fleet.device.engine.handlers.submit = lambda calls: None  # the process ends before the handler is called
     fleet.device.step()
     fleet.crash_device().on_action(0)(done.append)
     fleet.device.start(threads=False)
@@ -1305,9 +1325,9 @@ def test_a_receipt_from_before_a_stream_began_does_not_begin_another(fleet):
     heard = []
     fleet.joined()
     fleet.device.on_data("n", "uint8")(lambda server, name, value: heard.append(value))
-    fleet.device._session._receipts[SERVER] = None
+    fleet.device.debug.session.streams.owed[SERVER] = None
     sent = [fleet.server.send_data(fleet.device.identity, "n", number, "uint8") for number in range(3)]
-    fleet.device._inbox.put(lambda: None)
+    fleet.device.engine.inbox.wake()
     fleet.device.step()  # the receipt is on its way
     fleet.run(lambda: all(each.done() for each in sent), DAY)
     fleet.pass_time(300.0)
@@ -1366,7 +1386,7 @@ def test_what_a_former_key_has_sent_is_not_handed_over_to_the_next(fleet):
     fleet.server.on_data("n", "uint8")(lambda *value: heard.append(value))
     fleet.device.send("n", 1, "uint8")
     fleet.device.step()
-    fleet.server._submit = lambda calls: None  # the process ends before the handler is called
+    fleet.server.engine.handlers.submit = lambda calls: None  # the process ends before the handler is called
     fleet.server.step()
     server = fleet.crash_server(devices=KeyRing({fleet.device.identity: key_of(0xFF).public_key}))
     server.on_data("n", "uint8")(lambda *value: heard.append(value))
@@ -1401,7 +1421,7 @@ def test_an_answer_that_was_durable_and_not_told_before_a_crash_is_told_after_it
         server = server or fleet.crash_server()
         server.on_outcome(outcomes.append)
         server.on_update(lambda order: orders.append((order.done, order.state)))
-        if server._started:
+        if server.engine.started:
             asked, order = server.action(identity, 7), server.update(identity, URL, DIGEST, hold=True)
             fleet.settle()
             assert asked.done()
@@ -1410,8 +1430,8 @@ def test_an_answer_that_was_durable_and_not_told_before_a_crash_is_told_after_it
             order.activate()
             server.step()
             fleet.device.step()
-            server._conclude = lambda error: False  # the process ends just after the commit
-            server._advance()
+            server.engine.finish = lambda transaction, error: False  # the process ends just after the commit
+            server.engine.turn()
         else:
             server.start(threads=False)
             fleet.settle()
@@ -1448,14 +1468,14 @@ def test_a_leaving_from_before_a_restart_does_not_end_a_later_membership(fleet):
     fleet.device.step()
     late = [entry for entry in fleet.network.log if entry[0] == f"SRUP/{identity:x}"][-1]
     fleet.settle()
-    decided = fleet.server._session._partners[identity].decided
+    decided = fleet.server.debug.session.known.peers[identity].horizon.membership_sequence_id
     fleet.device.join()
     fleet.settle()
     assert fleet.all_joined()
-    assert fleet.server._session._partners[identity].decided > decided
-    after = fleet.server._session._partners[identity].decided
+    assert fleet.server.debug.session.known.peers[identity].horizon.membership_sequence_id > decided
+    after = fleet.server.debug.session.known.peers[identity].horizon.membership_sequence_id
     server = fleet.crash_server().start(threads=False)
-    assert server._session._partners[identity].decided == after
+    assert server.debug.session.known.peers[identity].horizon.membership_sequence_id == after
     fleet.network.inject(*late)
     fleet.settle()
     assert server.members == {identity}
@@ -1467,7 +1487,7 @@ def test_a_leaving_from_before_a_restart_does_not_end_a_later_membership(fleet):
 def test_a_device_that_has_used_up_its_sequence_ids_is_no_fault_of_the_server(tmp_path):
     fleet = Fleet(tmp_path).joined()
     identity = fleet.device.identity
-    fleet.server._session._partners[identity].last_sent = (1 << 64) - 1
+    fleet.server.debug.session.known.peers[identity].last_sent = (1 << 64) - 1
     fleet.server.terminate(identity)
     fleet.device.action(SERVER, 1)
     fleet.device.send("n", b"value")
@@ -1486,5 +1506,5 @@ def test_joining_again_at_once_after_resigning(fleet):
     fleet.settle()
     fleet.pass_time(60.0)
     assert fleet.all_joined()
-    assert fleet.device._wants_in
+    assert fleet.device.debug.part(Joining).wants_in
     assert left == [SERVER]

@@ -34,9 +34,9 @@ class Interrupted(Fleet):
     def order(self, state):
         """Order an update and let it come to this state, where it stays while nobody does anything."""
         if state is UpdateState.FETCHING:
-            self.device._downloads.submit = never  # a download that takes its time
+            self.device.engine.handlers.downloads.submit = never  # a download that takes its time
         if state is UpdateState.ACTIVATING:
-            self.device._application.submit = never  # a handler that takes its time
+            self.device.engine.handlers.submit = never  # handlers whose turn does not come
         order = self.server.update(self.identity, URL, DIGEST, hold=state is UpdateState.READY)
         self.settle()
         assert order.state is state
@@ -118,18 +118,19 @@ def test_an_update_of_a_device_that_starts_anew(fleet, state, end):
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.name)
 def test_an_update_of_a_server_that_starts_anew(fleet, state):
     """It is lost, and says so; the device forgets it when it expires and takes the next one."""
-    submit = fleet.device._downloads.submit, fleet.device._application.submit
+    handlers = fleet.device.engine.handlers
+    submit = handlers.downloads.submit, handlers.submit
     order = fleet.order(state)
     fleet.restart_server()
     with pytest.raises(UnansweredError, match="was stopped"):
         order.result(0)
-    fleet.device._downloads.submit, fleet.device._application.submit = submit
+    handlers.downloads.submit, handlers.submit = submit
     fleet.device.join()
     fleet.run(fleet.all_joined, 600)
     fleet.works()
     fleet.clock.now += 3 * 7200
     fleet.settle()
-    open_ones = list(fleet.device._session._partners[SERVER].exchanges.values())
+    open_ones = list(fleet.device.debug.session.known.peers[SERVER].exchanges.values())
     assert not [exchange for exchange in open_ones if isinstance(exchange.state, UpdateState)]
 
 
@@ -164,7 +165,7 @@ def test_an_action_whose_other_end_is_gone_or_starts_anew(fleet, asking):
 
 def test_an_action_that_is_being_done_when_the_device_starts_anew(fleet):
     """Nobody knows whether it was done: the device does it again, as far as it knows for the first time."""
-    fleet.device._application.submit = never
+    fleet.device.engine.handlers.submit = never
     future = fleet.server.action(fleet.identity, 1)
     fleet.settle()
     assert not future.done()

@@ -3,7 +3,11 @@
 import pytest
 
 from srup import JoinValue, KeyRing, PolicyError, Status, encode, messages
-from srup.session.base import Policy
+from srup.agent.admission import Admission
+from srup.agent.joining import Joining
+from srup.agent.members import Members
+from srup.session import Policy
+from srup.session.events import ObservedJoinRequested
 from srup.tokens import bind
 
 from .fleet import SERVER, Fleet, key_of
@@ -106,8 +110,8 @@ def test_a_member_asks_again_without_a_person_and_a_forgetful_server_gets_the_pe
         device.join()
         fleet.settle()
         assert (device.joined, len(pending), len(shown)) == (True, 1, 1)
-        fleet.server._members.clear()  # as after a restart
-        fleet.server._session._partners[HOME].member = False
+        fleet.server.engine.part(Members).identities.clear()  # as after a restart
+        fleet.server.debug.session.known.peers[HOME].member = False
         device.join()
         fleet.settle()
         assert (device.joined, len(pending), len(shown)) == (False, 2, 2)
@@ -211,7 +215,7 @@ def test_an_observer_that_dies(tmp_path):
         device.join()
         fleet.settle()
         assert not device.joined
-        fleet.run(lambda: device._joined.done(), seconds=2000)
+        fleet.run(lambda: device.debug.part(Joining).answer.done(), seconds=2000)
         with pytest.raises(PolicyError, match="JOIN_FAIL"):
             device.wait_joined(0)
 
@@ -263,7 +267,7 @@ def test_a_key_that_changes_while_a_join_is_decided_is_not_let_in(tmp_path, admi
     fleet.server.on_joined(joined.append)
     fleet.add(AWAY)
     with fleet.joined():
-        fleet.server._admission = admission
+        fleet.server.engine.part(Admission).kind = admission
 
         def replace(*_):
             fleet.ring.remove(HOME)
@@ -305,7 +309,7 @@ def test_the_server_may_name_another_observer_the_next_time(tmp_path):
     for observer in (AWAY, 0xD2):
         fleet.add(observer).on_observation(lambda identity: screen[-1])
     with fleet.joined():
-        fleet.server._admission = "observed"
+        fleet.server.engine.part(Admission).kind = "observed"
         for gone in (None, AWAY, 0xD2):
             waiting = device.resign()
             fleet.settle()
@@ -328,7 +332,7 @@ def test_who_waits_for_a_join_waits_for_the_one_that_the_server_has_advised(tmp_
         screen = []
         other.on_join_value(screen.append)
         fleet.devices[AWAY] = fleet.devices.pop(AWAY)  # looks after the other has shown something
-        waited = other._joined
+        waited = other.debug.part(Joining).answer
         fleet.devices[AWAY].on_observation(lambda identity: screen[-1])
         other.start(threads=False)
         fleet.settle()
@@ -343,14 +347,14 @@ def test_an_advice_is_followed_once(tmp_path):
         other.on_join_value(lambda value: None)
         asked = []
 
-        def refuse(event):
+        def refuse(transaction, event):
             asked.append(event.observer)
             named = AWAY if len(asked) < 10 else None
-            session, now = fleet.server._session, fleet.clock()
+            session, now = fleet.server.debug.session, fleet.clock()
             outputs = session.answer_join(event.peer, event.token, Status.JOIN_REFUSED, now, named)
-            fleet.server._perform(outputs[::-1])  # the refusal comes first
+            fleet.server.engine.perform(transaction, outputs[::-1])  # the refusal comes first
 
-        fleet.server._observed_join_requested = refuse
+        fleet.server.engine.listeners(ObservedJoinRequested)[:] = [refuse]
         not_joined = []
         other.on_not_joined(not_joined.append)
         other.start(threads=False)
@@ -441,7 +445,7 @@ def test_a_device_deregisters(tmp_path):
         assert gone == [fleet.device.identity, SERVER] or gone == [SERVER, fleet.device.identity]
         assert fleet.ring == {}
         assert fleet.server.members == frozenset()
-        assert SERVER not in fleet.device._session.servers
+        assert SERVER not in fleet.device.debug.session.servers
         fleet.device.join()
         fleet.settle()
         assert fleet.server.members == frozenset()
@@ -453,7 +457,7 @@ def test_a_server_deregisters_a_device(tmp_path):
         fleet.settle()
         assert done.result(0) is None
         assert (fleet.ring, fleet.server.members, fleet.device.joined) == ({}, frozenset(), False)
-        assert SERVER not in fleet.device._session.servers
+        assert SERVER not in fleet.device.debug.session.servers
 
 
 def test_a_device_changes_its_owner_under_a_new_identity(tmp_path):
@@ -664,8 +668,9 @@ def test_nobody_inherits_the_membership_or_the_sequence_ids_of_another_key(tmp_p
         )
         fleet.settle()
         assert (heard, fleet.server.members) == ([], frozenset())
-        owner = fleet.add(fleet.device.identity)
-        fleet.ring.replace(owner.identity, key_of(owner.identity).public_key)
+        fleet.scheme = "p256"  # a third key: the first one has used up its sequence ids for good
+        owner = fleet.add(fleet.device.identity, server_key=key_of(SERVER).public_key)
+        fleet.ring.replace(owner.identity, key_of(owner.identity, fleet.scheme).public_key)
         owner.start(threads=False)
         fleet.settle()
         assert fleet.server.members == {owner.identity}
@@ -703,9 +708,9 @@ def test_a_device_that_left_before_it_was_let_in_is_out(tmp_path):
     fleet, device, pending, _ = human(tmp_path)
     with fleet.start():
         fleet.settle()
-        with pytest.raises(PolicyError):
-            device_resigns(fleet, device)
-        pending[0].accept()
+        assert device_resigns(fleet, device) is None  # the join is taken back
+        with pytest.raises(PolicyError, match="is over"):
+            pending[0].accept()
         fleet.settle()
         assert (device.joined, fleet.server.members) == (False, frozenset())
 
@@ -725,7 +730,7 @@ def test_a_join_does_not_wait_for_an_observer_that_is_gone(tmp_path, way):
         fleet.network.cut(f"device-{AWAY:x}")  # it hears nothing from here on
         device.join()
         fleet.settle()
-        assert not device._joined.done()
+        assert not device.debug.part(Joining).answer.done()
         match way:
             case "another key":
                 fleet.ring.replace(AWAY, key_of(0x77).public_key)
@@ -750,3 +755,102 @@ def test_a_command_to_join_that_reaches_a_member_is_answered(tmp_path):
         fleet.settle()
         assert answer.result(0) is Status.JOIN_SUCCESS
         assert fleet.all_joined()
+
+
+# Why a device was not let in.
+
+WHY_NOT = {
+    "simple is not enough": (
+        {"admission": "human"},
+        {},
+        "a simple join is not enough, this server wants one that is human",
+    ),
+    "nobody compares": ({}, {"join": "human"}, "nobody compares values at this server"),
+    "a stranger observes": ({}, {"join": "observed", "observer": AWAY}, f"{AWAY:x} is none of this server's observers"),
+    "the observer is away": (
+        {"observers": [AWAY]},
+        {"join": "observed", "observer": AWAY},
+        f"the observer {AWAY:x} has not joined",
+    ),
+}
+
+
+@pytest.mark.parametrize(("server_options", "options", "why"), WHY_NOT.values(), ids=WHY_NOT)
+@pytest.mark.parametrize("seed", range(3))
+def test_both_sides_know_why_a_join_is_refused(tmp_path, seed, server_options, options, why, caplog):
+    caplog.set_level("INFO", "srup.agent")
+    fleet = Fleet(tmp_path, size=0, seed=seed, server_options=server_options, delay=(0.0, 2.0))
+    device = fleet.add(HOME, **options)
+    device.on_join_value(lambda value: None)
+    with fleet.start():
+        fleet.run(lambda: device.debug.part(Joining).answer.done() and device.refusal, seconds=600)
+        assert why in fleet.server.refusal_of(HOME)
+        assert why in device.refusal
+        with pytest.raises(PolicyError, match="JOIN_REFUSED"):
+            device.wait_joined(0)
+    assert f"{HOME:x} was not let in: JOIN_REFUSED: {why}" in caplog.text
+    assert caplog.text.count(why) >= 2  # in the log of the device, too, in whatever order it came
+
+
+def test_a_reason_of_the_network_steers_no_terminal(tmp_path):
+    fleet = Fleet(tmp_path, size=0, server_options={"admission": "human"})
+    device = fleet.add(HOME)
+    with fleet.start():
+        session = fleet.server.debug.session
+        answer = session.answer_join
+        session.answer_join = lambda *about: answer(*about[:-1], "no\x1b[2J\n" + "x" * 1000)
+        fleet.settle()
+        assert device.refusal.startswith("no\\x1b[2J\\n")
+        assert len(device.refusal) < 450
+        session.answer_join = answer
+        fleet.server.debug.part(Admission).kind = "simple"
+        device.join()
+        fleet.settle()
+        assert (device.joined, device.refusal, fleet.server.refusal_of(HOME)) == (True, "", "")
+
+
+def test_a_mistyped_value_is_asked_for_again(tmp_path):
+    typed, mistakes = [], []
+    fleet, device, _ = observed(tmp_path, lambda screen: None)
+    with fleet:
+        fleet.devices[AWAY].on_observation(
+            lambda identity: typed.pop(0), attempts=3, on_mistake=lambda *about: mistakes.append(about)
+        )
+        for lines, status in ((["x", "y", "z"], "JOIN_REFUSED"), (["x", None], "JOIN_FAIL")):
+            typed[:], mistakes[:] = lines, []
+            device.join()
+            fleet.settle()
+            with pytest.raises(PolicyError, match=status):
+                device.wait_joined(0)
+            assert (typed, mistakes) == ([], [(HOME, 2), (HOME, 1)][: len(lines) - 1])
+            fleet.clock.now += 10.0  # an observer is asked about a device twice in five seconds at most
+        device.on_join_value(lambda value: typed.__setitem__(slice(None), ["x", "y", value.groups]))
+        device.join()
+        fleet.settle()
+        assert device.joined
+        with pytest.raises(ValueError, match="attempts"):
+            device.on_observation(lambda identity: None, attempts=0)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_member_that_is_put_out_by_one_answer_is_not_let_in_unseen_by_the_next(tmp_path, fails):
+    """A member may ask in a simple way. It has asked twice, and the first answer ends its membership."""
+    fleet, device, pending, _ = human(tmp_path, policy=STRICT)
+    answers = [Status.JOIN_FAIL if fails else Status.JOIN_SUCCESS, Status.JOIN_SUCCESS]
+    with fleet.start():
+        fleet.settle()
+        pending.pop().accept()
+        fleet.settle()
+        assert fleet.all_joined()
+        fleet.server.on_join(lambda _: answers.pop(0))
+        for _ in range(2):
+            device.join()
+            device.step()
+        fleet.settle()
+        assert answers == []
+        assert bool(fleet.server.members) is not fails
+        fleet.server.on_join(lambda _: True)
+        device.join()
+        fleet.settle()
+        assert len(pending) == fails  # a person compares again
+        assert fleet.all_joined() is not fails

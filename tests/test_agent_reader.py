@@ -8,6 +8,8 @@ import pytest
 
 from srup import CommandReader, PolicyError
 
+pytestmark = pytest.mark.process
+
 
 def python(code):
     return [sys.executable, "-c", code]

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+import srup
 from srup import (
     Action,
     Device,
@@ -20,8 +21,9 @@ from srup import (
     encode,
     seal,
 )
-from srup.agent import base
-from srup.agent.server import _OFFERS
+from srup.agent import inbound
+from srup.agent.rollout import OFFERS, ServerKey
+from srup.agent.serving import PartnerKeys
 from srup.transport import MemoryTransport
 from srup.update import UpdateState
 from srup.wire import KEY_ROTATION
@@ -42,7 +44,7 @@ def signed_by(wire, *keys):
     for key in keys:
         try:
             decode(wire).verify(key.public_key)
-        except base.SignatureError:
+        except srup.SignatureError:
             continue
         return key
     return None
@@ -153,12 +155,15 @@ def test_keys_that_cannot_be_taken_are_not_offered(fleet, vectors):
     works(fleet)
 
 
-def test_who_is_not_joined_offers_no_key(tmp_path):
+def test_who_is_not_joined_may_offer_a_key(tmp_path):
+    """The answer to an offer may have got lost with the membership; without an answer the offer expires."""
     with Fleet(tmp_path) as fleet:
         fleet.network.cut("server")
-        future = fleet.start().device.rotate_key(fresh())
+        future = fleet.start().device.rotate_key(fresh(), lifetime=60)
         fleet.settle()
-        assert isinstance(future.exception(0), PolicyError)
+        assert not future.done()
+        fleet.pass_time(61)
+        assert isinstance(future.exception(0), UnansweredError)
 
 
 def test_after_a_lost_answer_the_same_key_is_offered_again(fleet):
@@ -191,16 +196,23 @@ def test_what_was_sealed_to_any_of_the_keys_opens(tmp_path):
             device = fleet.joined().device
             old, new = key_of(device.identity, here), fresh(there)
             to_old, to_new = seal(b"o" * 32, old.public_key), seal(b"n" * 32, new.public_key)
+            unseal = device.engine.own_keys.unseal
             future = device.rotate_key(new)
             device.step()
-            assert [device._unseal(to_old), device._unseal(to_new)] == [b"o" * 32, b"n" * 32]
+            assert [unseal(to_old), unseal(to_new)] == [
+                b"o" * 32,
+                b"n" * 32,
+            ]
             fleet.settle()
             assert future.result(0) is None
-            assert [device._unseal(to_old), device._unseal(to_new)] == [b"o" * 32, b"n" * 32]
-            fleet.run(lambda device=device: device._retired is None, DAY + 2000)  # dropped when the overlap is over
-            assert device._unseal(to_new) == b"n" * 32
+            assert [unseal(to_old), unseal(to_new)] == [
+                b"o" * 32,
+                b"n" * 32,
+            ]
+            fleet.run(lambda device=device: device.debug.former_key is None, DAY + 2000)
+            assert unseal(to_new) == b"n" * 32
             with pytest.raises(SealError, match=r"^the sealed value does not open$"):
-                device._unseal(to_old)
+                unseal(to_old)
 
 
 # Who stores a new key, and who does not want it.
@@ -244,7 +256,7 @@ def test_only_keys_that_would_be_taken_are_stored(fleet):
     new = fresh()
     device.rotate_key(new)
     fleet.settle()
-    device._key = key_of(device.identity)  # whoever has stolen it
+    device.engine.own_keys.current = key_of(device.identity)  # whoever has stolen it
     device.rotate_key(fresh())
     fleet.settle()
     device.send(KEY_ROTATION, b"no proof")
@@ -265,15 +277,15 @@ def test_a_key_that_the_operator_replaced_meanwhile_stays(fleet):
 def test_of_two_keys_that_wait_to_be_stored_the_first_is_taken(fleet):
     """The second was signed by a key that does not count any more when its turn comes."""
     device, waiting = fleet.device, []
-    fleet.server._submit = lambda calls: waiting.extend(call.job for call in calls)  # a handler that takes its time
+    handlers = fleet.server.engine.handlers
+    handlers.submit = waiting.extend  # a handler that takes its time
     first, second = fresh(), fresh()
     one = device.rotate_key(first)
     fleet.settle()
-    device._offered = None  # as after a restart
+    device.engine.own_keys.withdraw()  # as after a restart
     other = device.rotate_key(second)
     fleet.settle()
-    for job in waiting:
-        job()
+    handlers.run_calls(waiting)
     fleet.settle()
     assert fleet.ring[device.identity] == first.public_key
     assert isinstance(other.exception(0), PolicyError)
@@ -306,7 +318,7 @@ def test_a_server_changes_its_key_one_device_at_a_time(tmp_path):
         fleet.network.heal(f"device-{asleep:x}")
         fleet.run(done.done, 3601.0)
         assert done.result(0) == {*fleet.devices}
-        assert fleet.server._key is new
+        assert fleet.server.debug.key is new
         fleet.settle()
         works(fleet)
 
@@ -351,7 +363,7 @@ def test_a_device_that_wakes_up_late_is_asked_again(fleet):
     fleet.run(lambda: fleet.server.counts["unanswered"], 1000.0)
     fleet.clock.now += 1000
     fleet.network.heal(name)
-    fleet.run(lambda: fleet.server._rollout.has(fleet.device.identity), 10.0)
+    fleet.run(lambda: fleet.server.debug.part(ServerKey).rotation.has(fleet.device.identity), 10.0)
     fleet.run(done.done, 10_000.0)
     works(fleet)
 
@@ -374,11 +386,11 @@ def test_who_slept_through_the_overlap_does_not_understand_the_server_any_more(t
 
 
 def test_a_large_fleet_is_asked_in_portions(tmp_path):
-    with Fleet(tmp_path, 2 * _OFFERS + 3) as fleet:
+    with Fleet(tmp_path, 2 * OFFERS + 3) as fleet:
         fleet.joined()
         done = fleet.server.rotate_key(fresh(), overlap=60.0)
-        fleet.server._advance()
-        assert len(fleet.server._rollout._asked) == _OFFERS
+        fleet.server.engine.turn()
+        assert len(fleet.server.debug.part(ServerKey).rotation._asked) == OFFERS
         assert fleet.server.deadline() <= fleet.clock()
         fleet.run(done.done, 61.0)
         assert done.result(0) == fleet.devices.keys()
@@ -451,9 +463,9 @@ def test_a_device_whose_key_was_replaced_is_a_new_one_for_a_rotation(tmp_path):
         device = fleet.joined().device
         fleet.server.rotate_key(fresh())
         fleet.settle()
-        assert fleet.server._rollout.has(device.identity)
+        assert fleet.server.debug.part(ServerKey).rotation.has(device.identity)
         fleet.ring.replace(device.identity, fresh().public_key)
-        assert not fleet.server._rollout.has(device.identity)
+        assert not fleet.server.debug.part(ServerKey).rotation.has(device.identity)
 
 
 # Whatever the network does.
@@ -482,7 +494,9 @@ def test_changes_of_all_keys_at_once_whatever_the_network_does(tmp_path, seed):
         fleet.run(over.done, DAY)
         assert over.result(0) == fleet.devices.keys()
         assert {fleet.ring[i].scheme for i in fleet.devices} == {"p256"}
-        assert [device._key.public_key for device in fleet.devices.values()] == [fleet.ring[i] for i in fleet.devices]
+        assert [device.debug.key.public_key for device in fleet.devices.values()] == [
+            fleet.ring[i] for i in fleet.devices
+        ]
         assert fleet.all_joined()
         assert left == []
         assert fleet.faults() == 0
@@ -502,7 +516,7 @@ def test_with_real_threads(tmp_path):
                 key = fresh()
                 pair.device.rotate_key(key).result(WAIT)
                 assert pair.ring[DEVICE] == key.public_key
-        over = pair.server.rotate_key(fresh(), overlap=0.3)
+        over = pair.server.rotate_key(fresh(), overlap=3.0)
         assert over.result(WAIT) == {DEVICE}
         assert pair.action().result(WAIT) is Status.ACTION_UNKNOWN
         wait_until(lambda: len(heard) == 300, "all values")
@@ -545,7 +559,7 @@ def test_what_has_been_verified_has_no_effect_either(fleet, monkeypatch, take):
     """The key goes between the verification of a batch and the handling of its messages."""
     done = flood(fleet)
     arguments = {"replace": [fresh().public_key], "rotate": [fresh().public_key, fleet.clock() - 1]}.get(take, [])
-    genuine, taken = base.verify_many, []
+    genuine, taken = inbound.verify_many, []
 
     def verify_many(wires, keys, threads=1):
         results = genuine(wires, keys, threads)
@@ -554,7 +568,7 @@ def test_what_has_been_verified_has_no_effect_either(fleet, monkeypatch, take):
             getattr(fleet.ring, take)(fleet.device.identity, *arguments)
         return results
 
-    monkeypatch.setattr(base, "verify_many", verify_many)
+    monkeypatch.setattr(inbound, "verify_many", verify_many)
     fleet.server.step()
     assert taken == ([] if take is None else [3])
     assert len(done) == (3 if take is None else 0)  # the last one is the control
@@ -576,7 +590,8 @@ def test_what_waits_for_a_handler_has_no_effect_either(fleet):
     fleet.server.on_action(7)(done.append)
     fleet.server.on_data("v")(lambda *arguments: done.append(arguments))
     fleet.server.on_join(done.append)
-    fleet.server._submit = lambda calls: waiting.extend(call.job for call in calls)  # a handler that takes its time
+    handlers = fleet.server.engine.handlers
+    handlers.submit = waiting.extend  # a handler that takes its time
 
     def ask():
         fleet.device.action(SERVER, 7)
@@ -586,22 +601,20 @@ def test_what_waits_for_a_handler_has_no_effect_either(fleet):
         fleet.server.step()
         return [waiting.pop(0) for _ in range(3)]
 
-    for job in ask():  # control
-        job()
+    handlers.run_calls(ask())  # control
     assert len(done) == 3
-    jobs = ask()
+    calls = ask()
     fleet.ring.replace(fleet.device.identity, fleet.ring[fleet.device.identity])  # even by itself: it is a new pin
     fleet.ring.remove(fleet.device.identity)
     fleet.ring.add(fleet.device.identity, fresh().public_key)
-    for job in jobs:
-        job()
+    handlers.run_calls(calls)
     assert len(done) == 3
 
 
 def test_a_change_of_key_that_is_signed_takes_nothing_from_the_queue(fleet):
     waiting, done = [], []
     fleet.server.on_action(7)(done.append)
-    fleet.server._submit = lambda calls: waiting.extend(call.job for call in calls)
+    fleet.server.engine.handlers.submit = lambda calls: waiting.extend(call.job for call in calls)
     fleet.device.action(SERVER, 7)
     fleet.device.rotate_key(fresh())
     fleet.device.action(SERVER, 7)
@@ -624,8 +637,8 @@ def test_a_forged_flood_costs_one_more_verification_and_only_where_a_key_retires
             for identity in fleet.devices
         }
         tried = []
-        genuine = base.decode
-        monkeypatch.setattr(base, "decode", lambda wire: tried.append(wire) or genuine(wire))
+        genuine = inbound.decode
+        monkeypatch.setattr(inbound, "decode", lambda wire: tried.append(wire) or genuine(wire))
         retiring = []
         ask = fleet.ring.retiring
         monkeypatch.setattr(fleet.ring, "retiring", lambda *a: retiring.append(key := ask(*a)) or key)
@@ -651,7 +664,7 @@ def test_a_revoked_device_is_out_at_once(fleet):
     server.on_left(left.append)
     fleet.network.cut(f"device-{identity:x}")
     futures = [server.action(identity, 1), server.identify(identity)]
-    orders = [server.update(identity, URL, DIGEST), server.update(identity, URL, DIGEST, hold=True)]
+    orders = [server.update(identity, URL, DIGEST, hold=True)]
     fleet.settle()
     told = []
     server.on_update(lambda order: told.append(order.state))
@@ -667,8 +680,8 @@ def test_a_revoked_device_is_out_at_once(fleet):
         assert str(ended.exception(0)) == f"{identity:x} was revoked"
         assert isinstance(ended.exception(0), PolicyError)
     assert isinstance(later.exception(0), PolicyError)
-    assert told == [UpdateState.FAILED] * 2
-    assert (server._pending, server._orders) == ({}, {})
+    assert told == [UpdateState.FAILED]
+    assert (server.debug.pending, server.orders) == ([], [])
     device.join()
     device.send("v", b"")
     fleet.settle()
@@ -714,7 +727,7 @@ def test_who_is_revoked_while_a_person_compares_does_not_get_in(tmp_path):
             join.accept()
         fleet.settle()
         assert not device.joined
-        assert fleet.server._session._moderated == {}
+        assert fleet.server.debug.session.joins.moderated == {}
         assert fleet.faults() == 0
 
 
@@ -724,11 +737,11 @@ def test_there_must_be_something_to_revoke(fleet):
     assert str(nobody.exception(0)) == "there is nothing to revoke: no key is registered for 77"
     with pytest.raises(ValueError, match="device must be an int"):
         fleet.server.revoke("d0")
-    # A member whose key is gone already is put out all the same.
+    # A member whose key is gone already was put out by that.
     fleet.ring.remove(fleet.device.identity)
     future = fleet.server.revoke(fleet.device.identity)
     fleet.settle()
-    assert future.result(0) is None
+    assert str(future.exception(0)) == "there is nothing to revoke: no key is registered for d0"
     assert fleet.server.members == frozenset()
 
 
@@ -829,13 +842,14 @@ def test_a_hand_over_ends_an_offer_and_the_next_server_gets_another(tmp_path, la
         fleet.server.on_key_changed(lambda identity, key: late != "refused")
         new, again = fresh(), fresh()
         answers = []
-        decide = fleet.server._decide_key
+        keys = fleet.server.engine.part(PartnerKeys)
+        decide = keys.take
 
         def wait(*arguments):
             decisions.append(arguments)
             return []
 
-        fleet.server._decide_key = wait  # the first server takes its time
+        keys.take = wait  # the first server takes its time
         offered = device.rotate_key(new)
         offered.add_done_callback(answers.append)
         fleet.settle()
@@ -847,7 +861,7 @@ def test_a_hand_over_ends_an_offer_and_the_next_server_gets_another(tmp_path, la
             offered.result(0)
         if late:
             outputs = decide(*decisions[0][:-1], fleet.clock())
-            fleet.server._perform(outputs)
+            fleet.perform(fleet.server, outputs)
             fleet.settle()
         assert signed_by(last(fleet, 0xD0), key_of(0xD0), new, again).public_key == key_of(0xD0).public_key
         anew = device.rotate_key(again)
@@ -871,7 +885,7 @@ def test_the_end_of_an_offer_that_was_given_up_does_not_end_the_next_one(tmp_pat
         fleet.devices["second"] = second
         fleet.start().settle()
         for server in (fleet.server, second):
-            server._decide_key = lambda *arguments: []  # neither answers
+            server.engine.part(PartnerKeys).take = lambda *arguments: []  # neither answers
         first = device.rotate_key(fresh())
         fleet.settle()
         fleet.server.command_join(0xD0, server=0x5F)

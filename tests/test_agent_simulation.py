@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from srup import Policy, PolicyError, Status, UnansweredError, UpdateError
-from srup.agent import Server, base
-from srup.agent.device import REJOIN
+from srup.agent import Server, inbound
+from srup.agent.joining import REJOIN
 from srup.transport import MemoryTransport
 from srup.update import UpdateState
 
@@ -57,7 +57,7 @@ def test_every_accepted_command_ends_and_none_is_done_twice(tmp_path, seed):
         assert done == dict.fromkeys(fleet.devices, 5)
         assert {i: future.result(0) for i, future in texts.items()} == {i: f"device {i:x}" for i in fleet.devices}
         assert fleet.faults() == 0
-        assert fleet.server._pending == {}
+        assert fleet.server.debug.pending == []
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -187,13 +187,13 @@ def test_a_device_goes_on_trying_while_nobody_answers(tmp_path):
 def test_a_batch_is_what_has_arrived_and_keeps_its_order(tmp_path, monkeypatch):
     fleet = Fleet(tmp_path, size=2).joined()
     sizes, heard = [], []
-    genuine = base.verify_many
+    genuine = inbound.verify_many
 
     def counted(wires, keys, threads):
         sizes.append(len(wires))
         return genuine(wires, keys, threads)
 
-    monkeypatch.setattr(base, "verify_many", counted)
+    monkeypatch.setattr(inbound, "verify_many", counted)
     fleet.server.on_data(kind="uint32")(lambda device, name, value: heard.append((device, value)))
     for value in range(300):
         for device in fleet.devices.values():
@@ -210,7 +210,7 @@ def test_a_batch_is_what_has_arrived_and_keeps_its_order(tmp_path, monkeypatch):
 
 
 def test_more_than_can_wait_is_left_with_the_broker(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "_MAX_WAITING", 5)
+    monkeypatch.setattr(inbound, "MAX_WAITING", 5)
     fleet = Fleet(tmp_path, size=1).joined()
     heard = []
     fleet.server.on_data(kind="uint32")(lambda device, name, value: heard.append(value))

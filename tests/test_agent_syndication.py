@@ -18,7 +18,9 @@ from srup import (
     UnknownSenderError,
     decode,
 )
-from srup.session.join import JoinState
+from srup.agent.bridge import Bridge
+from srup.session.events import SyndicationRequested
+from srup.session.flows.join import JoinState
 from srup.transport import LocalBroker, MemoryNetwork, MemoryTransport
 
 from .fleet import WAIT, key_of, wait_until
@@ -123,7 +125,7 @@ def test_a_revoked_syndication_device_has_no_syndication(world):
     world.settle()
     assert ("home", HOME_ID) in ends
     assert world.home.shared_devices(HOME_ID) == ()
-    assert world.home._session.syndication(HOME_ID) is world.away._session.syndication(AWAY_ID) is None
+    assert world.home.debug.session.syndication(HOME_ID) is world.away.debug.session.syndication(AWAY_ID) is None
 
 
 def test_keys_change_under_a_running_syndication(world):
@@ -206,7 +208,7 @@ def test_the_owner_of_the_device_decides_how_it_gets_in(tmp_path, decide, status
 
 def test_without_a_handler_the_device_does_not_go_anywhere(tmp_path):
     with Federation(tmp_path, scheme="ed25519") as world:
-        world.bridge._handlers.clear()
+        world.bridge.engine.handlers.named.clear()
         with pytest.raises(PolicyError, match="JOIN_REFUSED"):
             begin(world).result(0)
 
@@ -236,7 +238,7 @@ def test_the_owner_of_the_away_server_decides_whether_to_begin(tmp_path, decide,
 
 def test_without_a_handler_the_away_server_shares_nothing(tmp_path):
     with Federation(tmp_path, scheme="ed25519") as world:
-        world.away._handlers.clear()
+        world.away.engine.handlers.named.clear()
         with pytest.raises(PolicyError, match="JOIN_REFUSED"):
             begin(world).result(0)
 
@@ -289,7 +291,7 @@ def test_what_a_moderator_returns_is_done(tmp_path, said, status, faults):
 def test_without_a_moderator_nothing_is_done(tmp_path):
     with Federation(tmp_path, scheme="ed25519") as world:
         world.syndicated()
-        world.away._handlers.clear()
+        world.away.engine.handlers.named.clear()
         action = world.home.syndicated_action(HOME_ID, LAMP, 1)
         request = world.home.syndicated_request(HOME_ID, 7, b"")
         world.settle()
@@ -393,7 +395,9 @@ def test_the_membership_at_home_ends_while_the_owner_registers_at_the_away_netwo
     """A device that is out at home has no business in the away network."""
     with Federation(tmp_path, scheme="ed25519") as world:
         registering, ends = [], ended(world)
-        monkeypatch.setattr(world.bridge, "_apply_for", lambda peer, token, job: registering.append(job))
+        monkeypatch.setattr(
+            world.bridge.engine.handlers, "call_for", lambda *arguments: registering.append(arguments[-1])
+        )
         begin(world)
         if how == "resign":
             world.bridge.resign()
@@ -434,13 +438,13 @@ def test_home_ends_it_before_it_has_begun(tmp_path, monkeypatch, when):
     with Federation(tmp_path, scheme="ed25519") as world:
         jobs, pending = [], []
         if when == "while its owner registers":
-            monkeypatch.setattr(world.bridge, "_apply_for", lambda peer, token, job: jobs.append(job))
+            monkeypatch.setattr(world.bridge.engine.handlers, "call_for", lambda *arguments: jobs.append(arguments[-1]))
         if when == "while it joins":
             world.join = "human"
             world.bridge.on_join_value(lambda value: None)
             world.away.on_moderation(pending.append)
         if when == "while away decides":
-            monkeypatch.setattr(world.away, "_syndication_requested", pending.append)
+            world.away.engine.listeners(SyndicationRequested)[:] = [lambda _, event: pending.append(event)]
         world.start()
         begun = world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE)
         if when != "at once":
@@ -455,7 +459,7 @@ def test_home_ends_it_before_it_has_begun(tmp_path, monkeypatch, when):
         assert isinstance(begun.exception(0), UnansweredError)
         assert (world.bridge.away, world.bridge.syndicated, world.values) == (None, False, [])
         assert world.away.members == set(LAMPS)
-        assert world.away._session.syndication(AWAY_ID) is None
+        assert world.away.debug.session.syndication(AWAY_ID) is None
         assert world.faults() == 0
 
 
@@ -469,12 +473,12 @@ def test_after_the_end_it_can_begin_again(world):
         action = world.home.syndicated_action(HOME_ID, LAMP, 1)
         world.settle()
         assert action.result(0) is Status.ACTION_SUCCESS
-    assert world.bridge._aways == [world.bridge.away]
+    assert world.bridge.debug.part(Bridge).aways == [world.bridge.away]
 
 
 def test_a_home_server_that_forgot_begins_again(world):
     """The device leaves the syndication that it has for the new one, under the same identity."""
-    world.home._session._syndications.clear()
+    world.home.debug.session.syndications.by_device.clear()
     again = world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE)
     world.settle()
     assert again.result(0) is None
@@ -486,17 +490,17 @@ def test_a_home_server_that_forgot_begins_again(world):
 
 def test_of_two_offers_at_once_the_last_one_counts(world):
     for _ in range(2):
-        world.home._session._syndications.clear()
+        world.home.debug.session.syndications.by_device.clear()
         again = world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE)
         world.home.step()
     world.settle()
     assert again.result(0) is None
-    assert world.bridge._aways == [world.bridge.away]
+    assert world.bridge.debug.part(Bridge).aways == [world.bridge.away]
 
 
 def test_a_device_that_is_not_admitted_gets_no_answer_and_gives_up(tmp_path):
     with Federation(tmp_path, scheme="ed25519") as world:
-        world.away._session.syndication_devices.clear()
+        world.away.debug.session.syndication_devices.clear()
         future = begin(world)
         with pytest.raises(PolicyError, match="JOIN_FAIL"):
             world.answered(future, 400)
@@ -506,8 +510,8 @@ def test_a_device_that_is_not_admitted_gets_no_answer_and_gives_up(tmp_path):
 
 
 def test_a_device_that_forgot_answers_that_it_cannot(world):
-    world.bridge._away.stop()
-    world.bridge._away = None
+    world.bridge.away.stop()
+    world.bridge.engine.part(Bridge).away = None
     action, end = world.home.syndicated_action(HOME_ID, LAMP, 1), world.home.end_syndication(HOME_ID)
     world.settle()
     with pytest.raises(UnansweredError):
@@ -563,13 +567,13 @@ def test_bad_links(tmp_path, seed):
 
 
 def test_a_flood_from_one_network_does_not_fill_memory(world, monkeypatch):
-    monkeypatch.setattr("srup.agent.syndication._MAX_WAITING", 5)
+    monkeypatch.setattr("srup.agent.bridge.MAX_WAITING", 5)
     for _ in range(20):
         world.lamps[LAMP].send("temperature", 21.5)
     for agent in (world.lamps[LAMP], world.away, world.bridge.away):
         agent.step()
     assert world.bridge.counts["overflow"] == 15
-    assert world.bridge._inbox.qsize() <= 6
+    assert world.bridge.debug.inbox <= 6
 
 
 # One of the three is gone for good.
@@ -583,8 +587,13 @@ GONE = {
 
 
 def sessions(world):
-    side = world.bridge._away
-    return [world.home._session, world.away._session, world.bridge._session, *([side._session] if side else [])]
+    side = world.bridge.away
+    return [
+        world.home.debug.session,
+        world.away.debug.session,
+        world.bridge.debug.session,
+        *([side.debug.session] if side else []),
+    ]
 
 
 def open_questions(world):
@@ -592,9 +601,9 @@ def open_questions(world):
     return [
         (session.identity, exchange.state)
         for session in sessions(world)
-        for partner in session._partners.values()
+        for partner in session.known.peers.values()
         for exchange in partner.exchanges.values()
-        if session._is_open(exchange) and exchange.state is not JoinState.ASKED
+        if session.known.is_open(exchange) and exchange.state is not JoinState.ASKED
     ]
 
 
@@ -625,9 +634,9 @@ def test_one_of_the_three_is_gone_for_good(world, who):
     assert isinstance(ends[0].exception(0), UnansweredError) or ended[HOME] == [HOME_ID]
     assert world.home.shared_devices(HOME_ID) == ()
     for server, device in ((world.home, HOME_ID), (world.away, AWAY_ID)):
-        assert server._session.syndication(device) is None
+        assert server.debug.session.syndication(device) is None
     world.run(lambda: not open_questions(world), 90_000)  # an order or a list is good for a day
-    assert not [future for agent in (world.home, world.away) for future in agent._pending]
+    assert not [future for agent in (world.home, world.away) for future in agent.debug.pending]
     assert world.faults() == 0
     # Everybody else goes on.
     if who != "home server":
@@ -705,6 +714,7 @@ def brokers(request):
         yield lambda network, identity: (home if network == "home" else away).url
 
 
+@pytest.mark.process
 def test_in_threads(tmp_path, brokers):
     before = set(threading.enumerate())
     with Threads(tmp_path, brokers) as world:
@@ -725,7 +735,7 @@ def test_a_device_is_stopped_while_it_is_getting_in(tmp_path, memory):
     before = set(threading.enumerate())
     with Threads(tmp_path, memory) as world:
         entered, leave = threading.Event(), threading.Event()
-        enter = world.bridge._handlers["syndication init"]
+        enter = world.bridge.engine.handlers.named["syndication init"]
 
         def slowly(url):
             entered.set()
@@ -737,8 +747,8 @@ def test_a_device_is_stopped_while_it_is_getting_in(tmp_path, memory):
         assert entered.wait(WAIT)
         world.bridge.stop()
         leave.set()
-        world.bridge._application.shutdown(wait=True)
-        assert world.bridge._aways == []
+        world.bridge.engine.handlers.application.shutdown(wait=True)
+        assert world.bridge.debug.part(Bridge).aways == []
     wait_until(lambda: set(threading.enumerate()) <= before, "the end of all threads")
 
 
@@ -755,7 +765,7 @@ def test_a_syndication_device_is_admitted_by_its_identity(tmp_path):
 def test_a_value_that_does_not_open_at_the_device_is_refused(tmp_path):
     with Federation(tmp_path, scheme="ed25519") as world:
         world.start()
-        world.rings["home"].replace(HOME_ID, PrivateKey.generate("ed25519").public_key)
+        world.rings["home"].rotate(HOME_ID, PrivateKey.generate("ed25519").public_key, world.clock() + 60)
         future = world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE)
         world.home.step()
         world.rings["home"].replace(HOME_ID, world.key(HOME_ID).public_key)
@@ -771,7 +781,7 @@ def test_a_value_that_does_not_open_at_the_away_server_is_refused(tmp_path, monk
         world.start()
         future = world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE)
         world.home.step()
-        monkeypatch.setattr("srup.agent.syndication.seal", lambda value, key: b"junk")
+        monkeypatch.setattr("srup.agent.bridge.seal", lambda value, key: b"junk")
         world.settle()
         with pytest.raises(PolicyError, match="JOIN_FAIL"):
             future.result(0)

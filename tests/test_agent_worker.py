@@ -5,19 +5,19 @@ from collections import defaultdict
 
 import pytest
 
-from srup import Device, KeyRing, PolicyError, StoreError
-from srup.transport import LocalBroker, MqttTransport, Reactor
-
-from .fleet import SERVER, key_of, wait_until
-
-pytest.importorskip("redis")
-
-from srup.agent.turn import Call
+from srup import Device, KeyRing, PolicyError, PrivateKey, StoreError, TransportError
+from srup.agent.clientid import client_id
+from srup.agent.ordered import MailOrders
+from srup.agent.transaction import Call
 from srup.agent.worker import Worker
 from srup.store import RedisStore
 from srup.store.partition import partition_of
+from srup.transport import LocalBroker, MqttTransport, Reactor
 
+from .fleet import SERVER, WAIT, key_of, wait_until
 from .redis_server import redis_server
+
+pytestmark = pytest.mark.process
 
 PARTITIONS = 8
 TTL = 1.5
@@ -51,8 +51,8 @@ class Site:
         def setup(server):
             server.on_data("n", "uint32")(lambda device, data_id, value: self.heard[device].append(value))
 
-        options = {"store": self.redis.url, "ttl": TTL, "setup": setup} | options
-        worker = Worker(SERVER, key_of(SERVER), devices=self.ring, broker=self.url, **options)
+        options = {"store": self.redis.url, "ttl": TTL, "setup": setup, "key": key_of(SERVER)} | options
+        worker = Worker(SERVER, devices=self.ring, broker=self.url, **options)
         self.workers.append(worker)
         return worker.start()
 
@@ -118,6 +118,22 @@ def test_a_device_that_another_worker_serves_is_named(site):
         second.server_of(mine)
 
 
+@pytest.mark.process
+def test_the_sessions_of_partitions_are_secret_and_outlive_workers_and_keys(site):
+    def sessions(worker):
+        return {partition: server.debug.transport.client_id for partition, server in worker.servers.items()}
+
+    first = site.worker()
+    wait_until(lambda: site.served(first), "one worker serves everything")
+    before = sessions(first)
+    assert len(set(before.values())) == PARTITIONS
+    assert not {client_id(key_of(SERVER), SERVER, partition) for partition in before} & set(before.values())
+    first.stop()
+    second = site.worker(key=PrivateKey.generate("ed25519"))
+    wait_until(lambda: site.served(second), "another one serves everything")
+    assert sessions(second) == before
+
+
 def test_a_redis_that_was_not_set_up_is_refused(site):
     with pytest.raises(StoreError, match="never set up"):
         Worker(0x77, key_of(SERVER), devices=KeyRing(), broker=site.url, store=site.redis.url)
@@ -141,16 +157,46 @@ def test_one_thread_calls_all_handlers(site):
     assert len(threads) == 1
 
 
+def test_one_setup_is_called_at_a_time(site):
+    inside = threading.Lock()
+    overlap = threading.Event()
+
+    def setup(server):
+        if not inside.acquire(blocking=False):
+            overlap.set()
+            return
+        overlap.wait(0.1)  # time for the other partitions' threads to come in
+        inside.release()
+
+    worker = site.worker(setup=setup)
+    wait_until(lambda: site.served(worker), "one worker serves everything")
+    assert not overlap.is_set()
+
+
 def test_no_handler_is_called_under_a_lease_that_is_over(site):
     """The thread of the turns may not have noticed: the process was stopped, say."""
     worker = site.worker()
     wait_until(lambda: site.served(worker), "one worker serves everything")
     server = next(iter(worker.servers.values()))
     called = []
-    server._run_calls([Call(lambda: called.append(1))])
+    server.engine.handlers.run_calls([Call(lambda: called.append(1))])
     server.lease.end()
-    server._run_calls([Call(lambda: called.append(2))])
+    server.engine.handlers.run_calls([Call(lambda: called.append(2))])
     assert called == [1]
+
+
+def test_who_waits_for_an_answer_is_told_when_the_lease_is_lost(site):
+    """A handler that waits would hold up those of all other partitions."""
+    worker = site.worker()
+    wait_until(lambda: site.served(worker), "one worker serves everything")
+    server = worker.server_of(DEVICES[0])
+    waiting = server.send_data(DEVICES[0], "n", b"value")  # the device is not there
+    wait_until(lambda: server.debug.values == 1)
+    server.lease.end()
+    server.engine.inbox.wake()
+    assert isinstance(waiting.exception(WAIT), TransportError)
+    with pytest.raises(TransportError):
+        server.send_data(DEVICES[0], "n", b"value").result(WAIT)
 
 
 def test_a_partition_whose_turn_fails_begins_anew_and_the_others_go_on(site):
@@ -162,13 +208,47 @@ def test_a_partition_whose_turn_fails_begins_anew_and_the_others_go_on(site):
     partition = partition_of(DEVICES[0], PARTITIONS)
     server = worker.servers[partition]
 
-    def fault():
+    def fault(*_):
         raise RuntimeError("half of the turn is done")
 
-    server._tick = fault
+    server.engine.part(MailOrders).tick = fault
     site.send(0)
     wait_until(lambda: site.has(1), "all values are there")
     wait_until(lambda: site.served(worker), "everything is served")
     assert worker.alive
     assert worker.servers[partition] is not server
     assert site.heard == {device: [0] for device in DEVICES}
+
+
+def test_the_listed_keys_of_all_partitions_follow_a_list(site):
+    """Who is listed no more is put out, at once and by whoever serves the device next; who is new may join."""
+    changes = []
+    worker = site.worker()
+    wait_until(lambda: site.served(worker), "one worker serves everything")
+    worker.reload_keys(site.ring)
+    for device in site.devices.values():
+        device.start()
+    wait_until(site.all_joined, "all have joined")
+    gone, others = DEVICES[0], DEVICES[1:]
+    keys = {device: site.ring[device] for device in others}
+    worker.reload_keys(keys, changes.append)
+    wait_until(lambda: changes, "somebody is put out")
+    assert [each.removed for each in changes] == [(gone,)]
+    server = worker.server_of(gone)
+    assert gone not in server.devices
+    assert gone not in server.members
+    worker.stop()
+
+    changes.clear()
+    keys.pop(others[0])
+    keys[gone] = site.ring[gone]
+    second = Worker(SERVER, key_of(SERVER), devices=KeyRing(keys), broker=site.url, store=site.redis.url, ttl=TTL)
+    site.workers.append(second)
+    second.reload_keys(keys, changes.append)
+    second.start()
+    wait_until(lambda: site.served(second), "another one serves everything")
+    wait_until(lambda: len(changes) == 2, "it has told what has changed")
+    assert sorted((each.added, each.removed) for each in changes) == [((), (others[0],)), ((gone,), ())]
+    site.devices[gone].join()
+    wait_until(lambda: gone in second.server_of(gone).members, "who is listed again joins")
+    assert others[0] not in second.server_of(others[0]).devices

@@ -1,4 +1,4 @@
-"""Attacks on the codec layer by the rows of THREATS.md: refused, and shown to work where the guard is off."""
+"""Attacks on the codec layer by the rows of docs/protocol/threats.md: refused, and shown to work without the guard."""
 
 from contextlib import suppress
 from types import SimpleNamespace
@@ -13,6 +13,8 @@ import srup
 from srup.errors import DecodeError, InvalidKeyError, ReplayError, SignatureError
 from srup.keys import SCHEMES
 from srup.replay import ReplayWindow
+
+pytestmark = pytest.mark.backend
 
 MESSAGE = srup.Action(sequence_id=7, sender_id=0x51, token=b"a-token", action_id=3)
 ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551

@@ -1,4 +1,4 @@
-"""Attacks on changes of keys (THREATS.md, T15): real devices and servers, real bytes, and an attacker at the broker.
+"""Attacks on changes of keys (T15): real devices and servers, real bytes, and an attacker at the broker.
 
 Every test shows that the attack is refused, that no key has changed by it, and that it works with the guard off.
 """
@@ -6,7 +6,8 @@ Every test shows that the attack is refused, that no key has changed by it, and 
 import pytest
 
 from srup import Action, Data, JoinRequest, Policy, PolicyError, PrivateKey, Status, decode, encode, rotation
-from srup.agent import base
+from srup.agent import inbound
+from srup.agent.rollout import ServerKey
 from srup.simulation import START
 from srup.tokens import bind
 from srup.wire import KEY_ROTATION
@@ -184,7 +185,7 @@ def test_t15_an_old_offer_does_not_undo_a_later_change(field):
     field.inject(offer)
     field.unchanged("ReplayError")
     # Control: without the window and the memory of tokens it would, for the key that has signed it counts again.
-    partner = field.fleet.server._session._partners[field.target]
+    partner = field.fleet.server.debug.session.known.peers[field.target]
     partner.window.seen, partner.exchanges = 0, {}
     field.inject(offer)
     assert field.ring[field.target] == b.public_key
@@ -202,9 +203,9 @@ def test_t15_an_offer_for_one_device_delivered_to_another(field):
     fleet.network.cut(f"device-{field.owned:x}")
     fleet.network.heal(f"device-{field.target:x}")
     fleet.settle()
-    assert fleet.devices[field.target]._keys[SERVER] == new.public_key  # control: there it works
+    assert fleet.devices[field.target].engine.keys[SERVER] == new.public_key  # control: there it works
     victim = fleet.add(0xE0)
-    fleet.server._rollout.invite = lambda device: None  # it is not asked itself
+    fleet.server.debug.part(ServerKey).rotation.invite = lambda device: None  # it is not asked itself
     victim.start(threads=False)
     fleet.settle()
     assert victim.joined
@@ -218,10 +219,10 @@ def test_t15_an_offer_for_one_device_delivered_to_another(field):
     )
     field.inject(resigned, at=victim.identity)
     assert victim.counts["key refused"] == 1  # and even without it: the proof
-    assert victim._keys[SERVER] == key_of(SERVER).public_key
+    assert victim.engine.keys[SERVER] == key_of(SERVER).public_key
     right = field.offer(new, key_of(SERVER), owner=SERVER, partner=victim.identity, to=victim.identity)
     field.inject(right, at=victim.identity)
-    assert victim._keys[SERVER] == new.public_key  # control
+    assert victim.engine.keys[SERVER] == new.public_key  # control
 
 
 def test_t15_an_offer_that_was_held_back(field):
@@ -351,7 +352,7 @@ def test_t15_a_revocation_takes_effect_in_the_middle_of_a_batch(field, monkeypat
 
     def flood(then):
         wires = [field.message(Action, field.old(), action_id=1) for _ in range(100)]
-        genuine = base.verify_many
+        genuine = inbound.verify_many
 
         def verify_many(batch, keys, threads=1):
             results = genuine(batch, keys, threads)
@@ -360,7 +361,7 @@ def test_t15_a_revocation_takes_effect_in_the_middle_of_a_batch(field, monkeypat
             return results
 
         with monkeypatch.context() as patch:
-            patch.setattr(base, "verify_many", verify_many)
+            patch.setattr(inbound, "verify_many", verify_many)
             for wire in wires:
                 field.fleet.network.inject(f"SRUP/{field.target:x}", wire)
             field.fleet.server.step()

@@ -1,4 +1,4 @@
-"""Attacks on a session (THREATS.md), each with a control: with the guard off it would have worked."""
+"""Attacks on a session (docs/protocol/threats.md), each with a control: with the guard off it would have worked."""
 
 import pytest
 
@@ -34,6 +34,8 @@ from .session_link import (
     sends,
     snapshot,
 )
+
+pytestmark = pytest.mark.backend
 
 HIGH = 2**64 - 1
 
@@ -91,7 +93,7 @@ def test_t2_replay(pair, cls):
     # Control: without the window a value would be taken twice and a termination undo the next join; the other
     # commands have their token besides, which test_t11_* takes away.
     pair.join()
-    pair.device._partners[SERVER].window.seen = 0
+    pair.device.known.peers[SERVER].window.seen = 0
     outputs = pair.device.receive(message, T0, nonce())
     if cls is m.Data:
         assert events(outputs, DataReceived)
@@ -106,7 +108,7 @@ def test_t2_replay_of_an_unbound_command_after_it_was_forgotten():
     assert events(pair.device.receive(message, T0, nonce()), ActionRequested)
     pair.device.tick(T0 + 10**6)
     refused(pair.device, ReplayError, message, T0 + 10**6)
-    pair.device._partners[SERVER].window.seen = 0  # control
+    pair.device.known.peers[SERVER].window.seen = 0  # control
     assert events(pair.device.receive(message, T0 + 10**6, nonce()), ActionRequested)
 
 
@@ -117,8 +119,8 @@ def test_t2_replay_of_a_join_does_not_undo_a_termination(pair):
     pair.server.terminate(DEVICE, T0, nonce())
     refused(pair.server, ReplayError, message)
     # Control: without the window and the memory of tokens the application would be asked again.
-    pair.server._partners[DEVICE].window.seen = 0
-    pair.server._partners[DEVICE].exchanges.clear()
+    pair.server.known.peers[DEVICE].window.seen = 0
+    pair.server.known.peers[DEVICE].exchanges.clear()
     assert type(pair.server.receive(message, T0, nonce())[0]) is JoinRequested
 
 
@@ -144,7 +146,7 @@ def test_t3_control_an_unbound_command_is_taken_by_whoever_gets_it(cls):
 
 def test_t3_once_the_server_binds_an_unbound_command_is_refused(victim):
     refused(victim, PolicyError, make(m.Action, 100, SERVER, b"a uuid"))
-    victim._partners[SERVER].binds = False  # control
+    victim.known.peers[SERVER].binds = False  # control
     assert events(victim.receive(make(m.Action, 100, SERVER, b"a uuid"), T0, nonce()), ActionRequested)
 
 
@@ -240,7 +242,7 @@ def test_t11_a_used_token_brings_no_other_file(pair):
     token = activated(pair)
     other = make(m.Initiate, 100, SERVER, token, url=URL + "?evil", digest="e" * 64)
     refused(pair.device, PolicyError, other)
-    del pair.device._partners[SERVER].exchanges[token]  # control
+    del pair.device.known.peers[SERVER].exchanges[token]  # control
     assert events(pair.device.receive(other, T0, nonce()), FetchRequested)
 
 
@@ -256,7 +258,7 @@ def test_t11_a_flood_of_values_does_not_make_a_token_new(pair):
     for _ in range(600):
         pair.device.data(SERVER, "x", b"", T0, nonce())
         pair.deliver(pair.server.data(DEVICE, "x", b"", T0, nonce()))
-    highest = pair.device._partners[SERVER].window.highest
+    highest = pair.device.known.peers[SERVER].window.highest
     again = make(m.Initiate, highest + 1, SERVER, token, url=URL, digest=DIGEST)
     assert events(pair.device.receive(again, T0, nonce())) == []
 
@@ -268,7 +270,7 @@ def test_t11_a_flood_of_commands_does_not_make_a_token_new(pair):
     for _ in range(300):
         requested = pair.action()
         pair.deliver(pair.device.answer_action(SERVER, requested.token, Status.ACTION_SUCCESS, T0))
-    highest = pair.device._partners[SERVER].window.highest
+    highest = pair.device.known.peers[SERVER].window.highest
     try:
         outputs = pair.device.receive(make(m.Action, highest + 1, SERVER, token), T0, nonce())
     except PolicyError:

@@ -22,8 +22,11 @@ from srup import (
     seal,
 )
 from srup.messages import Initiate
-from srup.session.relay import TO_AWAY, TO_HOME, AwaySide, HomeSide
-from srup.session.syndication import RESEND, SyndicationServerSession
+from srup.session.flows.relay import TO_AWAY, TO_HOME, HomeRelay
+from srup.session.flows.syndication_away import AwaySyndications
+from srup.session.flows.syndication_home import HomeSyndications
+from srup.session.relay import AwaySide
+from srup.session.syndications import RESEND, Syndications
 from srup.simulation import START
 from srup.tokens import bind
 
@@ -55,7 +58,12 @@ class Field:
 
     def state(self):
         world = self.world
-        sessions = world.home._session, world.away._session, world.bridge._session, world.bridge._away._session
+        sessions = (
+            world.home.debug.session,
+            world.away.debug.session,
+            world.bridge.debug.session,
+            world.bridge.away.debug.session,
+        )
         return [snapshot(session, window=False) for session in sessions]
 
     def refused(self, network, device, wire, by, error="PolicyError"):
@@ -92,15 +100,16 @@ def without_guard(monkeypatch):
     """Take whoever speaks for the syndication device, as deployed servers do."""
 
     def take_off():
-        def required(session, partner, role):
-            return next(iter(session._syndications.values()))
+        def required(known, peer, role):
+            return next(iter(known.by_device.values()))
 
-        def drop(session, partner, now):
-            session._syndications.clear()
+        def drop(flow, peer, now):
+            flow.session.syndications.by_device.clear()
             return []
 
-        monkeypatch.setattr(SyndicationServerSession, "_required", required)
-        monkeypatch.setattr(SyndicationServerSession, "_drop", drop)
+        monkeypatch.setattr(Syndications, "required", required)
+        for flow in (HomeSyndications, AwaySyndications):
+            monkeypatch.setattr(flow, "_drop", drop)
 
     return take_off
 
@@ -113,7 +122,7 @@ def test_t16_another_device_ends_a_syndication_at_home(field, without_guard):
     field.refused("home", NEIGHBOUR, attack, field.world.home)
     without_guard()
     field.inject("home", NEIGHBOUR, field.signed(SyndicatedTerminate, NEIGHBOUR, HOME))
-    assert field.world.home._session.syndication(HOME_ID) is None
+    assert field.world.home.debug.session.syndication(HOME_ID) is None
 
 
 def test_t16_another_device_ends_a_syndication_at_the_away_server(field, without_guard):
@@ -121,7 +130,7 @@ def test_t16_another_device_ends_a_syndication_at_the_away_server(field, without
     field.refused("away", OWNED, attack, field.world.away)
     without_guard()
     field.inject("away", OWNED, field.signed(SyndicatedEndRequest, OWNED, AWAY))
-    assert field.world.away._session.syndication(AWAY_ID) is None
+    assert field.world.away.debug.session.syndication(AWAY_ID) is None
 
 
 REPORTS = {
@@ -133,9 +142,16 @@ REPORTS = {
 
 @pytest.mark.parametrize("cls", REPORTS)
 def test_t16_another_device_reports_for_the_away_server(field, without_guard, cls):
-    attack = field.signed(cls, NEIGHBOUR, HOME, **REPORTS[cls])
-    field.refused("home", NEIGHBOUR, attack, field.world.home)
-    assert field.heard == []
+    """It is told, once at a time, that there is no such syndication, and nothing else comes of it."""
+    syndication = field.world.home.debug.session.syndication(HOME_ID)
+    before = syndication.dump()
+    log = field.world.networks["home"].log
+    for error in (None, "PolicyError"):
+        field.inject("home", NEIGHBOUR, field.signed(cls, NEIGHBOUR, HOME, **REPORTS[cls]))
+        assert field.world.errors(field.world.home) == ([error] if error else [])
+        assert (field.heard, syndication.dump()) == ([], before)
+        field.works()
+    assert [topic for topic, wire in log if wire[1] == SyndicatedEndRequest.layout.type] == [f"SRUP/{NEIGHBOUR:x}"]
     without_guard()
     token = bind(NEIGHBOUR, HOME, field.world.clock() + 60, bytes(16))
     if cls is SyndicatedDeviceList:  # it needs a count
@@ -192,7 +208,7 @@ def test_t16_another_device_begins_a_syndication(field):
     field.world.away.on_syndication_request(lambda device, value: [LAMP])
     field.world.away.admit(OWNED)  # the control
     field.inject("away", OWNED, attack())
-    assert field.world.away._session.syndication(OWNED).devices == {1: LAMP}
+    assert field.world.away.debug.session.syndication(OWNED).devices == {1: LAMP}
 
 
 def test_t16_a_syndication_device_keeps_to_its_role(field, monkeypatch):
@@ -203,11 +219,11 @@ def test_t16_a_syndication_device_keeps_to_its_role(field, monkeypatch):
     for cls, fields in REPORTS.items():
         attack = field.signed(cls, AWAY_ID, AWAY, **fields)
         field.refused("away", AWAY_ID, attack, field.world.away)
-    required = SyndicationServerSession._required
+    required = Syndications.required
     monkeypatch.setattr(
-        SyndicationServerSession,
-        "_required",
-        lambda session, partner, role: required(session, partner, session._syndications[partner.identity].role),
+        Syndications,
+        "required",
+        lambda known, peer, role: required(known, peer, known.by_device[peer.identity].role),
     )
     field.world.home.on_syndicated_request(field.world.moderate)
     attack = field.signed(SyndicatedC2Request, HOME_ID, HOME, **REQUESTS[SyndicatedC2Request])
@@ -229,7 +245,7 @@ MISUSES = {
 @pytest.mark.parametrize("cls", MISUSES)
 def test_t16_the_away_server_commands_the_syndication_device(field, cls):
     """It may be hostile: it sends what only the home server may say, on its own network and with its own key."""
-    away = field.world.bridge._away
+    away = field.world.bridge.away
     before = away.counts["unexpected"]
     field.refused("away", AWAY_ID, field.signed(cls, AWAY, AWAY_ID, **MISUSES[cls]), away, error=None)
     assert away.counts["unexpected"] == before + 1
@@ -249,12 +265,12 @@ def test_t16_the_away_server_sends_home_what_only_home_may_ask(field, monkeypatc
     assert len(field.world.networks["home"].log) == seen
     rows = {(state, SyndicatedAction): step for (state, cls), step in AwaySide.table.items() if cls is SyndicatedData}
     monkeypatch.setattr(AwaySide, "table", AwaySide.table | rows)
-    opening = AwaySide.openings[SyndicatedData]
-    monkeypatch.setattr(AwaySide, "openings", AwaySide.openings | {SyndicatedAction: opening})
+    opening = AwaySide.starts[SyndicatedData]
+    monkeypatch.setattr(AwaySide, "starts", AwaySide.starts | {SyndicatedAction: opening})
     attack = field.signed(SyndicatedAction, AWAY, AWAY_ID, action_id=1, target_id=NEIGHBOUR)
     field.inject("away", AWAY_ID, attack)
     assert len(field.world.networks["home"].log) == seen  # the second guard: the home side does not send it
-    monkeypatch.setattr(HomeSide, "outgoing", TO_HOME | TO_AWAY)
+    monkeypatch.setattr(HomeRelay, "outgoing", TO_HOME | TO_AWAY)
     attack = field.signed(SyndicatedAction, AWAY, AWAY_ID, action_id=1, target_id=NEIGHBOUR)
     field.inject("away", AWAY_ID, attack)
     assert field.world.networks["home"].log[seen][1][1] == 0x24  # the control: it arrives at the home server

@@ -3,15 +3,14 @@
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +20,10 @@ from srup.bench.fleetbench import FleetBench, Load
 from srup.bench.ledger import Entry, Kind, Ledger, Reading, Value, judge
 from srup.bench.processes import BenchError, Process, allow_connections, consumption
 
-from .redis_server import need_redis
+from .fleet import wait_until
+from .programs import need
+
+pytestmark = pytest.mark.process
 
 MS = 1_000_000
 PATIENCE = 30  # seconds until a test gives up; nothing waits that long when all is well
@@ -30,11 +32,8 @@ LOAD = Load(devices=50, rate=150, seconds=2, scheme="ed25519", pool=4, patience=
 
 @pytest.fixture(scope="module", autouse=True)
 def mosquitto():
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin"
-    if None in (shutil.which("mosquitto", path=path), shutil.which("mosquitto_sub")):
-        if os.environ.get("CI"):
-            pytest.fail("CI must test with Mosquitto, and it is not installed")
-        pytest.skip("mosquitto and mosquitto_sub are not installed")
+    need("mosquitto")
+    need("mosquitto_sub")
 
 
 def srup(*arguments, **options):
@@ -73,7 +72,7 @@ def test_the_command_measures_a_fleet():
         "this program",
     ]
     assert all(part["peak_mib"] > 1 and part["processes"] == 1 for part in found["parts"])
-    assert found["keys"] == "a disclosed pool of 4, shared by the devices"
+    assert found["keys"] == "a published pool of 4, shared by the devices"
     assert (found["passed"], found["complaints"]) == (True, [])
 
 
@@ -82,7 +81,7 @@ def test_a_person_gets_tables_that_fit():
         said, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
     words = " ".join(said.split())
-    assert "a disclosed pool of 4 ed25519 keys" in words
+    assert "a published pool of 4 ed25519 keys" in words
     assert "signed before the load" in words
     assert "mosquitto_sub counted: 299" in words
     assert "Nothing was lost, repeated or out of order." in words
@@ -91,7 +90,9 @@ def test_a_person_gets_tables_that_fit():
 
 
 def test_several_runs_are_one_object():
-    with srup(*SMALL[:4], "--seconds", "1", *SMALL[6:], "--server", "plain", "--workers", "1,1", "--json") as process:
+    with srup(
+        *SMALL[:4], "--seconds", "1", *SMALL[6:], "--server-kind", "plain", "--workers", "1,1", "--json"
+    ) as process:
         said, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
     found = json.loads(said)
@@ -108,10 +109,10 @@ def test_several_runs_are_one_object():
         (("--seconds", "inf"), "seconds must be more than 0 and finite, not inf"),
         (("--keys", "0"), "pool must be more than 0 and finite, not 0"),
         (("--scheme", "rot13"), "no scheme 'rot13'"),
-        (("--server", "none"), "no server 'none'; there are plain"),
+        (("--server-kind", "none"), "no server 'none'; there are plain"),
         (("--workers", "1,two"), "--workers takes numbers of at least 1 with commas between them, such as 1,2,4"),
         (("--workers", "0"), "--workers takes numbers"),
-        (("--workers", "2", "--server", "plain"), "this server is one process; it cannot have 2 workers"),
+        (("--workers", "2", "--server-kind", "plain"), "this server is one process; it cannot have 2 workers"),
         (("--devices", "5", "--processes", "6"), "5 devices do not fill 6 processes"),
     ],
 )
@@ -141,33 +142,18 @@ def test_it_says_which_limit_to_raise():
     assert "ulimit -Hn 1200" in errors
 
 
-def family(root):
-    """The processes that a process has started, and theirs."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {root}
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_everything(number, code, tmp_path):
     with srup(*SMALL[:4], "--seconds", "600", *SMALL[6:], environment={"TMPDIR": str(tmp_path)}) as process:
-        deadline = time.monotonic() + PATIENCE
-        while not list(tmp_path.glob("*/ledgers/*.ledger")) or len(children := family(process.pid)) < 4:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        started = psutil.Process(process.pid)
+        wait_until(
+            lambda: any(tmp_path.glob("*/ledgers/*.ledger")) and len(started.children(True)) >= 4, "it runs", PATIENCE
+        )
+        children = started.children(True)
         process.send_signal(number)
         process.communicate(timeout=PATIENCE)
     assert process.returncode == code
-    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+    assert not [child for child in children if child.is_running()]
     assert not list(tmp_path.iterdir())
 
 
@@ -212,7 +198,7 @@ def test_a_server_with_a_store():
 
 
 def test_workers_on_a_redis():
-    need_redis()
+    need("redis-server")
     with FleetBench(replace(LOAD, devices=100), "workers") as bench:
         for workers in (1, 2):
             report = bench.run(workers)
@@ -228,11 +214,8 @@ def test_a_server_that_dies_ends_the_run():
 
     def kill(what, done, total):
         if what == "joining" and not killed:
-            killed.append(next(pid for pid in family(os.getpid()) if b"server" in command(pid)))
-            os.kill(killed[0], signal.SIGKILL)
-
-    def command(pid):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+            killed.append(next(each for each in psutil.Process().children() if "server" in each.cmdline()))
+            killed[0].kill()
 
     with FleetBench(LOAD, progress=kill) as bench, pytest.raises(BenchError, match="the server has ended"):
         bench.run()

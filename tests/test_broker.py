@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
-import os
 import queue
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,15 +17,14 @@ from srup.errors import TransportError
 from srup.transport import LocalBroker, MqttTransport
 from srup.transport import broker as broker_module
 
-HAS_MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None
+from .fleet import wait_until
+from .programs import need
 
 
-@pytest.fixture(params=["mosquitto", "amqtt"])
+@pytest.fixture(params=[pytest.param("mosquitto", marks=pytest.mark.process), "amqtt"])
 def kind(request):
-    if request.param == "mosquitto" and not HAS_MOSQUITTO:
-        if os.environ.get("CI"):
-            pytest.fail("CI must test with Mosquitto, and it is not installed")
-        pytest.skip("mosquitto is not installed")
+    if request.param == "mosquitto":
+        need("mosquitto")
     return request.param
 
 
@@ -75,6 +76,7 @@ def test_two_can_run_side_by_side(kind):
         assert broker_module._answers(port_of(other))
 
 
+@pytest.mark.process
 def test_it_works_where_an_event_loop_runs_already(kind):
     async def program():
         with LocalBroker(kind) as broker:
@@ -83,11 +85,25 @@ def test_it_works_where_an_event_loop_runs_already(kind):
     assert asyncio.run(program())
 
 
+@pytest.mark.process
+def test_the_port_that_was_asked_for(kind):
+    port = broker_module.free_port()
+    with LocalBroker(kind, port) as broker:
+        assert broker.url == f"mqtt://127.0.0.1:{port}"
+        assert broker.running
+        with pytest.raises(TransportError, match=f"port {port} cannot be used: .*another broker"):
+            LocalBroker(kind, port).start()
+        broker.restart()
+        assert port_of(broker) == port
+    assert not broker.running
+
+
+@pytest.mark.process
 def test_a_port_that_is_snatched_away_is_tried_again_elsewhere(kind, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as thief:
-        taken, find = thief.getsockname()[1], broker_module._free_port
+        taken, find = thief.getsockname()[1], broker_module.free_port
         ports = iter([taken, taken, find()])
-        monkeypatch.setattr(broker_module, "_free_port", lambda: next(ports))
+        monkeypatch.setattr(broker_module, "free_port", lambda: next(ports))
         with LocalBroker(kind) as broker:
             assert port_of(broker) != taken
             assert broker_module._answers(port_of(broker))
@@ -95,7 +111,7 @@ def test_a_port_that_is_snatched_away_is_tried_again_elsewhere(kind, monkeypatch
 
 def test_a_broker_that_cannot_start_says_why(kind, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as thief:
-        monkeypatch.setattr(broker_module, "_free_port", lambda: thief.getsockname()[1])
+        monkeypatch.setattr(broker_module, "free_port", lambda: thief.getsockname()[1])
         with pytest.raises(TransportError, match="did not start on port"):
             LocalBroker(kind).start()
 
@@ -169,3 +185,17 @@ def test_amqtt_does_not_fill_the_log(caplog):
     assert not [
         record for record in caplog.records if record.name.startswith("amqtt") and record.levelno < logging.WARNING
     ]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_mosquitto_ends_with_whoever_has_started_it(kind, number):
+    if kind != "mosquitto":
+        pytest.skip("amqtt lives in its process")
+    code = "from srup.transport import LocalBroker as B; b = B('mosquitto').start(); print(b.url, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as us:
+        port = int(us.stdout.readline().rpartition(":")[2])
+        assert broker_module._answers(port)
+        us.send_signal(number)
+        us.wait()
+        wait_until(lambda: not broker_module._answers(port), "the broker has ended")

@@ -7,9 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 import srup
+from srup.transport.broker import free_port
+
+from .command import Command
+
+pytestmark = [pytest.mark.process, pytest.mark.backend]
 
 
 def _srup(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -26,6 +32,18 @@ def _srup(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[s
 def test_version_names_the_backend() -> None:
     done = _srup("version")
     assert (done.returncode, done.stdout) == (0, f"srup {srup.__version__} ({srup.BACKEND} backend)\n")
+
+
+@pytest.mark.parametrize("kind", ["auto", "amqtt"])
+def test_a_broker_to_try_things_out_with(kind: str) -> None:
+    port = free_port()
+    with Command("broker", "--port", port, "--broker-kind", kind) as broker:
+        broker.heard(f"broker at mqtt://127.0.0.1:{port}: ", "Ctrl-C stops it")
+        taken = _srup("broker", "--port", str(port))
+        assert taken.returncode == 2
+        assert f"port {port} cannot be used" in taken.stderr
+        assert broker.end() == 0
+    assert len(broker.complaints) == 1
 
 
 def test_keygen_makes_a_pair_that_loads(tmp_path: Path) -> None:
@@ -54,7 +72,7 @@ def test_keygen_never_overwrites(tmp_path: Path) -> None:
         (("keygen", "x.pem", "--scheme", "rot13"), "unknown scheme 'rot13'"),
         (("demo", "--devices", "2"), "at least 3 devices"),
         (("demo", "--scheme", "rot13"), "unknown scheme 'rot13'"),
-        (("demo", "--broker", "pigeon"), "pigeon"),
+        (("demo", "--broker-kind", "pigeon"), "pigeon"),
     ],
 )
 def test_a_mistake_is_named(arguments: tuple[str, ...], said: str) -> None:
@@ -65,25 +83,18 @@ def test_a_mistake_is_named(arguments: tuple[str, ...], said: str) -> None:
 
 
 def test_the_demo_shows_what_happened(tmp_path: Path) -> None:
-    done = _srup("demo", "--scheme", "ed25519", "--broker", "amqtt", DEVICES="3")
+    done = _srup("demo", "--scheme", "ed25519", "--broker-kind", "amqtt", DEVICES="3")
     assert done.returncode == 0, done.stdout + done.stderr
     for line in ("PolicyError: the message is for d100", "ReplayError", "SignatureError", "UPDATE_FAIL_DIGEST (FF)"):
         assert line in done.stdout
-    assert "Everything happened as it should" in done.stdout
+    assert "Everything happened as expected" in done.stdout
     assert "✗" not in done.stdout
 
 
-def _brokers(folder: Path) -> set[str]:
+def _brokers(folder: Path) -> list[int]:
     """The processes that have a configuration of the broker helper below this folder on their command line."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes()
-            if b"srup-broker" in command and os.fsencode(folder) in command:
-                found.add(path.parent.name)
-        except OSError:
-            continue
-    return found
+    commands = {process.pid: " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])}
+    return [pid for pid, command in commands.items() if "srup-broker" in command and str(folder) in command]
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -101,12 +112,47 @@ def test_the_demo_ends_cleanly_when_it_is_told_to(tmp_path: Path, ending: signal
     process.send_signal(ending)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + ending, shown
-    assert _brokers(tmp_path) == set()
+    assert _brokers(tmp_path) == []
     assert list(tmp_path.glob("srup-*")) == []
 
 
 def test_a_narrow_terminal_still_shows_what_matters() -> None:
-    done = _srup("demo", "--scheme", "ed25519", "--broker", "amqtt", DEVICES="3", COLUMNS="40")
+    done = _srup("demo", "--scheme", "ed25519", "--broker-kind", "amqtt", DEVICES="3", COLUMNS="40")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "refused (FF)" in done.stdout
     assert "d102" in done.stdout
+
+
+WRITERS = [
+    "--version",
+    "version --json",
+    "--help",
+    "keygen --help",
+    "simulate --seed 1 --steps 0 --runs 3",
+    "keyex list",
+]
+
+
+@pytest.mark.parametrize("arguments", [*WRITERS, "keyex crl", "keyex token d1", "keygen new.pem --scheme ed25519"])
+@pytest.mark.parametrize("place", ["a closed pipe", "a full disk", "nowhere"])
+def test_output_that_nobody_takes_is_no_fault(tmp_path: Path, arguments: str, place: str) -> None:
+    if arguments.startswith("keyex"):
+        assert _srup("keyex", "create", "--folder", str(tmp_path / "keyex")).returncode == 0
+    command = [sys.executable, "-m", "srup", *arguments.split()]
+    if place == "nowhere":
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe, Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            stdout=full if place == "a full disk" else pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == {"a closed pipe": 1, "a full disk": 2, "nowhere": 0}[place], done.stderr
+    assert ("No space left" in done.stderr) == (place == "a full disk")

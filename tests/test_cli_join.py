@@ -15,6 +15,8 @@ from srup.transport import LocalBroker
 
 from .pseudoterminal import CONTROLS, Program
 
+pytestmark = pytest.mark.process
+
 DEVICE, OTHER = 0xD0, 0xD1
 GROUPS = r"(\d{5}) (\d{5}) (\d{5}) (\d{5})\s+(\d{5}) (\d{5}) (\d{5}) (\d{5})"
 COLUMNS, ROWS = 33, 17  # of the QR code
@@ -83,7 +85,7 @@ def stage(keys, broker, tmp_path):
     stage = Stage(keys, broker, tmp_path)
     yield stage
     for program in stage.running:
-        program.__exit__()
+        program.close()
 
 
 def shown(program):
@@ -100,8 +102,8 @@ def words(program):
 
 def code(program):
     """The QR code that is drawn next."""
-    end = program.expect("▀{33}").end()
-    lines = program.text[:end].splitlines()[-ROWS:]
+    program.expect("▀{33}")
+    lines = (program.before + program.after).splitlines()[-ROWS:]
     return "\n".join(line[:COLUMNS] for line in lines)
 
 
@@ -116,7 +118,7 @@ def not_in_what_stays(program, value):
 
 
 def restored(program):
-    assert termios.tcgetattr(program.fd) == program.modes
+    assert termios.tcgetattr(program.child_fd) == program.modes
 
 
 def test_the_operator_compares_and_accepts(stage):
@@ -126,10 +128,10 @@ def test_the_operator_compares_and_accepts(stage):
     assert shown(server) == value
     assert words(device) == words(server) == value.words.split()
     server.expect(r"1[45]:\d\d left")
-    server.type("a\r")
+    server.send("a\r")
     device.expect("joined server 5e")
     server.expect("d0 has joined")
-    server.expect(r"d0 says it is: a lamp\\x1b\[31m\\n\\u202e")
+    server.expect(r"d0 describes itself as: a lamp\\x1b\[31m\\n\\u202e")
     assert (server.end(), device.end()) == (0, 0)
     for program in (server, device):
         not_in_what_stays(program, value)
@@ -155,16 +157,16 @@ def test_the_operator_says_no_and_the_device_asks_again(stage, key, status):
     server, device = stage.server(), stage.device()
     first = shown(device)
     shown(server)
-    server.type(f"{key}\r")
-    device.expect(f"does not let us in: {status}")
-    server.expect(f"d0 is not let in: {status}")
-    device.type("\r")
+    server.send(f"{key}\r")
+    device.expect(f"refused the join: {status}")
+    server.expect(f"d0 was not admitted: {status}")
+    device.send("\r")
     second = shown(device)
     assert second == shown(server)
     assert second != first
-    server.type("x\r")
+    server.send("x\r")
     server.expect("type a, r or f")
-    server.type("x\x7fA\r")  # taken back
+    server.send("x\x7fA\r")  # taken back
     device.expect("joined server 5e")
 
 
@@ -173,8 +175,8 @@ def test_nobody_answers_in_time(stage):
     device = stage.device()
     value = shown(server)
     assert shown(device) == value
-    server.expect("the join of d0 is over: nobody answered in time")
-    device.expect("does not let us in: JOIN_FAIL")
+    server.expect("the join of d0 ended: nobody decided in time")
+    device.expect("refused the join: JOIN_FAIL")
     assert (server.end(), device.end()) == (0, 0)
     not_in_what_stays(server, value)
     not_in_what_stays(device, value)
@@ -185,16 +187,16 @@ def test_what_was_typed_for_one_join_does_not_answer_the_next(stage):
     with stage.device() as first:
         value = shown(first)
         assert shown(server) == value
-        server.type("a")
+        server.send("a")
         server.expect("then Enter: a")
     second = stage.device()
     other = shown(second)
     while shown(server) != other:  # the screen is drawn again and again
         pass
-    server.type("\r")
+    server.send("\r")
     server.expect("type a, r or f")
     assert "it was withdrawn" in server.text
-    server.type("r\r")
+    server.send("r\r")
     second.expect("JOIN_REFUSED")
 
 
@@ -205,13 +207,13 @@ def test_joins_wait_for_their_turn(stage):
     first = int(server.expect(r"Is this what (d[01]) shows\? [\d:]+ left;\s+1\s+more").group(1), 16)
     second = DEVICE + OTHER - first
     assert shown(server) == values[first]
-    server.type("a\ra\r")  # the second answer comes before its question, and does not count
+    server.send("a\ra\r")  # the second answer comes before its question, and does not count
     devices[first].expect("joined")
     server.expect(f"Is this what {second:x} shows")
     assert shown(server) == values[second]
-    server.type("r\r")
+    server.send("r\r")
     devices[second].expect("JOIN_REFUSED")
-    server.expect(f"{second:x} is not let in: JOIN_REFUSED")
+    server.expect(f"{second:x} was not admitted: JOIN_REFUSED")
     assert server.end() == 0
     assert f"{second:x} has joined" not in server.text
 
@@ -220,10 +222,10 @@ def test_a_device_that_is_there_before_its_server_asks_again(stage):
     with LocalBroker() as empty:  # the other one keeps messages for the server
         stage.broker = empty.url
         device = stage.device()
-        device.expect(r"Enter\s+asks again")
+        device.expect(r"press\s+Enter\s+to\s+ask\s+again")
         device.expect("connected to")
         server = stage.server()
-        device.type("\r")
+        device.send("\r")
         assert shown(device) == shown(server)
 
 
@@ -245,7 +247,7 @@ def test_signals_end_it_with_the_terminal_as_it_was(stage, ending):
     value = shown(device)
     shown(server)
     for program in (server, device):
-        program.signal(ending)
+        program.kill(ending)
         assert program.wait() == 0
         not_in_what_stays(program, value)
         restored(program)
@@ -260,8 +262,8 @@ def test_no_answer_without_a_terminal(stage):
             assert "2 devices in" in said[0]
             assert "nobody can compare" in said[1]
             device = stage.device()
-            device.expect("does not let us in: JOIN_REFUSED")
-            assert "d0 wants to be compared; refused, this is no terminal" in server.stdout.readline()
+            device.expect("refused the join: JOIN_REFUSED")
+            assert "d0 wants a compared join: refused, because this is not a terminal" in server.stdout.readline()
         finally:
             server.terminate()
             rest, _ = server.communicate()
@@ -270,9 +272,9 @@ def test_no_answer_without_a_terminal(stage):
 
 
 def test_a_server_that_nobody_can_type_into(stage):
-    server = stage.server(stdin=subprocess.DEVNULL)
+    server = stage.server(deaf=True)
     device = stage.device()
-    server.expect("d0 wants to be compared; refused")
+    server.expect("d0 wants a compared join: refused")
     device.expect("JOIN_REFUSED")
     assert "Numbers" not in server.text
 
@@ -280,10 +282,10 @@ def test_a_server_that_nobody_can_type_into(stage):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--join", "human"], 2, "has to be shown, and this is no terminal"),
+        (["--join", "human"], 2, "standard output is not a terminal"),
         (["--observe"], 2, "--reader"),
         (["--join", "observed"], 2, "names its observer"),
-        (["--identity", "xyz"], 2, "no identity"),
+        (["--identity", "xyz"], 2, "not an identity"),
         (["--broker", "pigeon://x"], 2, "mqtts://host:port"),
         (["--key", "/nowhere/device.pem"], 2, "/nowhere/device.pem"),
         (["--ca", "/nowhere/ca.pem"], 2, "mqtts"),
@@ -294,6 +296,21 @@ def test_a_mistake_is_named(stage, options, code, said):
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"})
     assert (done.returncode, "Traceback" in done.stderr) == (code, False)
     assert said in done.stderr
+
+
+def test_a_server_needs_observers_where_they_decide(stage):
+    arguments = [sys.executable, "-m", "srup", *stage.server_arguments("--admission", "observed")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"})
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "--admission observed needs --observer HEX" in done.stderr
+
+
+def test_an_observer_that_is_not_a_member_is_told_on_both_sides(stage):
+    server = stage.server("--admission", "observed", "--observer", f"{OTHER:x}", human=False)
+    device = stage.device("--observer", f"{OTHER:x}", join="observed")
+    why = f"JOIN_REFUSED: the observer {OTHER:x} has not joined"
+    device.expect(why)
+    server.expect(why)
 
 
 def test_a_bad_key_in_the_folder_is_named(stage, tmp_path):
@@ -309,7 +326,7 @@ def test_a_device_without_a_terminal_ends_when_it_is_refused(stage):
     arguments = [sys.executable, "-m", "srup", *stage.device_arguments()]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert done.returncode == 1
-    assert "server 5e does not let us in: JOIN_REFUSED" in done.stdout
+    assert "server 5e refused the join: JOIN_REFUSED" in done.stdout
 
 
 def test_a_wrong_server_key_is_told(stage):
@@ -324,13 +341,14 @@ def test_a_wrong_device_key_is_told(stage):
     server = stage.server()
     stage.device("--key", str(stage.keys / "d1.pem"))
     server.expect(r"is\s+refused: SignatureError")
+    server.expect("the key we have for it: fingerprint")
     assert server.end() == 0
 
 
 def test_a_broker_that_is_not_there(stage):
     stage.broker = "mqtt://127.0.0.1:9"
     device = stage.device()
-    device.expect("not connected: ")
+    device.expect("not connected: cannot connect to mqtt://127.0.0.1:9: Connection refused")
     assert device.end() == 0
     restored(device)
 
@@ -339,15 +357,19 @@ def test_the_operator_of_an_observer_types_what_is_shown(stage):
     server = stage.server("--admission", "observed", "--observer", f"{OTHER:x}", human=False)
     observer = stage.device("--observe", identity=OTHER)
     shown(server)
-    server.type("a\r")
+    server.send("a\r")
     observer.expect("joined")
     device = stage.device("--observer", f"{OTHER:x}", join="observed")
     value = shown(device)
-    observer.expect("d0 wants to join, and we")
+    observer.expect("d0 wants to join: what does it show")
     observer.expect("It shows:")
-    observer.type(value.groups)
+    for left in ("2 more times", "once more"):
+        observer.send("a typing mistake\r")
+        observer.expect(left)
+    observer.expect("It shows:")
+    observer.send(value.groups)
     observer.expect(value.groups.split()[-1])
-    observer.type("\r")
+    observer.send("\r")
     device.expect("joined server 5e")
     server.expect("d0 has joined")
     assert observer.end() == 0
@@ -358,14 +380,14 @@ def test_a_refused_simple_join_is_observed_and_an_empty_line_fails_it(stage):
     server = stage.server("--admission", "observed", "--observer", f"{OTHER:x}", human=False)
     observer = stage.device("--observe", identity=OTHER)
     shown(server)
-    server.type("a\r")
+    server.send("a\r")
     observer.expect("joined")
     device = stage.device(join="simple")
     shown(device)
     observer.expect("It shows:")
-    observer.type("\r")
-    device.expect("does not let us in: JOIN_FAIL")
-    observer.type("\x03")
+    observer.send("\r")
+    device.expect("refused the join: JOIN_FAIL")
+    observer.send("\x03")
     assert observer.wait() == 0
 
 
@@ -373,7 +395,7 @@ def test_ctrl_c_while_an_observer_is_asked(stage):
     server = stage.server("--admission", "observed", "--observer", f"{OTHER:x}", human=False)
     observer = stage.device("--observe", identity=OTHER)
     shown(server)
-    server.type("a\r")
+    server.send("a\r")
     observer.expect("joined")
     stage.device("--observer", f"{OTHER:x}", join="observed")
     observer.expect("It shows:")
@@ -388,7 +410,7 @@ def test_a_command_reads_what_is_shown(stage, tmp_path):
     server = stage.server("--admission", "observed", "--observer", f"{OTHER:x}", human=False)
     observer = stage.device("--reader", f"{sys.executable} {script} {pipe}", identity=OTHER)
     shown(server)
-    server.type("a\r")
+    server.send("a\r")
     observer.expect("joined")
     device = stage.device("--observer", f"{OTHER:x}", join="observed")
     value = shown(device)
@@ -405,9 +427,9 @@ def test_an_action_is_shown_and_answered(stage):
         device = stage.device(join="simple")
         device.expect("joined server 5e")
         assert server.action(DEVICE, 7).result(60) is srup.Status.ACTION_UNKNOWN
-        device.expect("5e asks for action 7, which this device does")
+        device.expect("5e ordered action 7, which this device does")
         server.send_data(DEVICE, "bell\x07", "ring\x1b[2J").result(60)
         device.expect(r"5e sends bell\\x07: b'ring\\x1b\[2J'")
         server.terminate(DEVICE).result(60)
-        device.expect("has put us out")
+        device.expect("has ended our membership")
         assert device.end() == 0

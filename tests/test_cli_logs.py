@@ -12,15 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srup import Device
 from srup.cli import logs
+from srup.logs import LONGEST
+from srup.printable import printable
 from srup.transport import LocalBroker
 
 from .fleet import WAIT, Fleet, key_of, wait_until
-from .server_process import DEVICE, SERVER, Publisher, ServerProcess, keys_in
+from .server_process import DEVICE, SERVER, Publisher, ServerProcess, keys_in, lamp
+
+pytestmark = pytest.mark.process
 
 EVIL = 'x\r\n{"event": "forged"}\n\x1b]0;pwned\x07CRITICAL root: all is well\u202e\u2028\x85\x9b2J'
-TEXT, JSON = logs._Text("%(message)s"), logs._json()
+TEXT, JSON = logs.TextFormatter("%(message)s"), logs._json()
 FORGED = re.compile(r'^\s*(\{"event": "forged"|CRITICAL)', re.MULTILINE)
 
 
@@ -106,8 +109,16 @@ def test_t17_a_line_is_a_line(event, field):
     assert text.isprintable()
     assert entry.isascii()
     assert entry.isprintable()
-    assert json.loads(entry)["event"] == logs.escaped(event)
+    assert json.loads(entry)["event"] == printable(event, LONGEST, words=True)
     assert json.loads(entry)["topic"].isprintable()
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_t9_a_field_is_cut(form, root, monkeypatch):
+    def say(log):
+        log.warning("refused a message on %s", "\u200b" * 65_000, extra={"topic": "\u200b" * 65_000})
+
+    assert len(written(form, say, root, monkeypatch)) < 20_000
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -116,25 +127,15 @@ def test_t17_what_comes_from_the_network_cannot_write_the_log_of_a_server(tmp_pa
     with LocalBroker() as broker:
         options = ("--log-format", form)
         with ServerProcess(keys_in(tmp_path), broker.url, *options) as server, Publisher(broker.url) as publisher:
-            device = Device(
-                DEVICE,
-                key_of(DEVICE),
-                server=SERVER,
-                server_key=key_of(SERVER).public_key,
-                broker=broker.url,
-                firmware=tmp_path / "firmware",
-                description=EVIL,
-            )
-            with device:
-                server.heard("says it is: x\\")
+            with lamp(tmp_path, broker.url, EVIL) as device:
+                server.heard("describes itself as: x\\")
                 device.send_data(SERVER, EVIL, EVIL.encode()).result(WAIT)
                 server.heard("d1 sends x\\")
                 publisher.publish(f"SRUP/{DEVICE:x}", b"junk" + EVIL.encode())
                 publisher.publish(f"SRUP/servers/{SERVER:x}/x\u202e", EVIL.encode())
                 wait_until(lambda: sum("DecodeError" in line for line in list(server.lines)) >= 2, "both are refused")
-            server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(WAIT) == 0
-            assert server.process.stdout.read() == ""
+            assert server.end(signal.SIGTERM) == 0
+            assert server.said == []
         for line in server.lines:
             assert line.rstrip("\n").isprintable()
             assert not FORGED.search(line)
@@ -175,17 +176,15 @@ def test_verbose_is_as_it_was(tmp_path):
         folder = tmp_path / str(logged)
         folder.mkdir()
         with ServerProcess(keys_in(folder), "mqtt://127.0.0.1:1", first=first) as server:
-            assert "server 5e: 1 device in" in server.process.stdout.readline()
-            assert "this is no terminal" in server.process.stdout.readline()
-            assert "not connected" in server.process.stdout.readline()
+            for said in ("server 5e: 1 device in", "not a terminal", "not connected"):
+                server.heard(said)
             if logged:
-                server.heard("WARNING srup.agent <Server 5e> is not connected: ")
-            server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(WAIT) == 0
-        assert bool(server.lines) == logged
+                server.heard("WARNING srup.agent server 5e: not connected: ")
+            assert server.end(signal.SIGTERM) == 0
+        assert bool(server.complaints) == logged
 
 
 def test_a_form_that_there_is_not(tmp_path):
     with ServerProcess(keys_in(tmp_path), "mqtt://127.0.0.1:1", "--log-format", "xml") as server:
-        assert server.process.wait(WAIT) == 2
+        assert server.wait() == 2
         server.heard("xml")

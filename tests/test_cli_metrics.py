@@ -8,11 +8,13 @@ import time
 
 import pytest
 
-from srup import Data, Device, JoinRequest, PrivateKey, encode, tokens
+from srup import Data, JoinRequest, PrivateKey, encode, tokens
 from srup.transport import LocalBroker
 
 from .fleet import WAIT, key_of, wait_until
-from .server_process import DEVICE, SERVER, Publisher, ServerProcess, keys_in
+from .server_process import DEVICE, SERVER, Publisher, ServerProcess, keys_in, lamp
+
+pytestmark = pytest.mark.process
 
 TOPIC = f"SRUP/{DEVICE:x}"
 
@@ -32,17 +34,8 @@ def value(sequence_id, *, key=None, sender=DEVICE, recipient=SERVER):
 
 def test_counters_grow_by_exactly_what_is_sent(tmp_path, broker):
     with ServerProcess(keys_in(tmp_path), broker.url, "--metrics", "0", "--log-format", "json") as server:
-        device = Device(
-            DEVICE,
-            key_of(DEVICE),
-            server=SERVER,
-            server_key=key_of(SERVER).public_key,
-            broker=broker.url,
-            firmware=tmp_path / "firmware",
-            description="a lamp",
-        )
-        with device:
-            server.heard("says it is: a lamp")
+        with lamp(tmp_path, broker.url, "a lamp"):
+            server.heard("describes itself as: a lamp")
         # The device is gone, and nobody else publishes; ids of ours are above all of its own.
         first = int(time.time() * 1e6) + 1_000_000
         before = server.samples()
@@ -89,8 +82,7 @@ def test_readiness_follows_the_broker_and_the_process_ends_when_told(tmp_path, b
         wait_until(lambda: server.problems() == {}, "it is ready again")
         # Nobody who holds on to the endpoint keeps the process.
         with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), WAIT):
-            server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(WAIT) == 0
+            assert server.end(signal.SIGTERM) == 0
 
 
 @pytest.mark.parametrize(
@@ -103,7 +95,7 @@ def test_readiness_follows_the_broker_and_the_process_ends_when_told(tmp_path, b
 )
 def test_an_address_that_is_none(tmp_path, address, said):
     with ServerProcess(keys_in(tmp_path), "mqtt://127.0.0.1:1", "--metrics", address) as server:
-        assert server.process.wait(WAIT) == 2
+        assert server.wait() == 2
         assert said in server.heard("error: ")
 
 
@@ -111,7 +103,7 @@ def test_a_port_that_is_taken(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with ServerProcess(keys_in(tmp_path), "mqtt://127.0.0.1:1", "--metrics", address) as server:
-            assert server.process.wait(WAIT) == 2
+            assert server.wait() == 2
             assert f"cannot listen on {address}: Address already in use" in server.heard("error: ")
 
 
@@ -126,7 +118,6 @@ def test_a_join_request_of_a_stranger_is_counted(tmp_path, broker):
 
 
 def test_each_worker_shows_its_share(tmp_path, broker):
-    pytest.importorskip("redis")
     from srup.store import RedisStore
 
     from .redis_server import redis_server
@@ -151,15 +142,7 @@ def test_each_worker_shows_its_share(tmp_path, broker):
             left = [value for url in urls() for name, value in server.samples(url).items() if "remaining" in name[0]]
             assert len(left) == 4
             assert all(0 < seconds <= 15.0 for seconds in left)
-            device = Device(
-                DEVICE,
-                key_of(DEVICE),
-                server=SERVER,
-                server_key=key_of(SERVER).public_key,
-                broker=broker.url,
-                firmware=tmp_path / "firmware",
-            )
-            with device:
+            with lamp(tmp_path, broker.url):
                 wait_until(lambda: total("srup_members") == 1, "it is a member of one of them")
             verified = total("srup_messages_verified_total")
             assert verified >= 1
@@ -170,8 +153,7 @@ def test_each_worker_shows_its_share(tmp_path, broker):
             # What partitions that are served no more have counted stays.
             wait_until(lambda: total("srup_agents") == 0, "the leases are over")
             assert total("srup_messages_verified_total") >= verified
-            server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(WAIT) == 128 + signal.SIGTERM
+            assert server.end(signal.SIGTERM) == 0
         for line in server.lines:
             assert {"time", "level", "event"} <= json.loads(line).keys()
 
@@ -179,5 +161,5 @@ def test_each_worker_shows_its_share(tmp_path, broker):
 def test_workers_need_as_many_ports(tmp_path):
     options = ("--store", "redis://127.0.0.1:1/0", "--workers", "3", "--metrics", "65534")
     with ServerProcess(keys_in(tmp_path), "mqtt://127.0.0.1:1", *options) as server:
-        assert server.process.wait(WAIT) == 2
+        assert server.wait() == 2
         server.heard("there are no 3 ports from 65534 on")

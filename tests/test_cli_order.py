@@ -12,11 +12,9 @@ from srup.fetch import MemoryFetcher
 from srup.transport import LocalBroker
 
 from .fleet import DIGEST, FIRMWARE, SERVER, URL, WAIT, key_of, wait_until
-
-pytest.importorskip("redis")
-pytest.importorskip("typer")
-
 from .redis_server import redis_server
+
+pytestmark = pytest.mark.process
 
 DEVICE, NEW = 0xD1, 0xD2
 SRUP = [sys.executable, "-m", "srup"]
@@ -70,7 +68,7 @@ def site(tmp_path_factory):
 
 
 def test_what_a_device_is_without_anything_that_steers_a_terminal(site):
-    done = site.order("identify", "--device", "d1", "--wait")
+    done = site.order("identify", "d1", "--wait")
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.split(" ", 1) for line in done.stdout.splitlines()]
     assert {order for order, _ in lines} == {lines[0][0]}
@@ -79,7 +77,7 @@ def test_what_a_device_is_without_anything_that_steers_a_terminal(site):
 
 @pytest.mark.parametrize(("action", "told", "status"), [("3", "ACTION_SUCCESS", 0), ("4", "ACTION_FAIL", 1)])
 def test_an_action_ends_with_what_came_of_it(site, action, told, status):
-    done = site.order("action", "--device", "d1", "--action", action, "--wait", "--json")
+    done = site.order("action", "d1", action, "--wait", "--json")
     reports = [json.loads(line) for line in done.stdout.splitlines()]
     assert (done.returncode, reports[-1]["value"], reports[-1]["over"]) == (status, told, True)
     assert {report["id"].partition(".")[0] for report in reports} == {"d1"}
@@ -87,7 +85,7 @@ def test_an_action_ends_with_what_came_of_it(site, action, told, status):
 
 def test_an_update_from_a_file_that_is_held_and_activated(site):
     file = str(site.folder / "firmware.bin")
-    posted = site.order("update", "--device", "d1", "--url", URL, "--file", file, "--hold", "--json")
+    posted = site.order("update", "d1", "--url", URL, "--file", file, "--hold", "--json")
     order = json.loads(posted.stdout)
     assert (posted.returncode, order["state"]) == (0, "POSTED")
     wait_until(lambda: " READY" in site.order("result", order["id"]).stdout, "the device has the file")
@@ -97,18 +95,28 @@ def test_an_update_from_a_file_that_is_held_and_activated(site):
 
 
 def test_an_update_that_fails_is_status_1(site):
-    done = site.order("update", "--device", "d1", "--url", URL, "--digest", "0" * 64, "--wait")
+    done = site.order("update", "d1", "--url", URL, "--digest", "0" * 64, "--wait")
     assert done.returncode == 1
-    assert "FAILED UpdateError: device d1 reports UPDATE_FAIL_DIGEST" in done.stdout
+    told = "FAILED UpdateError: device d1 reports UPDATE_FAIL_DIGEST: the content has the digest 9d5c4a1a"
+    assert told in done.stdout
+
+
+def test_an_update_is_taken_back(site):
+    order = json.loads(_held(site))["id"]
+    wait_until(lambda: " READY" in site.order("result", order).stdout, "the device has the file")
+    assert site.order("cancel", order, "--wait").returncode == 0
+    done = site.order("result", order)
+    assert done.returncode == 1
+    assert "FAILED PolicyError: the update of d1 is off: the order was taken back" in done.stdout
 
 
 def test_a_device_is_registered_and_revoked(site):
-    assert site.order("register", "--device", "d2", "--key", str(site.folder / "new.pem"), "--wait").returncode == 0
+    assert site.order("register", "d2", str(site.folder / "new.pem"), "--wait").returncode == 0
     new = device(NEW, site.folder, site.url)
     try:
         wait_until(lambda: new.joined, "the new device has joined")
-        assert site.order("revoke", "--device", "d2", "--wait").returncode == 0
-        done = site.order("action", "--device", "d2", "--action", "3", "--wait")
+        assert site.order("revoke", "d2", "--wait").returncode == 0
+        done = site.order("action", "d2", "3", "--wait")
         assert (done.returncode, "d2 is not joined" in done.stdout) == (1, True)
     finally:
         new.stop(0.5)
@@ -117,9 +125,9 @@ def test_a_device_is_registered_and_revoked(site):
 def test_values_and_the_rest(site):
     got = []
     site.lamp.on_data("level", "uint8")(lambda server, name, value: got.append(value))
-    assert site.order("send", "--device", "d1", "level", "7", "--kind", "uint8", "--wait").returncode == 0
+    assert site.order("send", "d1", "level", "7", "--kind", "uint8", "--wait").returncode == 0
     assert got == [7]
-    assert site.order("join", "--device", "d1", "--server", "99", "--wait").stdout.endswith("DONE JOIN_REFUSED\n")
+    assert site.order("join", "d1", "--server", "99", "--wait").stdout.endswith("DONE JOIN_REFUSED\n")
     assert site.order("waiting", "--json").stdout == "{}\n"
 
 
@@ -129,21 +137,26 @@ def test_an_order_that_takes_longer_stands(site):
 
 
 def _held(site):
-    return site.order("update", "--device", "d1", "--url", URL, "--digest", DIGEST, "--hold", "--json").stdout
+    return site.order("update", "d1", "--url", URL, "--digest", DIGEST, "--hold", "--json").stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["action", "--device", "d1", "--action", "300"], "action_id"),
-        (["update", "--device", "d1", "--url", URL, "--digest", "short"], "digest"),
-        (["update", "--device", "d1", "--url", URL], "--file"),
-        (["update", "--device", "d1", "--url", URL, "--file", "missing.bin"], "missing.bin"),
-        (["register", "--device", "d1", "--key", "missing.pem"], "missing.pem"),
-        (["send", "--device", "d1", "level", "much", "--kind", "uint8"], "much"),
+        (["action", "d1", "300"], "ACTION"),
+        (["update", "d1", "--url", URL, "--digest", "short"], "digest"),
+        (["update", "d1", "--url", URL], "--file"),
+        (["update", "d1", "--url", URL, "--file", "missing.bin"], "missing.bin"),
+        (["register", "d1", "missing.pem"], "missing.pem"),
+        (["send", "d1", "level", "much", "--kind", "uint8"], "much"),
         (["result", "nonsense"], "no id of an order"),
         (["result", f"d1.{'0' * 32}"], "there is no order"),
-        (["identify", "--device", "xyz"], "no identity"),
+        (["identify", "xyz"], "is not an identity"),
+        (["register", "d1", "/"], "/: Is a directory"),
+        (["update", "d1", "--url", URL, "--file", "/"], "/: Is a directory"),
+        (["send", "d1", "level", "-1", "--kind", "uint8"], "does not fit uint8"),
+        (["send", "d1", "level", "zz", "--kind", "bytes"], "zz is no value of the kind bytes"),
+        (["send", "d1", "level", "7", "--kind", "int7"], "'--kind'"),
     ],
     ids=lambda each: each[0] if isinstance(each, list) else "",
 )
@@ -151,9 +164,10 @@ def test_a_mistake_is_status_2_and_one_line(site, arguments, told):
     done = site.order(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert told in done.stderr
+    assert "Errno" not in done.stderr
 
 
-def test_a_store_that_has_no_mailbox_is_named(tmp_path):
-    done = srup("order", "--store", str(tmp_path / "state.db"), "--identity", "5e", "identify", "--device", "d1")
+def test_a_store_that_is_not_there_is_named(tmp_path):
+    done = srup("order", "--store", str(tmp_path / "state.db"), "--identity", "5e", "identify", "d1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "SQLite" in done.stderr
+    assert f"{tmp_path}/state.db is missing: name the database of a server" in done.stderr

@@ -4,6 +4,7 @@ import copy
 import gc
 import operator
 import pickle
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
@@ -14,6 +15,8 @@ import pytest
 import srup
 from srup.errors import DecodeError, EncodeError, SignatureError, SrupError, UnknownSenderError
 from srup.messages import SCHEMA
+
+pytestmark = pytest.mark.backend
 
 TYPES = [message.layout.type for message in SCHEMA[:]]
 NAMES = [message.__name__ for message in SCHEMA[:]]
@@ -67,6 +70,13 @@ def refusal(schema, wire):
 def record(request, schema):
     """A record of every type in turn, on the twin in turn."""
     return sample(schema[request.param])
+
+
+def test_the_public_decode_is_the_schemas_own(schema):
+    assert srup.decode == SCHEMA.decode
+    assert "DecodeError" in srup.decode.__doc__
+    wire = b"\5\3" + bytes(16) + b"\0\1t\0\1s"
+    assert (schema.decode(wire=wire).token, srup.decode(wire=wire).token) == (b"t", b"t")
 
 
 # --- form
@@ -152,7 +162,9 @@ def test_unknown_types_are_refused(twin, schema, code):
     assert refusal(schema, wire).args == ("type", 1, f"0x{code:02X} is not known")
 
 
-@pytest.mark.parametrize("wire", [None, "text", bytearray(b"\5\3"), memoryview(b"\5\3"), 5, [5, 3]], ids=repr)
+@pytest.mark.parametrize(
+    "wire", [None, "text", bytearray(b"\5\3"), memoryview(b"\5\3"), 5, [5, 3]], ids=lambda value: type(value).__name__
+)
 def test_only_bytes_are_decoded(schema, wire):
     for read in (schema.decode, schema.peek):
         with pytest.raises(DecodeError, match=rf"^message at offset 0: expected bytes, not {type(wire).__name__}$"):
@@ -362,8 +374,57 @@ def test_field_descriptors_refuse_foreign_objects(twin, schema):
         with pytest.raises((TypeError, AttributeError)):
             field.__get__(foreign, None)
     short = sample(schema[3])
-    with pytest.raises((AttributeError, IndexError)):
+    with pytest.raises((TypeError, AttributeError, IndexError)):
         field.__get__(short, type(short))
+
+
+def test_records_keep_their_values_alive_and_give_them_back(schema):
+    """Filled by a constructor, filled again, refused, opened from bytes, dropped: no reference is lost or left over."""
+    token, text = bytes(bytearray(b"a token of this test")), "".join(["a text", " of this test"])
+    fields = {"sequence_id": 2**60 + 1, "sender_id": 2**61 + 1, "token": token}
+    before = sys.getrefcount(token), sys.getrefcount(text)
+    for _ in range(3):
+        record = schema[0x05](**fields, data_id=text, data=token)
+        record.__init__(**fields, data_id=text, data=b"")
+        with pytest.raises(EncodeError):
+            record.__init__(**fields, data_id=5, data=token)
+        with pytest.raises(EncodeError):
+            schema[0x05](**fields, data_id=text, data=text)
+        with pytest.raises(TypeError):
+            schema[0x05](**fields, data_id=text, other=token)
+        assert (record.token, record.data_id, record.data) == (token, text, b"")
+        assert sys.getrefcount(token) == before[0] + 1
+        del record
+    gc.collect()
+    assert (sys.getrefcount(token), sys.getrefcount(text)) == before
+
+
+def test_a_class_whose_new_makes_the_same_record_again(twin):
+    codec = twin.codec
+    kept = []
+    made = lambda cls: kept[0] if kept else codec.Record.__new__(cls)  # noqa: E731
+    record_class = type("Same", (codec.Record,), {"__new__": lambda cls, **fields: made(cls)})
+    record_class.bind(codec.Layout(9, "Same", (("a", codec.BINARY), ("b", codec.TEXT))))
+    token = bytes(bytearray(b"a token of this test"))
+    before = sys.getrefcount(token)
+    kept.append(record_class(sequence_id=1, sender_id=2, token=token, a=token, b="b"))
+    schema = codec.Schema()
+    schema.add(record_class)
+    record_class.bind(codec.Layout(10, "Same", ()))
+    assert record_class(sequence_id=3, sender_id=4, token=b"t") is kept[0]
+    assert dict(kept[0]) == {"sequence_id": 3, "sender_id": 4, "token": b"t"}
+    assert sys.getrefcount(token) == before
+
+
+def test_a_class_with_a_constructor_of_its_own(twin):
+    codec = twin.codec
+
+    class Named(codec.Record):
+        def __init__(self, token):
+            super().__init__(sequence_id=1, sender_id=2, token=token)
+
+    Named.bind(codec.Layout(9, "Named", ()))
+    assert Named(b"t").token == b"t"
 
 
 def test_pack_takes_records_only(twin, schema):
@@ -512,7 +573,7 @@ def test_encode_needs_a_message_and_a_private_key(key):
 
 
 def test_the_longest_message_of_rsa2048(vector_keys):
-    """WIRE.md: the longest token an RSA-2048 Activate can carry is 65,257 bytes."""
+    """docs/protocol/wire-format.md#w-4: the longest token an RSA-2048 Activate can carry is 65,257 bytes."""
     key = vector_keys["A2048"]
     message = srup.Activate(sequence_id=1, sender_id=2, token=b"t" * 65257)
     wire = srup.encode(message, key)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from srup.messages import SCHEMA
 
+pytestmark = pytest.mark.backend
+
 TYPES = [message.layout.type for message in SCHEMA[:]]
 HEADER = ("sequence_id", "sender_id", "token")
 RANGES = (0xFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
@@ -159,9 +161,10 @@ def schemas(twins):
 # --- records
 
 
-@given(layouts_and_values())
-def test_good_records(twins, drawn):
+@given(layouts_and_values(), st.data())
+def test_good_records(twins, drawn, data):
     layout, values = drawn
+    values = dict(data.draw(st.permutations(sorted(values.items()))))
 
     def call(twin):
         record_class, schema = bind(twin, layout)
@@ -198,6 +201,39 @@ def test_missing_and_unknown_names(twins, drawn, data):
         del values[name]
     values |= dict.fromkeys(unknown, 0)
     agree(twins, lambda twin: outcome(bind(twin, layout)[0], **values))
+
+
+@given(layouts_and_values(), st.data())
+def test_records_that_are_filled_again(twins, drawn, data):
+    """By their own constructor, called once more: what is refused changes nothing."""
+    layout, values = drawn
+    others = {name: data.draw(st.one_of(st.just(value), any_value), name) for name, value in values.items()}
+
+    def call(twin):
+        record_class, _ = bind(twin, layout)
+        made = outcome(record_class, **values)
+        if isinstance(made[0], type):
+            return made
+        record = record_class(**values)
+        again = outcome(record.__init__, **others)
+        return again, twin.codec.pack(record), shown(record), hash(record)
+
+    agree(twins, call)
+
+
+class Name(str):
+    """A name that is no str but equals one."""
+
+    __slots__ = ()
+
+
+@given(layouts_and_values(), st.integers(1, 3))
+def test_unnamed_values_and_odd_names(twins, drawn, count):
+    layout, values = drawn
+    agree(twins, lambda twin: outcome(bind(twin, layout)[0], *range(count), **values))
+    agree(twins, lambda twin: outcome(bind(twin, layout)[0], *range(count)))
+    agree(twins, lambda twin: outcome(bind(twin, layout)[0]))
+    agree(twins, lambda twin: outcome(bind(twin, layout)[0], **{Name(name): value for name, value in values.items()}))
 
 
 @given(st.data())

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from contextlib import ExitStack
@@ -14,44 +13,39 @@ from contextlib import ExitStack
 import pytest
 
 from srup import Device, FetchPolicy, KeyRing, Policy, Server, Status, UpdateError
+from srup.agent.firmware import Firmware
 from srup.keys import SCHEMES
-from srup.transport import LocalBroker, MqttTransport
+from srup.transport import MqttTransport
 from srup.update import UpdateState
 
-from .fleet import SERVER, WAIT, FirmwareHost, certificate, key_of, wait_until
+from .certificates import host_files
+from .command import Command
+from .fleet import SERVER, WAIT, FirmwareHost, key_of, wait_until
+from .programs import local_broker
+
+pytestmark = [pytest.mark.process, pytest.mark.backend]
 
 DEVICE = 0xD0
 FIRMWARE = bytes(range(256)) * 1000
 DIGEST = hashlib.sha256(FIRMWARE).hexdigest()
 EAGER = Policy(first_retry=0.2, max_retry=1.0)
-HAS_MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin") is not None
-
-
-def need(kind):
-    if kind == "mosquitto" and not HAS_MOSQUITTO:
-        if os.environ.get("CI"):
-            pytest.fail("CI must test with Mosquitto, and it is not installed")
-        pytest.skip("mosquitto is not installed")
-    if kind == "amqtt":
-        pytest.importorskip("amqtt")
-    return kind
 
 
 @pytest.fixture(scope="module", params=["mosquitto", "amqtt"])
 def broker(request):
-    with LocalBroker(need(request.param)) as broker:
+    with local_broker(request.param) as broker:
         yield broker
 
 
 @pytest.fixture
 def mosquitto():
-    with LocalBroker(need("mosquitto")) as broker:
+    with local_broker("mosquitto") as broker:
         yield broker
 
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory):
-    return certificate(tmp_path_factory.mktemp("tls"))
+    return host_files(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
@@ -198,8 +192,8 @@ def test_the_broker_is_killed_in_the_middle_of_an_update(mosquitto, site, host):
     here = site(mosquitto).joined()
     asked, go_on = gate(host)
     fetched = []
-    fetch = here.device._fetcher.fetch
-    here.device._fetcher.fetch = lambda *arguments: fetched.append(fetch(*arguments)) or fetched[0]
+    fetch = here.device.engine.part(Firmware).fetcher.fetch
+    here.device.engine.part(Firmware).fetcher.fetch = lambda *arguments: fetched.append(fetch(*arguments)) or fetched[0]
     activated = []
     here.device.on_activate(activated.append)
     order = here.update(f"{host.url}/slow")
@@ -264,40 +258,18 @@ print("ended", flush=True)
 """
 
 
-class Program:
-    """A Python program in a process of its own; ``wait_for`` reads its output up to a line."""
+class Program(Command):
+    """A Python program in a process of its own."""
 
     def __init__(self, source, config):
-        path = os.pathsep.join(entry for entry in sys.path if entry)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", source, json.dumps(config)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": path},
-        )
-        self.alarm = threading.Timer(WAIT, self.process.kill)
-        self.alarm.start()
+        super().__init__(json.dumps(config), program=(sys.executable, "-c", source))
 
     def wait_for(self, line):
-        for said in self.process.stdout:
-            if said.rstrip() == line:
-                return
-        pytest.fail(f"it ended without saying {line!r}: {self.process.stderr.read()}")
+        wait_until(lambda: f"{line}\n" in self.said, line)
 
     def ends(self):
-        """Its exit status and the rest of what it says."""
-        output, errors = self.process.communicate(timeout=WAIT)
-        self.alarm.cancel()
-        return self.process.returncode, output.split("\n")[:-1], errors
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.alarm.cancel()
-        self.process.kill()
-        self.process.communicate()
+        """Its exit status, what it has said, and what it has complained of."""
+        return self.wait(), "".join(self.said).splitlines(), [line for line in self.complaints if " INFO " not in line]
 
 
 @pytest.fixture
@@ -324,11 +296,11 @@ def config(tmp_path, mosquitto, host, tls):
 def test_server_and_device_in_two_processes(config, tmp_path):
     with Program(DEVICE_PROGRAM, config) as device, Program(SERVER_PROGRAM, config) as server:
         device.wait_for("joined")
-        assert server.ends() == (0, ["action ACTION_SUCCESS", "update ACTIVATED", "ended"], "")
+        assert server.ends() == (0, ["action ACTION_SUCCESS", "update ACTIVATED", "ended"], [])
         assert (tmp_path / "firmware" / "current").read_bytes() == FIRMWARE
         device.wait_for("action")
-        device.process.send_signal(signal.SIGINT)
-        assert device.ends() == (0, ["ended"], "")
+        device.send_signal(signal.SIGINT)
+        assert device.ends() == (0, ["joined", "action", "ended"], [])
 
 
 def test_a_device_process_is_killed_in_the_middle_of_an_update(config, site, mosquitto, host, tmp_path):
@@ -340,8 +312,7 @@ def test_a_device_process_is_killed_in_the_middle_of_an_update(config, site, mos
         device.wait_for("joined")
         order = server.update(DEVICE, f"{host.url}/slow", DIGEST)
         assert asked.wait(WAIT)
-        device.process.kill()
-        assert device.ends()[0] == -signal.SIGKILL
+        assert device.end(signal.SIGKILL) == -signal.SIGKILL
     go_on.set()
     assert not order.done
     with Program(DEVICE_PROGRAM, config) as device:
@@ -351,7 +322,7 @@ def test_a_device_process_is_killed_in_the_middle_of_an_update(config, site, mos
         assert server.action(DEVICE, 1).result(WAIT) is Status.ACTION_SUCCESS
         device.wait_for("action")
         server.action(DEVICE, 9)  # it stops itself in its handler
-        assert device.ends()[:2] == (0, ["ended"])
+        assert device.ends()[:2] == (0, ["joined", "action", "ended"])
 
 
 def test_a_device_that_is_stopped_in_the_middle_of_an_update_goes_on_after_its_next_start(mosquitto, site, host):
@@ -371,7 +342,7 @@ def test_a_device_that_is_stopped_in_the_middle_of_an_update_goes_on_after_its_n
         server_key=key_of(SERVER).public_key,
         broker=here.link("device"),
         firmware=here.device.firmware,
-        fetch=here.device._fetcher.policy,
+        fetch=here.device.engine.part(Firmware).fetcher.policy,
         policy=EAGER,
     )
     with again:

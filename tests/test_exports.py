@@ -17,31 +17,25 @@ import srup.errors
 SOURCE = Path(__file__).parent.parent / "src"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-# ARCHITECTURE.md: imports run downward only. Modules of one level do not know each other, but for SIDEWAYS.
-TRUST = {"codec", "keys", "keyring", "tokens", "replay", "rotation", "seal", "joinvalue", "records"}
-LEVELS = [
-    {"cli", "console"},
-    {"demo", "simulation", "bench"},
-    {"monitor"},
-    {"agent"},
-    {"transport", "store", "fetch", "keyex", "session", "update", "campaign"},
-    TRUST,
-    {"messages"},
-    {"wire"},
-    {"errors"},
-    {"srup_native"},
-]
-SIDEWAYS = {
-    ("codec", "keyring"),
-    ("codec", "keys"),
-    ("keyring", "keys"),
-    ("keyring", "records"),
-    ("rotation", "keyring"),
-    ("rotation", "keys"),
-    ("seal", "keys"),
-    ("session", "update"),
-    ("keyex", "transport"),
+ARCHITECTURE = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
+
+
+def modules(cell):
+    return re.findall(r"`(\w+)`", cell)
+
+
+# docs/architecture.md: imports run downward only. Modules of one level do not know each other, but for SIDEWAYS.
+LEVELS = {
+    name: int(number)
+    for number, names in re.findall(r"^\| (\d+) \| (.*?) \|", ARCHITECTURE, re.MULTILINE)
+    for name in modules(names)
 }
+SIDEWAYS = {
+    (name, imported)
+    for name, names in re.findall(r"^\| `(\w+)` \| (.*?) \|$", ARCHITECTURE, re.MULTILINE)
+    for imported in modules(names)
+}
+TRUST = {name for name, number in LEVELS.items() if number == LEVELS["codec"]}
 
 FOR_ARCHITECTURE = [
     *("PrivateKey", "PublicKey", "KeyRing", "encode", "decode", "verify_many", "seal", "unseal", "BACKEND", "Frame"),
@@ -51,7 +45,7 @@ FOR_ARCHITECTURE = [
 
 
 def unit(path):
-    """The level's name of a source file: srup/keys.py is ``keys``, session/base.py is ``session``."""
+    """The level's name of a source file: srup/keys.py is ``keys``, session/engine.py is ``session``."""
     first, *rest = path.relative_to(SOURCE).with_suffix("").parts
     return first if first == "srup_native" or rest == ["__init__"] else rest[0]
 
@@ -82,9 +76,8 @@ def is_unit(name):
 
 
 def level(name):
-    found = [number for number, names in enumerate(LEVELS) if name in names]
-    assert found, f"{name} has no level in ARCHITECTURE.md"
-    return found[0]
+    assert name in LEVELS, f"{name} has no level in docs/architecture.md"
+    return LEVELS[name]
 
 
 # --- names
@@ -146,7 +139,12 @@ def test_the_backend_is_told():
 
 def test_the_sources_are_found():
     assert {"keys", "codec", "session", "srup_native", "srup"} <= {unit(path) for path in FILES}
-    assert {"srup_native", "errors", "keyring", "keys", "messages"} == units_imported(SOURCE / "srup" / "codec.py")
+    assert {"srup_native", "errors", "keys", "messages"} == units_imported(SOURCE / "srup" / "codec.py")
+
+
+def test_the_levels_are_of_modules_that_there_are():
+    assert LEVELS.keys() == {unit(path) for path in FILES} - {"srup", "__main__"}
+    assert {name for pair in SIDEWAYS for name in pair} <= LEVELS.keys()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
@@ -157,6 +155,21 @@ def test_imports_run_downward(path):
     for imported in units_imported(path) - {name}:
         sideways = level(imported) == level(name) and (name, imported) in SIDEWAYS
         assert level(imported) > level(name) or sideways, f"{name} imports {imported}"
+
+
+PARTS = [path for path in FILES if unit(path) in ("agent", "simulation")]
+
+
+@pytest.mark.parametrize("path", PARTS, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_part_of_an_agent_uses_private_names_of_another(path):
+    """Whatever is private is defined in the module that uses it, the base classes of other modules included."""
+    tree = ast.parse(path.read_text())
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    private = [node for node in attributes if re.fullmatch(r"_[a-z]\w*", node.attr)]
+    defined = {node.attr for node in private if isinstance(node.ctx, ast.Store)}
+    defined |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    defined |= {"_replace", "_asdict"}  # of named tuples
+    assert {f"{ast.unparse(node)}, line {node.lineno}" for node in private if node.attr not in defined} == set()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
@@ -200,6 +213,15 @@ def test_no_edges_in_the_session():
     assert len(files) >= 5
     for path in files:
         assert not {name.split(".")[0] for name in imports(path)} & edges, path
+
+
+def test_deadlines_do_not_go_by_unix_time():
+    """Unix time is read where others have written it: certificates, the time of a posting. LocalTime knows the rest."""
+    readers = {"enrolment.py", "orders.py"}
+    for path in FILES:
+        if unit(path) == "agent":
+            calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+            assert path.name in readers or "time.time" not in map(ast.unparse, calls), path
 
 
 def test_no_topic_strings_outside_transport():
@@ -248,6 +270,7 @@ def test_no_message_names_in_srup_native():
             assert not names & set(path.read_text().replace("(", " ").replace(".", " ").split()), path
 
 
+@pytest.mark.process
 def test_the_transport_package_is_there_without_asking():
     code = "import srup; print(srup.transport.MqttTransport.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -256,5 +279,5 @@ def test_the_transport_package_is_there_without_asking():
 
 def test_documents_have_no_gaps():
     root = Path(__file__).parents[1]
-    for path in [*root.glob("*.md"), *root.glob("docs/*.md")]:
+    for path in [*root.glob("*.md"), *root.glob("docs/**/*.md")]:
         assert re.findall(r"@[A-Z]+@|TODO|FIXME", path.read_text()) == [], path

@@ -1,36 +1,45 @@
 """srup.fetch against real servers on loopback: what is downloaded, what is refused, and what is left on disk."""
 
-import datetime
+import base64
 import errno
+import gzip
 import hashlib
 import itertools
 import logging
 import os
 import re
+import select
+import socket
 import ssl
 import stat
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.client import HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from srup import fetch as fetch_module
 from srup.errors import UpdateError
-from srup.fetch import FetchPolicy, HttpFetcher, MemoryFetcher, Verdict, check_digest, file_digest, verdict
+from srup.fetch import Cancellation, FetchPolicy, HttpFetcher, MemoryFetcher
+from srup.fetchpolicy import Verdict, encoding, retry_after, verdict
+from srup.images import check_digest, file_digest
+from srup.printable import why
+from srup.urls import Address
 from srup.wire import Status
+
+from .certificates import AUTHORITY
+from .fleet import full_queue
 
 HTTP, SERVER, FILE, DIGEST = (
     Status.UPDATE_FAIL_HTTP_ERROR,
@@ -181,33 +190,9 @@ def serve() -> Iterator[Callable[..., Site]]:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate of ``localhost`` and its key in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    usage = dict.fromkeys(
-        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign"), False
-    )
-    cert = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(
-            x509.KeyUsage(
-                digital_signature=True, key_cert_sign=True, encipher_only=False, decipher_only=False, **usage
-            ),
-            critical=True,
-        )
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
+    """A certificate of ``localhost``, its authority and its key in one file."""
     path = tmp_path_factory.mktemp("tls") / "localhost.pem"
-    path.write_bytes(
-        cert.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    path.write_bytes(b"".join(AUTHORITY.issue_host(["localhost"], time.time())))
     return path
 
 
@@ -216,6 +201,13 @@ def tls(certificate: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context
+
+
+@pytest.fixture(autouse=True)
+def no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture
@@ -500,6 +492,75 @@ def test_a_stale_part_does_not_hide_a_tampered_body(serve: Serve, make: Make, fo
     assert leftovers(folder) == []
 
 
+def bits(size: int, etag: str = '"v1"') -> Reply:
+    """A server that knows ranges, on a link that is cut after ``size`` bytes."""
+
+    def reply(exchange: Exchange) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-", exchange.headers.get("Range", ""))
+        start = int(asked[1]) if asked else 0
+        headers = {"ETag": etag, "Content_Length": str(len(BODY) - start)}
+        if asked:
+            headers["Content_Range"] = f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"
+        exchange.answer(206 if asked else 200, BODY[start : start + size], **headers)
+
+    return reply
+
+
+def test_progress_renews_the_budget(serve: Serve, make: Make, folder: Path, pauses: list[float]) -> None:
+    """A link that is cut every 20 kB takes 14 attempts, of which two in a row may be of no use."""
+    site = serve(bits(20_000))
+    assert make(attempts=2).fetch(site.url, GOOD, folder).read_bytes() == BODY
+    assert site.ranges == [None, *(f"bytes={start}-" for start in range(20_000, len(BODY), 20_000))]
+    assert set(pauses) == {0.5}
+
+
+def test_what_was_reached_before_is_no_progress(serve: Serve, make: Make, folder: Path) -> None:
+    """A server without ranges begins anew each time: that never ends by itself."""
+    site = serve(cut(10), cut(20), cut(15), cut(21), cut(15), cut(21))
+    assert refused(make(attempts=3), site.url, folder).status == SERVER
+    assert len(site.requests) == 6  # after 21 bytes the failures are counted anew for the last time
+
+
+def test_a_body_without_a_length_that_was_cut_is_gone_on_with(serve: Serve, make: Make, folder: Path) -> None:
+    site = serve(whole(BODY[:1000], Content_Length=""), ranged())
+    assert make().fetch(site.url, GOOD, folder).read_bytes() == BODY
+    assert site.ranges == [None, "bytes=1000-"]
+
+
+def test_a_body_without_a_length_that_is_cut_each_time(serve: Serve, make: Make, folder: Path) -> None:
+    sizes = [1000, 900, 800, 700]
+    site = serve(*(whole(BODY[:size], Content_Length="") for size in sizes))
+    error = refused(make(attempts=4), site.url, folder)
+    assert (error.status, len(site.requests)) == (SERVER, 4)
+    assert "a body without a length ended after 700 bytes" in error.reason
+
+
+@pytest.mark.parametrize("server", [whole(OTHER, Content_Length=""), ranged(OTHER)], ids=["no length", "length"])
+def test_the_same_wrong_content_twice_is_no_cut(serve: Serve, make: Make, folder: Path, server: Reply) -> None:
+    site = serve(whole(OTHER, Content_Length=""), server)
+    assert refused(make(), site.url, folder).status == DIGEST
+    assert leftovers(folder) == []
+    assert len(site.requests) <= 3
+
+
+def test_a_chunked_body_that_ended_is_not_taken_for_a_cut(serve: Serve, make: Make, folder: Path) -> None:
+    body = b"5\r\nwrong\r\n0\r\n\r\n"
+    site = serve(lambda exchange: exchange.answer(200, body, Content_Length="", Transfer_Encoding="chunked"))
+    assert refused(make(), site.url, folder).status == DIGEST
+    assert len(site.requests) == 1
+
+
+def test_an_encoding_that_nobody_asked_for_is_named_and_asked_away(serve: Serve, make: Make, folder: Path) -> None:
+    packed = gzip.compress(BODY)
+    site = serve(whole(packed, Content_Encoding="gzip"), whole())
+    assert make().fetch(site.url, GOOD, folder).read_bytes() == BODY
+    assert site.ranges == [None, None]  # nothing is appended to what was encoded
+    other = serve(whole(packed, Content_Encoding="gzip"))
+    error = refused(make(attempts=3), other.url, folder / "other")
+    assert (error.status, len(other.requests)) == (SERVER, 3)
+    assert "encoded as gzip, which nobody asked for" in error.reason
+
+
 # --- statuses ----------------------------------------------------------------------------------------------------
 
 
@@ -514,7 +575,7 @@ def test_a_final_status_ends_at_once(serve: Serve, make: Make, folder: Path, cod
     assert leftovers(folder) == []
 
 
-@pytest.mark.parametrize("code", [429, 500, 502, 503])
+@pytest.mark.parametrize("code", [408, 425, 429, 500, 502, 503])
 def test_a_passing_status_is_retried_a_bounded_number_of_times(
     serve: Serve, make: Make, folder: Path, code: int, pauses: list[float]
 ) -> None:
@@ -522,6 +583,38 @@ def test_a_passing_status_is_retried_a_bounded_number_of_times(
     assert refused(make(attempts=4), site.url, folder).status == HTTP
     assert len(site.requests) == 4
     assert pauses == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": " 0 "}, 0),
+        ({"Retry-After": "-7"}, 0),
+        ({"Retry-After": "soon"}, 0),
+        ({"Retry-After": "9" * 5000}, 0),
+        ({"Retry-After": "\u0663"}, 0),
+        ({}, 0),
+        ({"Retry-After": "Sun, 06 Nov 1994 08:49:47 GMT", "Date": "Sun, 06 Nov 1994 08:49:37 GMT"}, 10),
+        ({"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT", "Date": "Sun, 06 Nov 1994 08:49:47 GMT"}, 0),
+        ({"Retry-After": "Sun, 06 Nov 1994 08:49:47 GMT", "Date": "junk"}, 27),
+        ({"Retry-After": "Sun, 06 Nov 1994 08:49:47 -0000"}, 27),
+        ({"Retry-After": "Sun, 06 Nov 99999 08:49:47 GMT"}, 0),
+    ],
+)
+def test_retry_after(headers: dict[str, str], seconds: float) -> None:
+    assert retry_after(headers, now=784_111_760.0) == seconds
+
+
+@pytest.mark.parametrize("code", [408, 425, 429, 503])
+def test_a_server_that_asks_for_peace_gets_it(
+    serve: Serve, make: Make, folder: Path, pauses: list[float], code: int
+) -> None:
+    site = serve(
+        status(code, Retry_After="20"), status(code, Retry_After="86400"), status(code, Retry_After="0"), whole()
+    )
+    assert make(max_pause=60).fetch(site.url, GOOD, folder).read_bytes() == BODY
+    assert pauses == [20.0, 60.0, 2.0]
 
 
 def test_a_server_that_recovers(serve: Serve, make: Make, folder: Path) -> None:
@@ -600,7 +693,6 @@ def test_a_redirect_to_another_port_of_the_host(serve: Serve, make: Make, folder
         "http://[::1",
         "http://[::1]:{port}/",
         "/a b",
-        "/\u00e9",
         "\t",
     ],
 )
@@ -618,6 +710,29 @@ def test_a_redirect_to_a_listed_host(serve: Serve, make: Make, folder: Path) -> 
     site.replies = [redirect(f"http://LOCALHOST:{site.server_port}/fw"), whole()]
     fetcher = make(allowed_hosts=frozenset({"127.0.0.1", "LocalHost"}))
     assert fetcher.fetch(site.url, GOOD, folder).read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    ("location", "asked"),
+    [
+        ("/caf\u00e9", "/caf%C3%A9"),
+        ("http://127.0.0.1:{port}/\u6f22/%41?q=\u00fc", "/%E6%BC%A2/%41?q=%C3%BC"),
+    ],
+)
+def test_a_redirect_to_utf8_that_is_not_escaped(
+    serve: Serve, make: Make, folder: Path, location: str, asked: str
+) -> None:
+    site = serve(whole())
+    as_sent = location.format(port=site.server_port).encode().decode("latin-1")  # send_header() writes Latin-1
+    site.replies = [redirect(as_sent), whole()]
+    assert make().fetch(site.url, GOOD, folder).read_bytes() == BODY
+    assert [path for path, _ in site.requests] == ["/fw.bin", asked]
+
+
+@pytest.mark.parametrize("location", ["http://h\u00f6st/", "/\u6f22", "/caf\u00e9 x", "/\x85\n"])
+def test_what_is_escaped_is_the_path_alone(location: str) -> None:
+    policy = FetchPolicy(allow_http=True)
+    assert failure(lambda: policy.follow(policy.admit("http://host/"), location)).status == HTTP
 
 
 @pytest.mark.parametrize("most", [0, 3])
@@ -777,6 +892,21 @@ def test_verdict(code: int, offset: int, content_range: str, expected: Verdict) 
     assert verdict(code, {"Content-Range": content_range}, offset, total=10) is expected
 
 
+@pytest.mark.parametrize(
+    ("content", "transfer", "expected"),
+    [
+        ("", "", ""),
+        ("identity", "chunked", ""),
+        ("GZip", "chunked", "gzip"),
+        ("identity, gzip", "", "gzip"),
+        ("", "gzip, chunked", "gzip"),
+        ("br", "deflate, chunked", "br, deflate"),
+    ],
+)
+def test_what_was_encoded_on_its_way_counts_as_encoded(content: str, transfer: str, expected: str) -> None:
+    assert encoding({"Content-Encoding": content, "Transfer-Encoding": transfer}) == expected
+
+
 def test_pauses_double_up_to_a_cap() -> None:
     policy = FetchPolicy(first_pause=1)
     assert [policy.pause(n) for n in (1, 2, 3, 6, 10_000)] == [1, 2, 4, 30, 30]
@@ -787,6 +917,60 @@ def test_pauses_double_up_to_a_cap() -> None:
 def test_a_policy_that_makes_no_sense(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
         FetchPolicy(**{field: value})
+
+
+def test_a_timeout_that_no_socket_takes() -> None:
+    with pytest.raises(ValueError, match="timeout is at most"):
+        FetchPolicy(timeout=float("inf"))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        " fw.example",
+        "fw.example:443",
+        "https://fw.example",
+        "fw.example/",
+        "fw.example?",
+        "fw.example#",
+        "*.example",
+        "u@fw.example",
+        "[fw.example]",
+        "fü.example",
+        "fw..example",
+        "[::1]:443",
+        "fe80::1%lo",
+    ],
+)
+def test_an_allowed_host_that_could_never_match_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="is no host"):
+        FetchPolicy(allowed_hosts=frozenset({host}))
+
+
+def test_allowed_hosts_are_no_text() -> None:
+    with pytest.raises(TypeError, match="a set of hosts"):
+        FetchPolicy(allowed_hosts="fw.example")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("host", ["FW.Example", "2001:DB8:0::1", "[2001:db8::1]", "192.0.2.1"])
+def test_an_allowed_host_is_found_however_it_is_spelled(host: str) -> None:
+    policy = FetchPolicy(allowed_hosts=frozenset({host}))
+    for asked in ("fw.example", "[2001:db8:0:0::1]", "192.0.2.1"):
+        (address,) = policy.allowed_hosts or ()
+        if Address.parse(f"https://{asked}").host == address:
+            assert policy.admit(f"https://{asked}/x").host == address
+            break
+    else:
+        pytest.fail(f"{host} matches nothing")
+
+
+def test_a_certificate_that_only_the_strict_check_refuses_is_explained() -> None:
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed: Missing Authority Key Identifier")
+    error.verify_code, error.verify_message = 85, "Missing Authority Key Identifier"
+    said = why(error)
+    assert "Issue it again with `authorityKeyIdentifier = keyid`" in said
+    assert "SSLContext" not in said  # nobody can give one here
 
 
 # --- caps --------------------------------------------------------------------------------------------------------
@@ -912,6 +1096,177 @@ def test_an_interrupt_passes_and_what_came_is_kept(serve: Serve, folder: Path) -
     with pytest.raises(KeyboardInterrupt):
         fetcher.fetch(serve(cut(10)).url, GOOD, folder)
     assert (folder / f"{GOOD}.part").read_bytes() == BODY[:10]
+
+
+@pytest.mark.parametrize("when", ["before", "while it runs", "in a pause"])
+def test_a_fetch_is_cancelled(serve: Serve, folder: Path, when: str) -> None:
+    """The fetcher goes on for others."""
+    cancellation = Cancellation()
+    fetcher = HttpFetcher(FetchPolicy(allow_http=True, first_pause=30))
+
+    def reply(exchange: Exchange) -> None:
+        if when == "in a pause":
+            exchange.answer(503)
+            exchange.wfile.flush()
+            cancellation.cancel("not wanted")
+        else:
+            exchange.answer(200, BODY[:10], Content_Length="")
+            exchange.wfile.flush()
+            cancellation.cancel("not wanted")
+            exchange.server.over.wait()
+
+    if when == "before":
+        cancellation.cancel("not wanted")
+        cancellation.cancel("the second reason does not count")
+    site = serve(reply)
+    error = failure(lambda: fetcher.fetch(site.url, GOOD, folder, cancellation))
+    assert (error.status, error.reason) == (SERVER, "not wanted")
+    assert len(site.requests) == (0 if when == "before" else 1)
+    assert fetcher.fetch(serve(whole()).url, GOOD, folder).read_bytes() == BODY
+
+
+def test_a_connection_that_nobody_takes_is_cancelled(make: Make, folder: Path) -> None:
+    """The other side drops what we send; the policy would wait half a minute."""
+    cancellation = Cancellation()
+    with full_queue() as port, ThreadPoolExecutor(1) as pool:
+        url = f"http://127.0.0.1:{port}/"
+        running = pool.submit(make(attempts=1).fetch, url, GOOD, folder, cancellation)
+        with pytest.raises(TimeoutError):
+            running.result(0.3)
+        cancellation.cancel("not wanted")
+        assert failure(running.result).reason == "not wanted"
+
+
+def test_memory_heeds_a_cancellation(folder: Path) -> None:
+    cancellation = Cancellation()
+
+    def content() -> bytes:
+        cancellation.cancel("not wanted")
+        return BODY
+
+    fetcher = MemoryFetcher({"fw": content})
+    for _ in range(2):
+        assert failure(lambda: fetcher.fetch("fw", GOOD, folder, cancellation)).reason == "not wanted"
+    assert fetcher.asked == ["fw"]
+
+
+# --- proxies -----------------------------------------------------------------------------------------------------
+
+
+class _Hop(BaseHTTPRequestHandler):
+    """A proxy: tunnels, and passes plain requests on."""
+
+    server: "ProxyServer"
+
+    def do_CONNECT(self) -> None:
+        self._note()
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((host, int(port))) as there:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.flush()
+            others = {self.connection: there, there: self.connection}
+            with suppress(OSError):
+                while True:
+                    for end in select.select(list(others), [], [])[0]:
+                        data = end.recv(65536)
+                        if not data:
+                            raise OSError("one side has hung up")
+                        others[end].sendall(data)
+        self.close_connection = True
+
+    def do_GET(self) -> None:
+        self._note()
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.path) as answer:
+            body = answer.read()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _note(self) -> None:
+        self.server.asked.append((self.command, self.path, self.headers["Proxy-Authorization"]))
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class ProxyServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Hop)
+        self.asked: list[tuple[str, str, str | None]] = []
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+
+@pytest.fixture
+def proxy() -> Iterator[ProxyServer]:
+    server = ProxyServer()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_proxy_by_option(serve: Serve, make: Make, folder: Path, proxy: ProxyServer) -> None:
+    site = serve(whole())
+    fetcher = make(proxy=f"http://us%40er:s3cret@{proxy.host}/")
+    assert fetcher.fetch(site.url + "?q", GOOD, folder).read_bytes() == BODY
+    authorization = "Basic " + base64.b64encode(b"us@er:s3cret").decode()
+    assert proxy.asked == [("GET", f"http://{site.host}/fw.bin?q", authorization)]
+    assert site.requests[0][1]["Proxy-Authorization"] is None
+    assert site.requests[0][1]["Host"] == site.host
+
+
+def test_tls_through_a_proxy_ends_at_the_host(
+    serve: Serve, tls: ssl.SSLContext, certificate: Path, folder: Path, proxy: ProxyServer
+) -> None:
+    site = serve(whole(), tls=tls)
+    fetcher = HttpFetcher(FetchPolicy(ca_file=certificate, proxy=proxy.host))
+    assert fetcher.fetch(f"https://localhost:{site.server_port}/x", GOOD, folder).read_bytes() == BODY
+    assert proxy.asked == [("CONNECT", f"localhost:{site.server_port}", None)]
+    assert site.requests[0][0] == "/x"
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY"])
+@pytest.mark.parametrize("exempt", ["", "127.0.0.1", "*"])
+def test_proxies_of_the_environment(
+    serve: Serve, make: Make, folder: Path, proxy: ProxyServer, monkeypatch: pytest.MonkeyPatch, name: str, exempt: str
+) -> None:
+    monkeypatch.setenv(name, f"http://{proxy.host}")
+    monkeypatch.setenv("NO_PROXY", exempt)
+    site = serve(whole())
+    assert make().fetch(site.url, GOOD, folder).read_bytes() == BODY
+    assert len(proxy.asked) == (0 if exempt else 1)
+    assert make(proxy="").fetch(site.url, GOOD, folder / "2").read_bytes() == BODY  # none at all
+    assert len(proxy.asked) == (0 if exempt else 1)
+
+
+@pytest.mark.parametrize("text", ["socks5://h:1", "http://h:0", "h h", "http://", "http://u:s3cret@", "http://h/path"])
+def test_a_proxy_that_makes_no_sense(make: Make, folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    with pytest.raises(ValueError, match="proxy") as caught:
+        FetchPolicy(proxy=text)
+    assert "s3cret" not in str(caught.value)
+    monkeypatch.setenv("http_proxy", text)
+    error = refused(make(), "http://host.example/", folder)
+    assert error.status == SERVER
+    assert "proxy" in error.reason
+    assert "s3cret" not in error.reason
+
+
+def test_a_proxy_that_is_not_there(serve: Serve, make: Make, folder: Path, proxy: ProxyServer) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        site = serve(whole())
+        error = refused(make(proxy=f"127.0.0.1:{taken.getsockname()[1]}", attempts=2), site.url, folder)
+    assert error.status == SERVER
+    assert site.requests == []
 
 
 # --- TLS ---------------------------------------------------------------------------------------------------------
@@ -1133,6 +1488,7 @@ def test_only_downloading_needs_urllib3(monkeypatch: pytest.MonkeyPatch, folder:
         HttpFetcher()
 
 
+@pytest.mark.process
 def test_importing_does_not_load_urllib3() -> None:
     code = "import sys, srup.fetch; sys.exit('urllib3' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,11 +1,13 @@
-"""Attacks on the key exchange service and on its clients (THREATS.md, T14 and T15; T18 is in test_keyex_broker.py).
+"""Attacks on the key exchange service and on its clients (T14, T15; T18 is in test_keyex_broker.py).
 
 Every test shows three things: the attack is refused, nothing has changed by it, and the same bytes take effect once the
 guard is off, so it is the guard that refuses them.
 """
 
+import sqlite3
 import ssl
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 
 import pytest
 from cryptography import x509
@@ -13,10 +15,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from srup import KeyServiceError, TransportError
-from srup.keyex import KeyService, ServiceFolder, authority, certificates, enroll, forms
+from srup.keyex import EnrolmentPolicy, KeyService, ServiceFolder, authority, certificates, enroll, forms, store
+from srup.keyex.certificates import CertificateAuthority
 from srup.keyex.proof import enrolment, rotation, sign
 
-from .fleet import key_of
+from .certificates import csr_of
+from .fleet import WAIT, key_of, wait_until
 from .keyex_site import (
     DEVICE,
     OTHER,
@@ -24,7 +28,6 @@ from .keyex_site import (
     SERVICE,
     Site,
     calling,
-    csr_of,
     decoded,
     make_site,
     named,
@@ -34,6 +37,7 @@ from .keyex_site import (
 __all__ = ["make_site"]
 
 ATTACKER = 0xBAD
+LOOK_UPS = ("get_key", "get_type", "c2_check", "rotations")
 THIEF = key_of(ATTACKER)
 
 
@@ -127,7 +131,7 @@ def test_t14_an_identity_that_has_a_token_out_is_reserved_for_its_holder(site, c
         proof = text(sign(thief, enrolment(OTHER, guess)))
         caller.refused(403, "token", "register", registration(OTHER, thief, token=guess, proof=proof))
         caller.refused(400, "proof", "register", right | {"key": thief.public_key.to_pem().decode()})
-        caller.refused(400, "proof", "register", registration(ATTACKER - 1, owner, token=token, proof=right["proof"]))
+        caller.refused(403, "token", "register", registration(ATTACKER - 1, owner, token=token, proof=right["proof"]))
     assert caller.post("register", right).status == 201  # the control
 
 
@@ -250,6 +254,84 @@ def test_t14_a_token_is_used_once_and_not_after_its_time(site, caller, monkeypat
         caller.refused(403, "token", "register", registration(0xD3, key_of(9), token=token, proof=proof))
 
 
+# --- T9: what strangers ask for neither waits for the database nor keeps others from it
+
+
+@contextmanager
+def write_locked(site):
+    """Another process writes to the database, for as long as it likes."""
+    with closing(sqlite3.connect(site.folder.path / "keyex.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def is_held(lock):
+    """Whether another thread has it."""
+    if lock.acquire(blocking=False):
+        lock.release()
+        return False
+    return True
+
+
+def test_t9_nothing_that_a_stranger_asks_for_takes_the_write_lock_or_signs(site, caller, monkeypatch):
+    known = registration(DEVICE, key_of(DEVICE))
+    token = text(bytes(24))
+    stranger = key_of(0x99)
+    proof = text(sign(stranger, enrolment(OTHER, token)))
+    assert caller.get(f"c2_check/{SERVER:x}").status == 200
+    monkeypatch.setattr(CertificateAuthority, "revocation_list", lambda *_: pytest.fail("signed for a stranger"))
+    monkeypatch.setattr(authority, "sign", lambda *_: pytest.fail("signed for a stranger"))
+    site.clock.now += 86400  # the list is not of today any more
+    with write_locked(site):
+        for path in ("status", "ca", "crl", *(f"{route}/{SERVER:x}" for route in LOOK_UPS)):
+            assert caller.get(path).status == 200
+        assert caller.post("register", known).status == 201
+        caller.refused(403, "token", "register", registration(OTHER, stranger, token=token, proof=proof))
+        caller.refused(403, "identity", "register", registration(DEVICE))
+        caller.refused(400, "signature", "access", request_for(DEVICE, csr_of(THIEF, "d1")))
+        caller.refused(400, "signature", "validate", {"identity": "5e", "signature": text(b"x")})
+        rotated = {"identity": "5e", "new_key": known["key"], "signature": text(b"x"), "new_signature": text(b"x")}
+        caller.refused(400, "signature", "rotate", rotated)
+
+
+def test_t9_look_ups_do_not_wait_for_writers(site, caller, monkeypatch):
+    """Not even when all threads that may write wait for another process, and more requests wait for them."""
+    monkeypatch.setattr(store, "_PATIENCE", 4 * WAIT)
+    site.authority._store._db.execute(f"PRAGMA busy_timeout = {int(4000 * WAIT)}")
+    csr = csr_of(key_of(DEVICE), f"{DEVICE:x}")
+    writing = request_for(DEVICE, csr, key_of(DEVICE))
+    with ThreadPoolExecutor(60) as pool:
+        with write_locked(site):
+            waiting = [pool.submit(caller.post, "access", writing) for _ in range(60)]
+            wait_until(lambda: is_held(site.authority._store._lock))
+            assert caller.get(f"get_key/{SERVER:x}").status == 200
+            assert not any(each.done() for each in waiting)
+        assert {each.result(WAIT).status for each in waiting} == {200}
+
+
+def test_t9_a_stranger_from_one_address_displaces_nobody(site):
+    def ask(identity, key, origin):
+        with pytest.raises(KeyServiceError, match="waits for the operator"):
+            site.authority.register(named(identity), key.public_key, "device", origin=origin)
+
+    owner, elsewhere = key_of(OTHER), key_of(0xD3)
+    ask(OTHER, owner, "192.0.2.1")
+    ask(0xD3, elsewhere, "192.0.2.2")
+    for number in range(20):
+        ask(OTHER, key_of(7000 + number), "198.51.100.1")
+    waiting = [each.fingerprint for each in site.authority.candidates() if each.identity == OTHER]
+    assert len(waiting) == site.authority.policy.max_candidates_each
+    assert owner.public_key.fingerprint in waiting
+    site.authority.policy = EnrolmentPolicy(max_candidates=20)
+    for number in range(30):
+        ask(0x1000 + number, key_of(7000 + number), "198.51.100.1")
+    waiting = [each.fingerprint for each in site.authority.candidates()]
+    assert len(waiting) == 20
+    assert {owner.public_key.fingerprint, elsewhere.public_key.fingerprint} <= set(waiting)
+    site.authority.approve(OTHER, owner.public_key.fingerprint)
+
+
 # --- T15: key service impersonation
 
 
@@ -258,6 +340,7 @@ def fake_service(tmp_path, **options):
     """The attacker's own service, with keys of his under the names of the genuine ones."""
     fake = Site(tmp_path / "fake", **options)
     fake.authority.add(SERVER, THIEF.public_key, "server", server=True)
+    fake.authority.revocation_list()  # what a service does before its first request
     try:
         with fake.serving() as url:
             yield fake, url
@@ -282,6 +365,55 @@ def test_t15_a_fake_service_is_not_believed(site, tmp_path):
         fake.authority.add(OTHER, key_of(OTHER).public_key)
         fooled = enroll(url, OTHER, key_of(OTHER), ca=fake.authority.certificates.pem)
         assert fooled.server_key == THIEF.public_key
+
+
+@contextmanager
+def claiming(site, monkeypatch):
+    """Let a service answer with any text for its authority; yields a function that sets it."""
+    real, said = CertificateAuthority.pem.fget, {}
+
+    def pem(authority):
+        return said.get(id(authority)) or real(authority)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CertificateAuthority, "pem", property(pem))
+        yield lambda text: said.update({id(site.authority.certificates): text})
+
+
+def test_t15_beside_the_authority_that_the_token_names_nobody_is_believed(site, tmp_path, monkeypatch):
+    """The attacker's answer begins with the genuine certificate, which is public, and goes on with the attacker's."""
+    token = site.authority.invite(OTHER)
+    genuine = site.authority.certificates.pem
+    with fake_service(tmp_path) as (fake, url), claiming(fake, monkeypatch) as claim:
+        fake.authority.add(OTHER, key_of(OTHER).public_key)
+        own = fake.authority.certificates.pem
+        for answer in (genuine + own, genuine.replace(b"\n", b"\r\n") + own, b"hello\n" + genuine + b"\n\n" + own):
+            claim(answer)
+            with pytest.raises(TransportError, match="certificate"):
+                enroll(url, OTHER, key_of(OTHER), token=token)
+        for answer in (own + genuine, b"junk", genuine[:100]):
+            claim(answer)
+            with pytest.raises(KeyServiceError, match="not the one that the token names"):
+                enroll(url, OTHER, key_of(OTHER), token=token)
+        claim(own)  # the control: whoever trusts the whole answer believes the fake
+        fooled = enroll(url, OTHER, key_of(OTHER), ca=genuine + own)
+        assert fooled.server_key == THIEF.public_key
+
+
+def test_t15_who_may_pass_for_the_broker_is_one_certificate(site, tmp_path, monkeypatch):
+    """Nothing that comes with it is kept, and a renewal must name the same one."""
+    genuine = site.authority.certificates.pem
+    stranger = CertificateAuthority.create("stranger", site.clock()).pem
+    with site.serving() as url, claiming(site, monkeypatch) as claim:
+        claim(genuine + stranger)
+        made = enroll(url, ATTACKER, THIEF, ca=genuine)
+        assert made.authority == genuine
+        assert made.renewed().authority == genuine
+        made.save(tmp_path / "folder")
+        assert (tmp_path / "folder" / "ca.pem").read_bytes() == genuine
+        claim(stranger + genuine)
+        with pytest.raises(KeyServiceError, match="authority"):
+            made.renewed()
 
 
 def test_t15_a_certificate_of_the_right_authority_for_another_host_is_not_believed(site):
@@ -377,9 +509,6 @@ def test_t15_a_service_without_its_key_is_found_out(site):
 
 def test_a_request_with_a_hash_that_nobody_should_use_is_no_way_round(site, caller):
     """SHA-1 in the request's own signature proves nothing, and is not needed: the registered key signs it too."""
-    private = serialization.load_pem_private_key(key_of(SERVICE, "rsa2048").to_pem(), None)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "bad")])
-    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
-    csr = builder.sign(private, hashes.SHA512()).public_bytes(serialization.Encoding.PEM)
+    csr = csr_of(key_of(SERVICE, "rsa2048"), "bad", algorithm=hashes.SHA512())
     with site.unchanged():
         caller.refused(400, "csr", "access", request_for(ATTACKER, csr))

@@ -3,8 +3,10 @@
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import pairwise
 
+import psutil
 import pytest
 from cryptography import x509
 
@@ -13,10 +15,12 @@ from srup.keyex import EnrolmentPolicy, ServiceFolder
 from srup.keyex.certificates import DAY, request_certificate
 from srup.keyex.forms import Identity
 from srup.keyex.proof import enrolment, is_signed, rotation, sign
+from srup.keyex.store import Store
 from srup.keys import SCHEMES
 
+from .certificates import csr_of
 from .fleet import WAIT, key_of
-from .keyex_site import BROKER, DEVICE, OTHER, SERVER, SERVICE, csr_of, make_site, named
+from .keyex_site import BROKER, DEVICE, OTHER, SERVER, SERVICE, make_site, named
 
 __all__ = ["make_site"]
 
@@ -190,14 +194,34 @@ def test_the_operator_does_not_give_the_services_own_identity_away_either(site):
     refused(site, 403, "identity", site.authority.approve, SERVICE, public.fingerprint)
 
 
+def test_a_key_that_is_refused_leaves_the_token(site):
+    with pytest.raises(KeyServiceError, match="waits"):
+        site.authority.register(named(DEVICE), key_of(1).public_key, "device")
+    site.authority.invite(DEVICE)
+    with pytest.raises(KeyServiceError, match="first 32 digits"):
+        site.authority.refuse(DEVICE, key_of(1).public_key.fingerprint[:12])
+    assert len(site.authority.candidates()) == len(site.authority.invitations()) == 1
+    assert site.authority.refuse(DEVICE, key_of(1).public_key.fingerprint) == 1
+    assert len(site.authority.invitations()) == 1
+    assert site.authority.refuse(DEVICE) == 0
+    assert site.authority.invitations() == []
+
+
 def test_who_was_sent_away_may_ask_again(site):
     def ask():
         with pytest.raises(KeyServiceError, match="waits"):
             site.authority.register(named(DEVICE), key_of(1).public_key, "device")
 
     ask()
-    assert site.authority.refuse(DEVICE, key_of(2).public_key.fingerprint) == 0
+    for another in (key_of(2).public_key.fingerprint, "", key_of(1).public_key.fingerprint[:8]):
+        with pytest.raises(KeyServiceError, match="fingerprint: "):
+            site.authority.refuse(DEVICE, another)
+    assert len(site.authority.candidates()) == 1
+    assert site.authority.refuse(DEVICE, key_of(1).public_key.fingerprint[:32].upper()) == 1
+    ask()
     assert site.authority.refuse(DEVICE) == 1
+    with pytest.raises(KeyServiceError, match="no key waits for d1, and no token"):
+        site.authority.refuse(DEVICE)
     ask()
     assert len(site.authority.candidates()) == 1
 
@@ -299,7 +323,28 @@ def test_a_replayed_request_gives_what_it_gave_before(site):
         site.clock.now += DAY / 4
         site.authority.access(named(DEVICE), csr, signature)
         site.authority.expire()
-    assert len(site.authority._store.issued()) <= 4
+    kept = site.authority._store.issued()
+    assert len(kept) == 16
+    assert len([each for each in kept if each.pem]) <= 4
+    for _ in range(60):
+        site.clock.now += 7 * DAY
+        site.authority.access(named(DEVICE), csr, signature)
+    assert len(site.authority._store.issued()) == 32
+
+
+def test_a_certificate_of_a_clock_that_was_ahead_is_not_given_again(site):
+    """Nobody could use it until that day."""
+    key = enter(site)
+    site.clock.now += 30 * DAY
+    ahead = access(site, key).certificate
+    site.clock.now -= 30 * DAY
+    present = access(site, key).certificate
+    assert serial(present) != serial(ahead)
+    assert access(site, key).certificate == present
+    site.clock.now -= 60.0  # a little is nothing: certificates are good from before they are issued
+    assert access(site, key).certificate == present
+    site.authority.revoke(DEVICE)
+    assert serials(site) == {serial(ahead), serial(present)}
 
 
 def test_certificates_of_one_identity_are_bounded(site):
@@ -332,11 +377,34 @@ def test_a_revoked_identity_is_gone_for_ever(site):
     refused(site, 403, "key", site.authority.add, OTHER, key.public_key)
     with site.unchanged():
         site.authority.revoke(DEVICE)
-    site.clock.now += 9 * DAY
-    site.authority.expire()
-    assert serials(site) == set()  # nothing that could be used any more
-    assert site.authority.revoked() == {DEVICE}
     refused(site, 404, "identity", site.authority.revoke, OTHER)
+
+
+def test_t18_what_is_revoked_stays_so_although_the_clock_goes_ahead_and_back(site):
+    """A clock that is set wrongly for an hour must not make a certificate good again that the list had."""
+    key = enter(site)
+    before = access(site, key).certificate
+    site.authority.revoke(DEVICE)
+    for days in (30, -30):
+        site.clock.now += days * DAY
+        enter(site, 1000 + days)
+        access(site, key_of(1000 + days), identity=1000 + days)
+        site.authority.expire()
+        assert serials(site) == {serial(before)}
+
+
+@pytest.mark.parametrize("times", [1, 15])
+def test_t18_what_was_issued_before_the_clock_went_ahead_and_back_can_be_revoked(site, times):
+    """Its owner renewed meanwhile, or not."""
+    key = enter(site)
+    before = access(site, key).certificate
+    for _ in range(times):
+        site.clock.now += 8 * DAY
+        access(site, key)
+    site.authority.expire()
+    site.clock.now -= 8 * DAY * times
+    site.authority.revoke(DEVICE)
+    assert serial(before) in serials(site)
 
 
 def test_the_revocation_list_is_made_again_when_it_changes_and_every_day(site):
@@ -460,8 +528,18 @@ def test_a_damaged_folder_is_not_opened(site, name, content):
         site.open()
 
 
+def test_a_folder_that_is_not_opened_is_let_go_of(site):
+    site.authority.close()
+    with closing(Store(site.folder.path / "keyex.db")) as store, store.writing():
+        store.set("identity", "junk")
+    with pytest.raises(ValueError, match="junk") as caught:
+        site.open()
+    assert caught.tb is not None  # the frames of the failure are still there, and what they refer to
+    assert str(site.folder.path / "keyex.db") not in {file.path for file in psutil.Process().open_files()}
+
+
 def test_a_folder_without_a_service_is_not_opened(tmp_path):
-    with pytest.raises(KeyServiceError, match="is not the folder"):
+    with pytest.raises(KeyServiceError, match="holds no key exchange service"):
         ServiceFolder(tmp_path).open(clock=float, entropy=bytes)
     with pytest.raises(KeyServiceError, match="must be RSA"):
         ServiceFolder.create(tmp_path / "k", 1, float, key_of(1))

@@ -7,16 +7,17 @@ from ipaddress import ip_address
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from srup import KeyServiceError, PrivateKey
 from srup.keyex.certificates import DAY, CertificateAuthority, request_certificate, requested_key, tls_pem
 from srup.keyex.proof import signing_key
 
+from .certificates import csr_of, private_of
 from .fleet import key_of
-from .keyex_site import DEVICE, csr_of, private_of
+from .keyex_site import DEVICE
 
 NOW = float(int(time.time()))
 PEM = serialization.Encoding.PEM
@@ -136,12 +137,8 @@ def test_a_request_that_its_key_did_not_sign_is_refused():
 
 def test_a_weak_key_in_a_request_is_refused():
     for bits, exponent, said in ((1024, 65537, "1024 bits"), (2048, 3, "exponent 3")):
-        private = rsa.generate_private_key(exponent, bits)
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "d1")])
-        builder = x509.CertificateSigningRequestBuilder().subject_name(name)
-        assert said in refused(builder.sign(private, hashes.SHA256()).public_bytes(PEM))
-    other_curve = ec.generate_private_key(ec.SECP384R1())
-    assert "no signing key" in refused(builder.sign(other_curve, hashes.SHA256()).public_bytes(PEM))
+        assert said in refused(csr_of(rsa.generate_private_key(exponent, bits), "d1"))
+    assert "no signing key" in refused(csr_of(ec.generate_private_key(ec.SECP384R1()), "d1"))
 
 
 @pytest.mark.parametrize(

@@ -5,22 +5,24 @@ import re
 import socket
 import ssl
 import threading
-from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from srup import Device, KeyRing, KeyServiceError, PrivateKey, Server, TransportError
-from srup.agent.enrolment import enter, link
-from srup.keyex import Enrolment, KeyService, enroll, rotate
+from srup.agent.enrolment import broker_transport, load_or_enroll
+from srup.keyex import Enrolment, KeyService, ServiceFolder, enroll, rotate
 from srup.keyex import enrolment as enrolment_module
-from srup.keyex.certificates import DAY
+from srup.keyex.certificates import DAY, CertificateAuthority
+from srup.keyex.store import Store
 from srup.keys import SCHEMES
 
-from .fleet import key_of
-from .keyex_site import BROKER, DEVICE, OTHER, SERVER, SERVICE, make_site, named, text
+from .fleet import WAIT, FirmwareHost, full_queue, key_of
+from .keyex_site import BASE, BROKER, DEVICE, OTHER, SERVER, SERVICE, make_site, named, text
 
 __all__ = ["make_site"]
 
@@ -168,7 +170,7 @@ def test_a_change_that_was_interrupted_anywhere_is_finished(site, url, tmp_path,
         patch.setattr(owner, place, broken)
         with pytest.raises(Crash):
             rotate(folder, new)
-    assert enter(folder).key.public_key == new.public_key
+    assert load_or_enroll(folder).key.public_key == new.public_key
     assert site.authority.key_of(named(DEVICE)) == new.public_key
     assert not (folder / "next.pem").exists()
 
@@ -185,7 +187,83 @@ def test_a_server_that_changed_its_key_is_followed_over_several_steps(site, url,
     assert followed.followed().server_key == followed.server_key
 
 
+# --- several at once in one folder
+
+
+def both(*jobs):
+    """Do these at the same time, each on a thread of its own; return what they give."""
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return [future.result(4 * WAIT) for future in [pool.submit(job) for job in jobs]]
+
+
+def meeting(monkeypatch, owner, name):
+    """Let two calls of a method meet, if they can: where a lock keeps one out, the other goes on alone."""
+    real, barrier = getattr(owner, name), threading.Barrier(2)
+
+    def together(*arguments, **options):
+        with suppress(threading.BrokenBarrierError):
+            barrier.wait(1.0)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, together)
+
+
+def test_two_first_starts_in_one_folder_have_one_key(site, url, tmp_path, monkeypatch):
+    token = site.authority.invite(DEVICE)
+    meeting(monkeypatch, PrivateKey, "generate")
+    made = both(*2 * [lambda: load_or_enroll(tmp_path / "d", url, DEVICE, token=token, scheme="ed25519")])
+    registered = site.authority.key_of(named(DEVICE))
+    assert {each.key.public_key for each in (*made, Enrolment.load(tmp_path / "d"))} == {registered}
+
+
+def test_two_changes_of_a_key_at_once_are_made_one_after_the_other(site, url, tmp_path, monkeypatch):
+    enrolled(site, url).save(tmp_path / "d")
+    meeting(monkeypatch, KeyService, "rotate")
+    both(*(lambda: rotate(tmp_path / "d", PrivateKey.generate("ed25519")) for _ in range(2)))
+    assert site.authority.key_of(named(DEVICE)) == Enrolment.load(tmp_path / "d").key.public_key
+    assert len(site.authority.rotations(named(DEVICE))) == 2
+    assert not (tmp_path / "d" / "next.pem").exists()
+
+
+def test_a_renewal_does_not_bring_back_a_key_that_was_changed_meanwhile(site, url, tmp_path, monkeypatch):
+    enrolled(site, url).save(tmp_path / "d")
+    renew = broker_transport(tmp_path / "d", Enrolment.load(tmp_path / "d"))._before_connect
+    site.clock.now += 4 * DAY
+    monkeypatch.setattr("srup.agent.enrolment.time.time", site.clock)
+    real, new = Enrolment.renewed, PrivateKey.generate("ed25519")
+    changes = []
+
+    def slow(enrolment):
+        """Get the new certificate, and give the change time to come before it is written."""
+        renewed = real(enrolment)
+        changes.append(pool.submit(rotate, tmp_path / "d", new))
+        wait(changes, 1.0)
+        return renewed
+
+    monkeypatch.setattr(Enrolment, "renewed", slow)
+    with ThreadPoolExecutor(1) as pool:
+        renew()
+        assert changes[0].result(4 * WAIT).key.public_key == new.public_key
+    assert site.authority.key_of(named(DEVICE)) == new.public_key
+    assert Enrolment.load(tmp_path / "d").key.public_key == new.public_key
+
+
 # --- folders
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_folder_is_a_path_or_its_text(site, url, tmp_path, kind):
+    folder = kind(tmp_path / "d")
+    made = enrolled(site, url)
+    made.save(folder)
+    assert Enrolment.load(folder).identity == DEVICE
+    assert rotate(folder).identity == DEVICE
+    assert load_or_enroll(folder).identity == DEVICE
+    assert broker_transport(folder, made)
+    service = kind(tmp_path / "service")
+    ServiceFolder.create(service, 1, site.clock, key_of(SERVICE, "rsa2048"))
+    ServiceFolder(service).open(clock=site.clock, entropy=bytes).close()
+    Store(kind(tmp_path / "service" / "keyex.db")).close()
 
 
 @pytest.mark.parametrize("name", ["enrolment.json", "client.pem", "ca.pem", "key.pem"])
@@ -221,9 +299,9 @@ def test_a_device_and_a_server_enrol_themselves(site, url, tmp_path):
     token = site.authority.invite(DEVICE)
     device = Device.enroll(tmp_path / "d", url, DEVICE, token=token, scheme="ed25519", firmware=tmp_path / "f")
     assert (device.identity, device.server) == (DEVICE, SERVER)
-    assert site.authority.key_of(named(DEVICE)) == device._key.public_key
+    assert site.authority.key_of(named(DEVICE)) == device.debug.key.public_key
     again = Device.enroll(tmp_path / "d", firmware=tmp_path / "f")
-    assert again._key.public_key == device._key.public_key
+    assert again.debug.key.public_key == device.debug.key.public_key
     site.authority.invite(0x5F, server=True)
     server = Server.enroll(
         *(tmp_path / "s", url, 0x5F), devices=KeyRing(), token=site.authority.invite(0x5F, server=True), scheme="p256"
@@ -241,7 +319,7 @@ def test_a_device_that_waits_for_the_operator_keeps_its_key(site, url, tmp_path)
     (candidate,) = site.authority.candidates()
     site.authority.approve(DEVICE, candidate.fingerprint)
     device = Device.enroll(tmp_path / "d", url, DEVICE, ca_file=ca)
-    assert device._key.public_key.fingerprint == candidate.fingerprint
+    assert device.debug.key.public_key.fingerprint == candidate.fingerprint
 
 
 def test_a_device_starts_without_the_service_once_it_is_enrolled(site, tmp_path, caplog):
@@ -253,7 +331,9 @@ def test_a_device_starts_without_the_service_once_it_is_enrolled(site, tmp_path,
 
 
 def test_a_mistake_is_named(site, url, tmp_path):
-    with pytest.raises(KeyServiceError, match="url and identity must be given"):
+    with pytest.raises(
+        KeyServiceError, match=r"none holds no enrolment: srup keyex enroll .* \(a program: give url and identity\)"
+    ):
         Device.enroll(tmp_path / "none")
     enrolled(site, url).save(tmp_path / "d")
     with pytest.raises(KeyServiceError, match="holds the enrolment of d1, not of d2"):
@@ -278,7 +358,7 @@ def test_the_link_renews_the_certificate_before_it_connects(site, url, tmp_path,
     folder = tmp_path / "d"
     enrolled(site, url).save(folder)
     before = Enrolment.load(folder)
-    transport = link(folder, before)
+    transport = broker_transport(folder, before)
     transport._before_connect()
     assert Enrolment.load(folder).certificate == before.certificate
     site.clock.now += 4 * DAY
@@ -293,7 +373,7 @@ def test_a_link_whose_service_is_gone_keeps_the_certificate(site, tmp_path, monk
         enrolled(site, url).save(folder)
     before = Enrolment.load(folder)
     monkeypatch.setattr("srup.agent.enrolment.time.time", lambda: before.expires)
-    link(folder, before)._before_connect()
+    broker_transport(folder, before)._before_connect()
     assert Enrolment.load(folder).certificate == before.certificate
     assert "is not renewed" in caplog.text
 
@@ -301,35 +381,16 @@ def test_a_link_whose_service_is_gone_keeps_the_certificate(site, tmp_path, monk
 # --- answers that are not to be believed
 
 
-class Liar(BaseHTTPRequestHandler):
-    """Answers every request with what its server's table says for the path, and the status before it."""
-
-    def do_GET(self):
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, body = self.server.answers.get(self.path.removeprefix("/KeyEx/register"), (200, b"{}"))
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_POST = do_GET
-
-    def log_message(self, *_):
-        pass
-
-
 @contextmanager
 def lying(**answers):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Liar)
-    server.answers = {f"/{path}": answer for path, answer in answers.items()}
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield KeyService(f"http://127.0.0.1:{server.server_port}", allow_http=True)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    """A service that answers with these, each a status and a body, or ``page(handler)``."""
+
+    def page(answer):
+        return answer if callable(answer) else lambda handler: handler.answer(*answer)
+
+    pages = {f"{BASE}/{path}": page(answer) for path, answer in answers.items()}
+    with FirmwareHost(pages).running() as host:
+        yield KeyService(host.url, allow_http=True)
 
 
 JUNK = [b"", b"junk", b"[]", b"null", b"{}", b"[" * 100_000, b"\xff", b'{"identity": 5, "key": 5, "broker": 5}']
@@ -337,7 +398,7 @@ JUNK = [b"", b"junk", b"[]", b"null", b"{}", b"[" * 100_000, b"\xff", b'{"identi
 
 @pytest.mark.parametrize("body", JUNK)
 def test_junk_for_an_answer_is_told(body):
-    routes = dict.fromkeys(("status", "register", "validate", "access"), (200, body))
+    routes = dict.fromkeys(("status", "validate", "access", f"get_key/{DEVICE:x}"), (200, body))
     with lying(**routes | {"register": (201, body)}) as service:
         for call in (
             service.status,
@@ -348,6 +409,22 @@ def test_junk_for_an_answer_is_told(body):
         ):
             with pytest.raises(KeyServiceError, match="not to be believed"):
                 call()
+
+
+def test_an_answer_that_is_cut_is_no_answer():
+    """What has arrived of a type would be another type."""
+
+    def cut(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "20")
+        handler.end_headers()
+        handler.wfile.write(b"device")
+
+    with (
+        lying(**{f"get_type/{DEVICE:x}": cut}) as service,
+        pytest.raises(TransportError, match="key exchange service at"),
+    ):
+        service.type_of(DEVICE)
 
 
 def test_an_answer_without_end_is_cut(monkeypatch):
@@ -393,6 +470,23 @@ def test_a_certificate_for_another_key_is_not_taken(site):
         service.access(DEVICE, key_of(DEVICE), key_of(DEVICE))
 
 
+def test_a_certificate_by_a_namesake_of_the_authority_is_not_taken(site):
+    site.authority.add(DEVICE, key_of(DEVICE).public_key)
+    real = site.authority.certificates
+    (name,) = real.certificate.subject
+    namesake = CertificateAuthority.create(name.value, site.clock())
+    forged = namesake.certify_client(DEVICE, key_of(DEVICE).public_key, site.clock(), DAY)
+    answer = {
+        "certificate": text(forged.public_bytes(serialization.Encoding.PEM)),
+        "CA_certificate": text(real.pem),
+    }
+    with (
+        lying(access=(200, json.dumps(answer).encode())) as service,
+        pytest.raises(KeyServiceError, match="not by the authority that came with it"),
+    ):
+        service.access(DEVICE, key_of(DEVICE), key_of(DEVICE))
+
+
 def test_a_service_that_drips_is_cut_off(monkeypatch):
     monkeypatch.setattr("srup.keyex.client._TIMEOUT", 0.05)
     with ExitStack() as stack:
@@ -417,6 +511,17 @@ def test_a_service_that_drips_is_cut_off(monkeypatch):
             service.status()
 
 
+def test_a_host_of_many_addresses_that_do_not_answer_is_given_up(monkeypatch):
+    """The time for the whole counts, however many steps there are."""
+    monkeypatch.setattr("srup.keyex.client._TIMEOUT", 0.1)
+    with full_queue() as port:
+        real = socket.getaddrinfo("127.0.0.1", port, 0, socket.SOCK_STREAM)
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_: real * 20)
+        service = KeyService(f"http://localhost:{port}", allow_http=True)
+        with pytest.raises(TransportError, match=r"the answer took longer than 0\.3 s"):
+            service.status()
+
+
 def test_nobody_listens():
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
@@ -426,7 +531,27 @@ def test_nobody_listens():
 
 
 @pytest.mark.parametrize(
-    "url", ["", "keyex", "ftp://x", "https://", "https://u:secret@x", "https://x:99999", "https://x/y", "https://x?y"]
+    "url",
+    [
+        "",
+        "keyex",
+        "ftp://x",
+        "https://",
+        "https://u:secret@x",
+        "https://x:99999",
+        "https://x/y",
+        "https://x?y",
+        "https://ho st",
+        " https://x",
+        "https://x\n",
+        "https://x\ty",
+        "https://x?",
+        "https://x#",
+        "https://x:0",
+        "https://x\\y",
+        "https://.x",
+        "https://" + "a" * 70,
+    ],
 )
 def test_a_url_that_is_none(url):
     with pytest.raises(ValueError, match="url") as caught:

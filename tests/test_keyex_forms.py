@@ -110,6 +110,19 @@ def test_what_is_no_identity(spelled):
     assert caught.value.field == "server"
 
 
+TYPES = Form(("type",))
+
+
+@pytest.mark.parametrize("kind", ["device", "LED sign", "a b c", "RSYND", "x" * 32, "v1.2-b_3"])
+def test_a_type_may_have_several_words(kind):
+    assert read(TYPES, json.dumps({"type": kind}).encode()) == {"type": kind}
+
+
+@pytest.mark.parametrize("kind", ["", " ", " c2", "c2 ", "a  b", "a\tb", "a\nb", "x" * 33, "x " * 16 + "x", "\u00e9"])
+def test_what_is_no_type(kind):
+    assert refusal(TYPES, json.dumps({"type": kind}).encode()) == "type"
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_key_in_each_of_its_forms(scheme_keys, scheme):
     public = scheme_keys[scheme].public_key

@@ -1,11 +1,12 @@
-"""srup.keyex.service over real HTTP: the routes of FLOWS.md as deployed clients use them, and what strangers send."""
+"""srup.keyex.service over real HTTP: the routes as any client may use them, and what strangers send."""
 
 import hashlib
 import logging
+import random
 import socket
 import ssl
 from base64 import b64decode
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 import urllib3
@@ -15,12 +16,14 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from srup.keyex.certificates import request_certificate
 from srup.keyex.client import BASE
 from srup.keyex.forms import MAX_BODY
 from srup.keyex.proof import enrolment, sign
-from srup.keyex.service import ROUTES, Limiter
+from srup.keyex.service import ROUTES, Connections, Limiter, origin
 
-from .fleet import key_of
+from .certificates import csr_of
+from .fleet import WAIT, key_of, wait_until
 from .keyex_site import (
     BROKER,
     DEVICE,
@@ -31,6 +34,7 @@ from .keyex_site import (
     calling,
     decoded,
     make_site,
+    named,
     text,
 )
 
@@ -52,8 +56,8 @@ def caller(site):
         yield caller
 
 
-class DeployedClient:
-    """A device as FLOWS.md describes it, with none of this project's code and none of its extensions.
+class PlainClient:
+    """A device that knows the routes and nothing else: none of this project's code and none of its extensions.
 
     It has an RSA-2048 key, sends it without PEM lines, and signs with PSS and the longest salt.
     """
@@ -76,14 +80,7 @@ class DeployedClient:
         return self.caller.post("validate", request)
 
     def access(self):
-        name = x509.Name(
-            [
-                x509.NameAttribute(x509.NameOID.COUNTRY_NAME, "GB"),
-                x509.NameAttribute(x509.NameOID.COMMON_NAME, self.identity),
-            ]
-        )
-        request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(self.private, hashes.SHA256())
-        csr = request.public_bytes(serialization.Encoding.PEM)
+        csr = csr_of(self.private, self.identity, other_names=["Example Ltd"])
         return self.caller.post(
             "access", {"identity": self.identity, "csr": text(csr), "signature": self.signature(csr)}
         )
@@ -100,10 +97,10 @@ def whole(key):
     return f"-----BEGIN PUBLIC KEY-----\n{key}\n-----END PUBLIC KEY-----".encode()
 
 
-def test_a_deployed_client_from_registration_to_certificate(site, caller):
+def test_a_client_with_the_routes_alone_from_registration_to_certificate(site, caller):
     server_key = key_of(SERVER, "rsa2048").public_key
     site.authority.add(SERVER, server_key, "c2", server=True)
-    client = DeployedClient(caller, "51a3b2c4d5e6f708")
+    client = PlainClient(caller, "51a3b2c4d5e6f708")
 
     status = caller.get("status")
     assert (status.status, status.json()) == (200, {"active": True, "identity": "5e41ce"})
@@ -141,6 +138,44 @@ def test_a_deployed_client_from_registration_to_certificate(site, caller):
     assert caller.get(f"c2_check/{client.identity}").status == 404
     for route in ("get_key", "get_type", "c2_check"):
         assert caller.get(f"{route}/777").status == 404
+
+
+class DeployedClient(PlainClient):
+    """A double of the client in the field (docs/protocol/deployed-peers.md, D-30 to D-34).
+
+    It is somebody else at every attempt, wants a certificate for a key that is for TLS alone, and takes what a
+    registration gives it for the key of the server.
+    """
+
+    def __init__(self, caller):
+        super().__init__(caller, f"{random.getrandbits(64):x}")
+        self.tls = rsa.generate_private_key(65537, 2048)
+
+    def request(self):
+        return csr_of(self.tls, self.identity)
+
+    @staticmethod
+    def server_key(answer):
+        return serialization.load_pem_public_key(decoded(answer, "key"))
+
+
+def test_a_deployed_client_cannot_enrol_by_itself(site, caller):
+    """What docs/keyex.md says about it; such a device gets files (test_keyex_enrolled.py)."""
+    site.authority.add(SERVER, key_of(SERVER, "rsa2048").public_key, "c2", server=True)
+    first = DeployedClient(caller)
+    assert first.register("LED sign").status == 403
+    (candidate,) = site.authority.candidates()
+    site.authority.approve(candidate.identity, candidate.fingerprint)
+    second = DeployedClient(caller)
+    assert second.register().status == 403  # who was approved does not come again
+    assert second.identity != first.identity
+    answer = first.register()  # if it did:
+    assert answer.status == 201
+    with pytest.raises(ValueError, match="PEM"):
+        DeployedClient.server_key(answer)
+    csr = first.request()
+    request = {"identity": first.identity, "csr": text(csr), "signature": first.signature(csr)}
+    assert caller.refused(400, "csr", "access", request) == "csr: is for another key than the registered one"
 
 
 def test_a_deployed_server_confirms_itself_with_the_signature_that_the_operator_got(site, caller):
@@ -192,6 +227,27 @@ def test_every_route_is_there_with_and_without_a_slash_and_takes_one_method(call
             assert ask(path + slash).status in (200, 400, 404)
             wrong = caller.get if entry.method == "POST" else lambda path: caller.post(path, {})
             assert wrong(path + slash).status == 405
+
+
+def test_what_is_revoked_is_soon_in_the_list_that_is_served(site, monkeypatch):
+    monkeypatch.setattr("srup.keyex.service._HOUSEKEEPING", 0.6)
+    told = []
+    key = key_of(DEVICE)
+    site.authority.add(DEVICE, key.public_key)
+    csr = request_certificate(DEVICE, key)
+    issued = site.authority.access(named(DEVICE), csr, sign(key, csr)).certificate
+    with site.serving(housekeeping=lambda: told.append(1)) as url, calling(url, site.folder.path / "ca.pem") as caller:
+
+        def listed():
+            return [entry.serial_number for entry in x509.load_pem_x509_crl(caller.get("crl").data)]
+
+        assert listed() == []
+        other = site.open()  # the operator's command
+        other.revoke(DEVICE)
+        other.close()
+        wait_until(listed)
+        assert listed() == [x509.load_pem_x509_certificate(issued).serial_number]
+        assert told
 
 
 # --- what strangers send
@@ -294,6 +350,109 @@ def test_t9_strangers_fill_neither_disk_nor_table_and_members_are_served(make_si
     with site.serving(limiter=OPEN) as url, calling(url, site.folder.path / "ca.pem") as caller:
         assert {ask(caller, 2000 + number) for number in range(40)} == {403}  # the control: nobody counts
         assert len(site.authority.candidates()) == 52
+
+
+def test_t9_strangers_from_everywhere_together_do_not_keep_the_database_busy(site, monkeypatch):
+    monkeypatch.setattr("srup.keyex.service._FROM_ALL", (0.0, 5.0))
+    with (
+        site.serving(limiter=OPEN, proxies=["127.0.0.1"]) as url,
+        calling(url, site.folder.path / "ca.pem") as caller,
+    ):
+        statuses = [forwarded(caller, number, f"198.51.100.{number}") for number in range(8)]
+    assert statuses == [403] * 5 + [429] * 3
+
+
+def forwarded(caller, number, client):
+    """Ask to be registered, by way of a proxy that names the client; returns the status."""
+    request = {"identity": f"{number:x}", "key": key_of(5000 + number).public_key.to_pem().decode(), "type": "device"}
+    headers = {"Content-Type": "application/json", "X-Forwarded-For": client}
+    return caller.pool.request("POST", f"{caller.url}{BASE}/register", json=request, headers=headers).status
+
+
+@pytest.mark.parametrize("proxies", [["127.0.0.1"], ["192.0.2.0/24", "127.0.0.0/8"]])
+def test_t9_behind_a_trusted_proxy_each_client_has_limits_of_its_own(site, proxies):
+    limiter = Limiter(0.0, 1.0)
+    with site.serving(limiter=limiter, proxies=proxies) as url, calling(url, site.folder.path / "ca.pem") as caller:
+        clients = ["198.51.100.1", "198.51.100.1", "198.51.100.2", "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"]
+        statuses = [forwarded(caller, number, client) for number, client in enumerate(clients)]
+        assert statuses == [403, 429, 403, 403, 429, 403]
+        lie = "203.0.113.9, 198.51.100.1"  # the proxy adds the client's address to what the client has sent
+        assert forwarded(caller, 9, lie) == 429
+    assert {each.origin for each in site.authority.candidates()} == {
+        *("198.51.100.1", "198.51.100.2", "2001:db8::/64", "2001:db8:0:1::/64")
+    }
+
+
+def test_t9_nobody_else_says_where_a_request_comes_from(site):
+    limiter = Limiter(0.0, 1.0)
+    with site.serving(limiter=limiter) as url, calling(url, site.folder.path / "ca.pem") as caller:
+        assert [forwarded(caller, number, f"198.51.100.{number}") for number in range(3)] == [403, 429, 429]
+
+
+def test_t9_connections_that_say_nothing_keep_nobody_out(site):
+    """The control is the number: without a bound on them each would have a place."""
+    connections = Connections(each=4, most=6)
+    with site.serving(connections=connections) as url, ExitStack() as stack:
+        host, port = url.removeprefix("https://").split(":")
+        silent = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(40)]
+        with calling(url, site.folder.path / "ca.pem"):
+            for sock in silent[:-4]:
+                sock.settimeout(WAIT)
+                assert sock.recv(1) == b""
+        assert sum(map(len, connections._open.values())) <= 4
+
+
+def test_connections_are_bounded_for_each_address_and_altogether_and_in_time():
+    connections = Connections(["10.0.0.0/8"], each=3, most=5, lifetime=60.0)
+    ours, held = {}, []
+
+    def enter(name, host, now):
+        ours[name], theirs = socket.socketpair()
+        held.append(theirs)
+        connections.enter(theirs, host, now)
+
+    def ended():
+        gone = set()
+        for name, sock in ours.items():
+            sock.setblocking(False)
+            with suppress(BlockingIOError):
+                assert sock.recv(1) == b""
+                gone.add(name)
+        return gone
+
+    with ExitStack() as stack:
+        stack.callback(lambda: [sock.close() for sock in (*ours.values(), *held)])
+        enter("genuine", "192.0.2.1", 0.0)
+        for number in range(5):
+            enter(f"flood {number}", "198.51.100.1", 1.0)
+        assert ended() == {"flood 0", "flood 1"}
+        enter("proxy", "10.1.2.3", 2.0)
+        enter("other", "192.0.2.2", 2.0)
+        assert ended() == {"flood 0", "flood 1"}
+        enter("one more", "192.0.2.3", 3.0)  # the sixth: the flood's, which are the most, make room
+        assert ended() == {"flood 0", "flood 1", "flood 2"}
+        held[1 + 3].close()  # one that ended by itself counts no more
+        enter("late", "192.0.2.4", 60.5)
+        assert ended() == {"flood 0", "flood 1", "flood 2", "flood 3", "genuine"}
+
+
+@pytest.mark.parametrize(
+    ("host", "counts_as"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8::5", "2001:db8::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("192.0.2.1:50000", "192.0.2.1"),
+        ("[2001:db8::5]", "2001:db8::/64"),
+        ("[2001:db8::6]:50000", "2001:db8::/64"),
+        ("[::ffff:192.0.2.1]:1", "192.0.2.1"),
+        ("testclient", "testclient"),
+        ("", ""),
+    ],
+)
+def test_what_counts_as_one_address(host, counts_as):
+    assert origin(host) == counts_as
 
 
 def test_the_limiter_lets_a_burst_through_then_a_rate_and_remembers_so_many_addresses():

@@ -87,18 +87,34 @@ def test_it_can_be_changed_while_it_is_iterated(keys):
 def test_load(keys, tmp_path):
     for name, key in (("0", keys[0]), ("1f", keys[1]), ("00AB", keys[2]), ("f" * 16, keys[3])):
         key.save(tmp_path / f"{name}.pem")
-    (tmp_path / "README").write_text("not a key")
-    (tmp_path / "1e.pem.bak").write_text("not a key")
     assert dict(KeyRing.load(tmp_path)) == {0: keys[0], 0x1F: keys[1], 0xAB: keys[2], 2**64 - 1: keys[3]}
     assert dict(KeyRing.load(str(tmp_path))) == dict(KeyRing.load(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["server", "0x1f", "-1", "+1", "1_0", " 1", "1" * 17, "1.2", ".pem", "٣"])
-def test_load_refuses_other_names(keys, tmp_path, name):
-    keys[0].save(tmp_path / f"{name}.pem")
-    with pytest.raises(InvalidKeyError, match=r"the name must be the identity in hex") as caught:
-        KeyRing.load(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / name}.pem: ")
+@pytest.mark.parametrize("name", ["d1.pem", "D1.PEM", "00d1.pem", "d1.pem.pub", "D1.Pem.PUB"])
+def test_load_takes_the_names_that_tools_and_other_systems_give(keys, tmp_path, name):
+    keys[0].save(tmp_path / name)
+    assert dict(KeyRing.load(tmp_path)) == {0xD1: keys[0]}
+
+
+JUNK_NAMES = ["server", "0x1f", "-1", "+1", "1_0", " 1", "1" * 17, "1.2", ".pem", "٣", "._d1", "d1.pem"]
+
+
+@pytest.mark.parametrize(
+    "name", [*(f"{name}.pem" for name in JUNK_NAMES), "README", "d1.pem.bak", "d1.pub", ".d1.pem.x7"]
+)
+def test_load_skips_other_names_aloud(keys, tmp_path, caplog, name):
+    keys[1].save(tmp_path / "1f.pem")
+    (tmp_path / name).write_bytes(b"\0\5\x16\7 whatever")
+    assert dict(KeyRing.load(tmp_path)) == {0x1F: keys[1]}
+    [record] = caplog.records
+    assert (record.levelname, record.name) == ("WARNING", "srup.keyring")
+    assert ascii(str(tmp_path / name)) in record.getMessage()
+    skipped = []
+    assert dict(KeyRing.load(tmp_path, lambda path, why: skipped.append((path, why)))) == {0x1F: keys[1]}
+    [(path, why)] = skipped
+    assert path == tmp_path / name
+    assert why.startswith("its name ")
 
 
 def test_load_names_the_file_that_is_wrong(keys, vectors, tmp_path):

@@ -5,17 +5,21 @@ import logging
 import os
 import pickle
 import stat
-from datetime import datetime
+import subprocess
+from contextlib import nullcontext
 
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives import serialization as s
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
-from cryptography.hazmat.primitives.hashes import SHA256
 
 import srup
 from srup.errors import InvalidKeyError
 from srup.keys import SCHEMES, PrivateKey, PublicKey
+
+from .certificates import certificate_of, private_of
+from .programs import need
+
+pytestmark = pytest.mark.backend
 
 SIGNED = b"signed bytes"
 
@@ -69,7 +73,7 @@ def test_the_default_is_the_interoperable_scheme():
 
 @pytest.mark.parametrize("scheme", ["", "rsa", "rsa1024", "RSA2048", "p384", "mldsa99", None, 2048], ids=repr)
 def test_unknown_schemes(scheme):
-    with pytest.raises(InvalidKeyError, match=rf"^unknown scheme {scheme!r}.*; here there are rsa2048, "):
+    with pytest.raises(InvalidKeyError, match=rf"^unknown scheme {scheme!r}; there are rsa2048, "):
         PrivateKey.generate(scheme)
 
 
@@ -125,6 +129,75 @@ def test_keys_without_rsa_have_a_second_block(key):
     assert key.to_pem().count(b"-----BEGIN PRIVATE KEY") == blocks
     assert key.to_pem("secret").count(b"-----BEGIN ENCRYPTED PRIVATE KEY") == blocks
     assert key.public_key.to_pem().count(b"-----BEGIN PUBLIC KEY") == blocks
+
+
+def certificate_pem(key):
+    return certificate_of(key).public_bytes(s.Encoding.PEM)
+
+
+PARAMETERS = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
+
+
+def test_the_key_is_found_by_its_label():
+    """What ``openssl ecparam -genkey`` writes, and keys that share a file with certificates, whatever stands first."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    traditional = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.TraditionalOpenSSL, s.NoEncryption())
+    assert traditional.startswith(b"-----BEGIN EC PRIVATE KEY-----\n")
+    certificate, modern, public = certificate_pem(key), private_pem(key), public_pem(key)
+    expected = PublicKey.from_pem(public)
+    for pem in (PARAMETERS + traditional, certificate + modern, modern + certificate * 3, public + modern):
+        assert PrivateKey.from_pem(pem).public_key == expected
+    for pem in (certificate + public, public + certificate, PARAMETERS + public):
+        assert PublicKey.from_pem(pem) == expected
+
+
+def test_an_x25519_key_is_found_behind_other_blocks(scheme_keys):
+    key = scheme_keys["p256"]
+    signing, sealing = (
+        block + b"-----END PRIVATE KEY-----\n" for block in key.to_pem().split(b"-----END PRIVATE KEY-----\n")[:2]
+    )
+    certificate = certificate_pem(private_of(key))
+    assert PrivateKey.from_pem(PARAMETERS + signing + certificate + sealing).public_key == key.public_key
+
+
+@pytest.mark.process
+def test_keys_that_openssl_makes(tmp_path):
+    path = tmp_path / "key.pem"
+    subprocess.run([need("openssl"), "ecparam", "-name", "prime256v1", "-genkey", "-out", path], check=True)
+    assert b"EC PARAMETERS" in path.read_bytes()
+    assert PrivateKey.load(path).scheme == "p256"
+
+
+def test_several_keys_are_not_guessed_at(scheme_keys, vectors):
+    one = vectors["keys"]["A2048"]["private_pem"].encode()
+    other = vectors["keys"]["B2048"]["private_pem"].encode()
+    with pytest.raises(InvalidKeyError, match=r"^sealing key: "):
+        PrivateKey.from_pem(one + other)
+    with pytest.raises(InvalidKeyError, match=r"^private key: 3 keys, "):
+        PrivateKey.from_pem(one + certificate_pem(ec.generate_private_key(ec.SECP256R1())) + other + one)
+
+
+def test_what_a_pem_holds_instead_is_named(key):
+    certificate = certificate_pem(ec.generate_private_key(ec.SECP256R1()))
+    with pytest.raises(InvalidKeyError, match=r"^public key: there is none, only CERTIFICATE$"):
+        PublicKey.from_pem(certificate)
+    with pytest.raises(InvalidKeyError, match=r"^public key: there is none, only CERTIFICATE, PRIVATE KEY$"):
+        PublicKey.from_pem(key.to_pem() + certificate)
+
+
+@pytest.mark.parametrize(
+    "pem",
+    [
+        b"-----BEGIN A-----\n-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n-----END A-----\n",
+        b"-----END A-----\n-----BEGIN A-----\n",
+        b"-----BEGIN A-----\n-----END B-----\n",
+        b"-----BEGIN A-----\n-----END A-----\n-----BEGIN PUB",
+    ],
+)
+def test_blocks_that_do_not_close(pem):
+    for load in (PrivateKey.from_pem, PublicKey.from_pem):
+        with pytest.raises(InvalidKeyError, match="a PEM block is cut off"):
+            load(pem)
 
 
 def test_wrong_missing_and_superfluous_passwords(key):
@@ -200,10 +273,8 @@ def test_public_for_private_and_private_for_public(key):
 
 def test_a_certificate_is_no_public_key():
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([])
-    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, datetime(2020, 1, 1), datetime(2040, 1, 1))
     with pytest.raises(InvalidKeyError, match=r"^public key: "):
-        PublicKey.from_pem(builder.sign(key, SHA256()).public_bytes(s.Encoding.PEM))
+        PublicKey.from_pem(certificate_pem(key))
 
 
 def test_other_kinds_of_key(others):
@@ -226,7 +297,7 @@ def test_the_second_block_is_an_x25519_key(scheme_keys, others):
         with pytest.raises(InvalidKeyError, match=r"^sealing key: the second block must be an X25519 key$"):
             PublicKey.from_pem(public_head + public_pem(other))
     for load, pem in ((PrivateKey.from_pem, private), (PublicKey.from_pem, public)):
-        with pytest.raises(InvalidKeyError, match=r"3 PEM blocks, expected a signing key and at most an X25519 key$"):
+        with pytest.raises(InvalidKeyError, match=r"3 keys, expected a signing key and at most an X25519 key$"):
             load(pem + pem[pem.rindex(b"-----BEGIN") :])
     alone = PublicKey.from_pem(public_head)
     assert alone != signing.public_key
@@ -250,7 +321,7 @@ def test_rsa_with_a_small_exponent(weak_exponent):
         (PrivateKey.from_pem, private_pem(weak_exponent)),
         (PublicKey.from_pem, public_pem(weak_exponent)),
     ):
-        with pytest.raises(InvalidKeyError, match=r"^RSA key with exponent 3: odd ones from 65537 are accepted"):
+        with pytest.raises(InvalidKeyError, match=r"^RSA key with exponent 3: odd ones from 65537 to 4294967295 are "):
             load(pem)
         assert load(pem, minimum_rsa_exponent=3).scheme == "rsa2048"
 
@@ -267,7 +338,57 @@ def test_rsa_with_exponents_that_break_it(vector_keys):
             PublicKey.from_pem(pem)
 
 
+def test_exponents_are_bounded_wherever_a_key_is_loaded(vectors):
+    """A public exponent of 3,071 bits made each verification a hundred times as dear."""
+    numbers = s.load_pem_private_key(vectors["keys"]["D3072"]["private_pem"].encode(), None).private_numbers()
+    public = rsa.RSAPublicNumbers(numbers.d | 1, numbers.public_numbers.n).public_key()
+    pem = public.public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo)
+    for load in (PublicKey.from_pem, lambda pem: PublicKey.from_pem(pem, minimum_rsa_exponent=0)):
+        with pytest.raises(
+            InvalidKeyError, match=r"^RSA key with exponent of 30\d\d bits: odd ones from \d+ to 4294967295"
+        ):
+            load(pem)
+    e, d, n = numbers.public_numbers.e, numbers.d, numbers.public_numbers.n
+    swapped = rsa.RSAPrivateNumbers(
+        numbers.p, numbers.q, e, e % (numbers.p - 1), e % (numbers.q - 1), numbers.iqmp, rsa.RSAPublicNumbers(d, n)
+    ).private_key()
+    with pytest.raises(InvalidKeyError, match=r"^RSA key with exponent of 30\d\d bits"):
+        PrivateKey.from_pem(private_pem(swapped))
+
+
+@pytest.mark.parametrize(("exponent", "good"), [(65537, True), (2**32 - 1, True), (2**32 + 1, False)])
+def test_the_largest_exponent(vectors, exponent, good):
+    n = s.load_pem_public_key(vectors["keys"]["A2048"]["public_pem"].encode()).public_numbers().n
+    pem = (
+        rsa.RSAPublicNumbers(exponent, n).public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo)
+    )
+    with nullcontext() if good else pytest.raises(InvalidKeyError, match="exponent of 33 bits"):
+        assert PublicKey.from_pem(pem).scheme == "rsa2048"
+
+
 # --- files
+
+
+def test_public_files_are_for_everybody(scheme_keys, tmp_path):
+    """Also where the umask would keep them from others, or an old file did."""
+    (tmp_path / "old.pem").write_text("old")
+    (tmp_path / "old.pem").chmod(0o600)
+    umask = os.umask(0o077)
+    try:
+        for name in ("old.pem", "new.pem"):
+            scheme_keys["p256"].public_key.save(tmp_path / name)
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o644
+    finally:
+        os.umask(umask)
+
+
+def test_the_folder_reaches_the_disk_with_the_file(scheme_keys, tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: synced.append((stat.S_ISDIR(os.fstat(fd).st_mode), (tmp_path / "key.pem").exists()))
+    )
+    scheme_keys["p256"].save(tmp_path / "key.pem")
+    assert synced == [(False, False), (True, True)]
 
 
 def test_files_round_trip(key, tmp_path):

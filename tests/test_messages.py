@@ -13,6 +13,8 @@ from srup.errors import DecodeError, EncodeError
 from srup.messages import SCHEMA, DataKind
 from srup.wire import Status
 
+pytestmark = pytest.mark.backend
+
 TABLE = {
     0x01: "Initiate(url, digest)",
     0x02: "Response(status)",
@@ -42,7 +44,7 @@ TABLE = {
     0x2E: "SyndicatedEndRequest()",
     0x2F: "SyndicatedTerminate()",
 }
-"""WIRE.md, "Types", written out by hand."""
+"""docs/protocol/wire-format.md#types, written out by hand."""
 
 MAXIMUM = {0: 2**8 - 1, 1: 2**32 - 1, 2: 2**64 - 1}
 SAMPLES = {0: 1, 1: 1, 2: 1, 3: b"x", 4: "x", 5: "x"}
@@ -114,7 +116,9 @@ def test_only_ints_are_integers(message, name, kind, value):
 
 
 @every(BYTES)
-@pytest.mark.parametrize("value", ["x", bytearray(b"x"), memoryview(b"x"), None, 1, [1]], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["x", bytearray(b"x"), memoryview(b"x"), None, 1, [1]], ids=lambda value: type(value).__name__
+)
 def test_only_bytes_are_bytes(message, name, kind, value):
     assert refusal(message, name, value) == f"expected bytes, not {type(value).__name__}"
 
@@ -184,8 +188,19 @@ def test_a_status_is_accepted_and_compares_equal():
     assert Status(response.status) is Status.JOIN_REFUSED
 
 
+def test_a_status_is_shown_by_its_name():
+    status = Status.JOIN_REFUSED
+    assert (str(status), f"{status}", f"{status:>13}", f"{status!s}") == (
+        "JOIN_REFUSED",
+        "JOIN_REFUSED",
+        " JOIN_REFUSED",
+        "JOIN_REFUSED",
+    )
+    assert (f"{status:02X}", f"{status:d}", f"{int(status)}") == ("5E", "94", "94")
+
+
 def test_status_codes():
-    """WIRE.md, "Status codes"."""
+    """docs/protocol/wire-format.md#status-codes."""
     assert sorted(Status) == [
         *(0x00, 0x10, 0x1F, 0x20, 0x2E, 0x2F, 0x3F, 0x50, 0x5E, 0x5F, 0x60, 0x6E, 0x6F, 0x70, 0x7F, 0x80, 0x8F),
         *(0xFC, 0xFD, 0xFE, 0xFF),

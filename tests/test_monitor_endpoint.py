@@ -3,6 +3,7 @@
 import json
 import logging
 import socket
+import threading
 import urllib.error
 import urllib.request
 
@@ -101,7 +102,8 @@ def test_the_three_answers(monitor):
 
 
 def test_what_is_not_ready_is_503(fleet, monitor):
-    fleet.server._set_connected(False, "gone \x1b[2J\n")
+    fleet.server.engine.report_link(False, "gone \x1b[2J\n")
+    fleet.server.step()
     status, _, text = get(f"{monitor.url}/readyz")
     assert status == 503
     assert text.count("\n") == 1
@@ -110,13 +112,53 @@ def test_what_is_not_ready_is_503(fleet, monitor):
     assert get(f"{monitor.url}/healthz")[0] == 200
 
 
-def test_silent_clients_give_way_to_others(monitor, monkeypatch):
-    """As many as there may be hold on and say nothing: the next are turned away, until those are put out."""
-    monkeypatch.setattr(endpoint._Handler, "timeout", None)  # a client that drips evades it
+def test_a_head_request_has_the_headers_of_the_answer_and_no_more(monitor):
+    for path, status in (("metrics", 200), ("healthz", 200), ("readyz", 200), ("elsewhere", 404)):
+        with socket.create_connection(monitor.address, WAIT) as client:
+            client.sendall(f"HEAD /{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            head, blank, body = b"".join(iter(lambda: client.recv(4096), b"")).decode().partition("\r\n\r\n")
+        assert head.startswith(f"HTTP/1.0 {status} ")
+        assert "Content-Type: " in head
+        assert (blank, body) == ("\r\n\r\n", "")
+
+
+def hold_all(monitor):
+    """Connect as often as one may, and say nothing."""
     silent = [socket.create_connection(monitor.address, WAIT) for _ in range(endpoint.MAX_CLIENTS)]
     wait_until(lambda: len(monitor._server._clients) == endpoint.MAX_CLIENTS, "they are all there")
+    return silent
+
+
+def test_silent_clients_give_way_to_those_who_come(monitor):
+    silent = hold_all(monitor)
+    for _ in range(2):
+        assert get(f"{monitor.url}/healthz")[0] == 200
+    assert silent[0].recv(1) == b""  # the oldest
+    assert len(monitor._server._clients) <= endpoint.MAX_CLIENTS
+    assert len(monitor._server._silent) <= endpoint.MAX_CLIENTS
+    for client in silent:
+        client.close()
+
+
+def test_clients_that_are_answered_do_not_give_way(monitor):
+    """As many as there may be have asked, and the answer takes a while: the next is turned away."""
+    held = threading.Event()
+    monitor._healthy["slow"] = lambda: None if held.wait(WAIT) else "never"
+    asking = hold_all(monitor)
+    for client in asking:
+        client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+    wait_until(lambda: not monitor._server._silent, "they have asked")
     with pytest.raises(OSError, match=r"."):
-        get(f"{monitor.url}/healthz")
+        get(f"{monitor.url}/readyz")
+    held.set()
+    for client in asking:
+        assert client.recv(100).startswith(b"HTTP/1.0 200 ")
+        client.close()
+
+
+def test_silent_clients_are_put_out_in_time(monitor, monkeypatch):
+    monkeypatch.setattr(endpoint._Handler, "timeout", None)  # a client that drips evades it
+    silent = hold_all(monitor)
     monkeypatch.setattr(endpoint, "PATIENCE", 0.0)
     for client in silent:
         assert client.recv(1) == b""

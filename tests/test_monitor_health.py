@@ -7,7 +7,8 @@ import pytest
 
 from srup import KeyRing, Server
 from srup.agent import Vitals
-from srup.monitor import Monitor, Problem, liveness, readiness
+from srup.monitor import Monitor, Problem, liveness, readiness, trouble_by_reason
+from srup.monitor.health import merged
 from srup.store import MemoryStore
 from srup.transport import MemoryNetwork, MemoryTransport
 
@@ -25,6 +26,7 @@ def test_nothing_is_wrong():
     [
         ({"started": False, "connected": False}, ["agent"]),
         ({"stopping": True, "connected": False}, ["agent"]),
+        ({"alive": False, "connected": False}, ["agent"]),
         ({"connected": False, "link": "refused"}, ["broker"]),
         ({"store_error": "disk full"}, ["store"]),
         ({"connected": False, "store_error": "disk full"}, ["broker", "store"]),
@@ -68,11 +70,11 @@ def test_a_thread_that_is_stuck_is_seen_and_one_that_goes_on_is_well():
     held, release = threading.Event(), threading.Event()
     with server_on(MemoryNetwork()) as server, Monitor("0", server, stuck_after=0.0) as monitor:
 
-        def stick():
+        def stick(_transaction):
             held.set()
             release.wait(WAIT)
 
-        server._post(stick)
+        server.engine.post(stick)
         assert held.wait(WAIT)
         wait_until(lambda: not monitor.health()["ok"], "it is noticed")
         [problem] = monitor.health()["problems"]
@@ -87,11 +89,11 @@ def test_a_thread_that_has_ended_is_seen():
     with server_on(MemoryNetwork()) as server:
         assert liveness(server.vitals()) == []
 
-        def end():
+        def end(_transaction):
             raise GeneratorExit  # nothing that a fence catches
 
-        server._post(end)
-        server._thread.join(WAIT)
+        server.engine.post(end)
+        server.debug.join(WAIT)
         assert [problem.part for problem in liveness(server.vitals())] == ["thread"]
 
 
@@ -105,7 +107,7 @@ def test_a_handler_that_takes_long_is_shown_and_is_no_fault(tmp_path):
             held.set()
             release.wait(WAIT)
 
-        server._post(lambda: server._set_connected(True, "again"))
+        server.engine.report_link(True, "again")
         assert held.wait(WAIT)
         wait_until(lambda: server.vitals().handler > 0, "it is shown")
         wait_until(lambda: liveness(server.vitals(), stuck_after=0.0) == [], "the agent's own thread waits")
@@ -130,6 +132,35 @@ def test_a_store_that_refuses_makes_it_unready_and_not_unhealthy(tmp_path):
         fleet.server.step()
         assert monitor.readiness()["ok"]
     assert [problem["part"] for problem in monitor.readiness()["problems"]] == ["agent"]
+
+
+REASON = "Redis at h:1: {} of server 5e: the commit is not on the disk"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ({}, None),
+        ({3: "gone: partition 3"}, "gone: partition 3"),
+        ({-1: "refused"}, "refused"),
+        ({-1: "refused", 4: "refused", 5: "refused"}, "refused"),
+        (dict.fromkeys(range(64), "no disk"), "partitions 0-63: no disk"),
+        ({each: REASON.format(f"partition {each}") for each in (9, 7, 8, 2)}, f"partitions 2, 7-9: {REASON}"),
+        ({1: "a", 2: "b", 3: "a"}, "partitions 1, 3: a; b"),
+    ],
+)
+def test_a_reason_is_told_once_for_all_partitions(trouble, said):
+    assert trouble_by_reason(trouble) == (said and said.format("a partition"))
+
+
+def test_a_problem_is_told_once_for_all_partitions():
+    def problem(part, why):
+        return {"agent": "PartitionServer 5e", "part": part, "why": why}
+
+    many = [problem("store", REASON.format(f"partition {each}")) for each in range(64)]
+    one = problem("broker", "refused by partition 3")
+    assert merged([*many, one]) == [problem("store", REASON.format("a partition")) | {"count": 64}, one]
+    assert merged([]) == []
 
 
 def test_other_parts_can_be_asked_and_nobody_is_nobody():

@@ -188,7 +188,7 @@ def test_everything_that_agents_count_has_a_metric():
 
 def test_everything_that_agents_measure_has_a_metric():
     calls = "".join(path.read_text() for path in (ROOT / "src/srup/agent").glob("*.py"))
-    assert set(re.findall(r'_observe\("(\w+)"', calls)) == HISTOGRAMS.keys()
+    assert set(re.findall(r'\.measure\("(\w+)"', calls)) == HISTOGRAMS.keys()
 
 
 def test_names_are_as_prometheus_wants_them():

@@ -1,149 +1,470 @@
-"""What README shows works as it stands there: real processes, a real broker, a real firmware file."""
+"""README and the pages in docs/ are true: whatever they show as a step is run here, as it stands there.
+
+A step is a block of ``console`` or ``python``. Each is taken by the story of its page, below, or has a line
+``<!-- not run: why -->`` above it. Only ports, hosts and the number of simulated runs are replaced: see SUBSTITUTED.
+"""
 
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, chdir, contextmanager, suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import psutil
 import pytest
 
 import srup
 from srup.demo.host import FirmwareHost
+from srup.monitor import Collector, Monitor
 from srup.transport import LocalBroker, MemoryNetwork, MemoryTransport
+from srup.transport.broker import free_port
 
-from .fleet import WAIT, wait_until
+from .command import Command
+from .fleet import wait_until
+from .programs import need
 from .pseudoterminal import Program
+from .redis_server import redis_server
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-SERVER, DEVICE, PARTS, DURABLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = re.findall(r"^\$ srup (.*)$", README.replace("\\\n", ""), re.MULTILINE)
-APPLICATION = """
-def setup(server):
-    server.on_joined(lambda device: print(f"{device:x} has joined", flush=True))
-"""
+ROOT = Path(__file__).parents[1]
+STEPS = ("console", "python")
+BLOCK = re.compile(r"^ *(?:<!-- not run: (?P<why>.+) -->\n *)?```(?P<language>\w+)\n(?P<text>.*?)^ *```$", re.M | re.S)
 IMAGE = bytes(range(256)) * 400
 
 
-@pytest.fixture
-def processes() -> Iterator[list["subprocess.Popen[str]"]]:
-    running: list[subprocess.Popen[str]] = []
-    yield running
-    for process in running:
-        process.kill()
-        process.communicate()
+class Block(NamedTuple):
+    language: str
+    text: str
+    why_not: str | None
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands of a console, without the output that it shows."""
+        lines = self.text.replace("\\\n", "").splitlines()
+        return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+    @property
+    def file(self) -> str:
+        """The file that a block of Python is to be saved as."""
+        named = re.match(r"# (\w+\.py)\n", self.text)
+        assert named is not None, self.text
+        return named[1]
 
 
-def test_device_and_server_in_ten_lines_each(tmp_path: Path, processes: list["subprocess.Popen[str]"]) -> None:
-    make_keys(tmp_path)
-    (tmp_path / "firmware.bin").write_bytes(IMAGE)
-    digest = srup.file_digest(tmp_path / "firmware.bin")
-    with LocalBroker() as broker, FirmwareHost(IMAGE, tmp_path) as host:
-        environment = os.environ | {"SSL_CERT_FILE": str(host.certificate), "PYTHONUNBUFFERED": "1"}
-        for code in (SERVER, DEVICE):
-            code = code.replace("mqtt://localhost:1883", broker.url)
-            code = code.replace("https://updates.example/firmware.bin", host.url(0xD1))
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
-                )
-            )
-        device = processes[1]
-        assert device.stdout is not None
-        assert device.stdout.readline() == f"now running firmware/{digest}\n"
-    assert (tmp_path / "firmware" / digest).read_bytes() == IMAGE
+def blocks(page: str) -> list[Block]:
+    found = BLOCK.finditer((ROOT / page).read_text())
+    return [Block(each["language"], each["text"], each["why"]) for each in found if each["language"] in STEPS]
 
 
-def test_a_device_is_joined_by_hand(tmp_path: Path) -> None:
-    make_keys(tmp_path)
-    commands = [command for command in COMMANDS if re.match("(server|device) .*--(admission|join) human", command)]
-    with LocalBroker() as broker:
-        ours, theirs = (command.replace("mqtt://localhost:1883", broker.url).split() for command in commands)
-        with Program(ours, folder=tmp_path) as server:
-            server.expect("connected to")
-            with Program(theirs, folder=tmp_path) as device:
-                value = r"Words([a-z\s]+Numbers[\d\s]+)\(a larger"
-                shown = [program.expect(value)[1].split() for program in (server, device)]
-                assert shown[0] == shown[1]
-                server.type("a\r")
-                device.expect("joined server 5e")
-                assert (server.end(), device.end()) == (0, 0)
+PAGES = [str(path.relative_to(ROOT)) for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])]
+WITH_STEPS = [page for page in PAGES if any(block.why_not is None for block in blocks(page))]
+
+# What stands in the pages, and what for in a test: a name of Site, or a text.
+SUBSTITUTED = {
+    "localhost:1883": "broker",
+    "srup broker": "broker_command",
+    "http.server 8000": "host_command",
+    "localhost:8000": "host",
+    '("127.0.0.1", 8443)': "https_address",
+    "localhost:8443": "https",
+    "redis://localhost:6379/0": "redis",
+    "--metrics 9464": "metrics_option",
+    'Monitor("9464"': "monitor",
+    "https://updates.example/firmware.bin": "firmware",
+    "--runs 100": "runs",
+}
 
 
-def make_keys(folder: Path) -> None:
-    keygen = re.search(r"```console\n(\$ srup keygen.*?)```", README, re.DOTALL)
-    assert keygen is not None
-    for line in keygen[1].replace("$ srup", f"{sys.executable} -m srup").replace("$ ", "").splitlines():
-        subprocess.run(line, shell=True, cwd=folder, check=True, capture_output=True)
+class Site:
+    """A folder in which a page is followed, and the processes that run there."""
 
+    def __init__(self, folder: Path, stage: ExitStack) -> None:
+        self.folder = folder
+        self.stage = stage
+        port, host, https, metrics = (free_port() for _ in range(4))
+        self.metrics = f"http://127.0.0.1:{metrics}/metrics"
+        self.values = {
+            "broker": f"localhost:{port}",
+            "broker_command": f"srup broker --port {port}",
+            "host_command": f"http.server {host}",
+            "host": f"localhost:{host}",
+            "https_address": f'("127.0.0.1", {https})',
+            "https": f"localhost:{https}",
+            "metrics_option": f"--metrics {metrics}",
+            "monitor": f'Monitor("{metrics}"',
+            "runs": "--runs 1",
+        }
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "COLUMNS": "200"}
+        self._steps: list[list[Block]] = []
 
-def test_a_server_with_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key = srup.PrivateKey.generate("ed25519")
-    names = {"srup": srup, "key": key, "ring": srup.KeyRing(), "url": MemoryTransport(MemoryNetwork(), "server")}
-    monkeypatch.chdir(tmp_path)
-    exec(DURABLE, names)
-    server = names["server"]
-    assert isinstance(server, srup.Server)
-    server.start()
-    server.stop()
-    assert (tmp_path / "server.db").exists()
+    @contextmanager
+    def following(self, page: str) -> Iterator[None]:
+        """Follow a page, from another one perhaps; every step of it has to be taken."""
+        self._steps.append([block for block in blocks(page) if block.why_not is None])
+        yield
+        assert [block.text for block in self._steps.pop()] == []
 
+    def take(self, language: str) -> Block:
+        """Return the page's next step, for this machine."""
+        block = self._steps[-1].pop(0)
+        assert block.language == language, block.text
+        text = block.text
+        for shown, name in SUBSTITUTED.items():
+            if shown in text:
+                text = text.replace(shown, self.values[name])
+        return block._replace(text=text)
 
-def test_workers_share_the_devices(tmp_path: Path, processes: list["subprocess.Popen[str]"]) -> None:
-    pytest.importorskip("redis")
-    from .redis_server import redis_server
-
-    make_keys(tmp_path)
-    (tmp_path / "myapp.py").write_text(APPLICATION)
-    create, serve = (command for command in COMMANDS if "redis://" in command)
-    with LocalBroker() as broker, redis_server(tmp_path / "redis") as redis:
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-        run = {"cwd": tmp_path, "env": environment, "text": True}
-        for command in (create, serve):
-            command = command.replace("mqtt://localhost:1883", broker.url).replace(
-                "redis://localhost:6379/0", redis.url
-            )
-            line = [sys.executable, "-m", "srup", *command.split()]
-            if command.startswith("store"):
-                subprocess.run(line, check=True, capture_output=True, **run)  # type: ignore[call-overload]
-            else:
-                processes.append(subprocess.Popen(line, stdout=subprocess.PIPE, **run))  # type: ignore[call-overload]
-        device = srup.Device(
-            0xD1,
-            srup.PrivateKey.load(tmp_path / "device.pem"),
-            server=0x5E,
-            server_key=srup.PublicKey.load(tmp_path / "server.pem.pub"),
-            broker=broker.url,
-            firmware=tmp_path / "firmware",
+    def run(self, block: Block | None = None) -> str:
+        """Run the commands of a console, all of which end by themselves; return what they print."""
+        script = "\n".join((self.take("console") if block is None else block).commands)
+        done = subprocess.run(
+            ["sh", "-e", "-c", script],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        with device:
-            device.wait_joined(WAIT)
-            [workers] = processes
-            assert workers.stdout is not None
-            assert workers.stdout.readline() == "d1 has joined\n"
-        children = Path(f"/proc/{workers.pid}/task/{workers.pid}/children").read_text().split()
-        assert len(children) == 4
-        workers.kill()  # what it has started does not outlive it
-        wait_until(lambda: not any(runs(child) for child in children))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def save(self) -> str:
+        """Save a block of Python as it asks to be; return the name."""
+        block = self.take("python")
+        (self.folder / block.file).write_text(block.text)
+        return block.file
+
+    def start(self, command: str) -> Command:
+        program = ("sh", "-c", f"exec {command}")
+        return self.stage.enter_context(Command(program=program, folder=self.folder, environment=self.environment))
+
+    def terminal(self, command: str) -> Program:
+        """Start a command of srup in a terminal."""
+        program, *arguments = shlex.split(command, comments=True)
+        assert program == "srup"
+        return self.stage.enter_context(Program(arguments, folder=self.folder))
+
+    def broker(self) -> None:
+        self.values["broker"] = self.stage.enter_context(LocalBroker()).url.removeprefix("mqtt://")
+
+    def redis_server(self) -> None:
+        self.values["redis"] = self.stage.enter_context(redis_server(self.folder / "redis")).url
 
 
-def runs(process: str) -> bool:
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes() != b""  # of one that has ended it is empty
-    except OSError:
-        return False
+STORIES: dict[str, Callable[[Site], None]] = {}
 
 
-def test_both_are_about_ten_lines() -> None:
-    for code in (SERVER, DEVICE):
-        assert len([line for line in code.splitlines() if line.strip()]) <= 12
+def story(page: str) -> Callable[[Callable[[Site], None]], Callable[[Site], None]]:
+    def decorate(follow: Callable[[Site], None]) -> Callable[[Site], None]:
+        STORIES[page] = follow
+        return follow
+
+    return decorate
 
 
-def test_the_parts_on_their_own() -> None:
-    names: dict[str, object] = {"srup": srup}
-    exec(PARTS, names)
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with ExitStack() as stage:
+        yield Site(tmp_path, stage)
+
+
+@pytest.mark.process
+@pytest.mark.backend
+@pytest.mark.parametrize("page", WITH_STEPS)
+def test_the_steps_of(page: str, site: Site) -> None:
+    assert page in STORIES, "nothing here runs its steps; write a story, or <!-- not run: why --> above each"
+    with site.following(page):
+        STORIES[page](site)
+
+
+def test_every_story_has_its_page() -> None:
+    assert set(STORIES) == set(WITH_STEPS)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_in_the_pages_is_python(page: str) -> None:
+    for block in blocks(page):
+        if block.language == "python":
+            compile(block.text, page, "exec")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_refers_to_is_there(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#\s]+)?(?:#[^)]*)?\)", text) + re.findall(r"not run: .*?(tests/\w+\.py)", text):
+        if target and not target.startswith("https://"):
+            base = ROOT if target.startswith("tests/") else (ROOT / page).parent
+            assert (base / target).exists(), target
+
+
+# --- README
+
+
+def do_readme(site: Site) -> list[str]:
+    """Do what README says before anything runs; return its commands: broker, host, server, device."""
+    make, codec = site.take("console"), site.take("python")
+    assert [command.split("#")[0].strip() for command in make.commands] == ["make demo", "make test"]
+    exec(codec.text, names := {"srup": srup})
     assert names["message"] == srup.Action(sequence_id=7, sender_id=0x51, token=b"a-token", action_id=3)
+    assert names["results"] == [names["message"]]
+    site.run()
+    assert [site.save(), site.save()] == ["server.py", "device.py"]
+    return site.take("console").commands
+
+
+def after_readme(site: Site) -> list[str]:
+    """Do the same for a page that goes on from there."""
+    with site.following("README.md"):
+        return do_readme(site)
+
+
+@story("README.md")
+def follow_readme(site: Site) -> None:
+    broker_command, host_command, server_command, device_command = do_readme(site)
+    broker, _ = site.start(broker_command), site.start(host_command)
+    broker.heard("Ctrl-C stops it")
+    device = site.start(device_command)
+    device.heard("connected to")
+    server = site.start(server_command)
+    for image in (b"the new firmware\n", b"a newer one\n"):
+        if image != b"the new firmware\n":
+            (site.folder / "files" / "firmware.bin").write_bytes(image)
+            assert server.end() == 0
+            server = site.start(server_command)
+        digest = srup.file_digest(site.folder / "files" / "firmware.bin")
+        device.heard(f"now running firmware/{digest}\n")
+        server.heard(f"update of d1 to {digest[:16]}: ACTIVATED")
+        assert (site.folder / "firmware" / digest).read_bytes() == image
+    assert (server.end(), device.end(), broker.end()) == (0, 0, 0)
+    assert "Traceback" not in "".join(server.lines + device.lines)
+
+
+def test_readme_is_one_screen_and_its_programs_about_ten_lines() -> None:
+    text = (ROOT / "README.md").read_text()
+    before, _, rest = text.partition("<!-- figures: begin -->\n")
+    table, _, after = rest.partition("<!-- figures: end -->\n")
+    assert table
+    assert len((before + after).splitlines()) <= 96
+    for block in blocks("README.md"):
+        assert len([line for line in block.text.splitlines() if line.strip()]) <= 12
+
+
+# --- the pages
+
+
+@story("docs/quickstart.md")
+def follow_the_quickstart(site: Site) -> None:
+    need("openssl")
+    broker_command, _, *commands = after_readme(site)
+    fingerprint = srup.PublicKey.load(site.folder / "device.pem.pub").fingerprint
+    assert fingerprint in site.run()
+    site.run()  # makes the certificate
+    site.save()
+    https = site.take("console")
+    site.start(broker_command).heard("Ctrl-C stops it")
+    site.start(*https.commands)
+    for file, shown, instead in (
+        ("server.py", f"http://{site.values['host']}/", f"https://{site.values['https']}/"),
+        ("device.py", "allow_http=True", 'ca_file="host.crt"'),
+    ):
+        text = (site.folder / file).read_text()
+        assert shown in text
+        (site.folder / file).write_text(text.replace(shown, instead))
+    page = (ROOT / "docs/quickstart.md").read_text()
+    assert "`https://localhost:8443/firmware.bin`" in page
+    assert '`fetch=srup.FetchPolicy(ca_file="host.crt")`' in page
+    server, device = (site.start(command) for command in commands)
+    device.heard("now running firmware/")
+    server.heard("ACTIVATED")
+
+    def shape(line: str) -> str:
+        return re.sub(r"\d\d:\d\d:\d\d|[0-9a-f]{16,64}|localhost:\d+ with MQTT.*", "@", line).strip()
+
+    [shown] = re.findall(r"^```text\n(.*?)^```", page, re.M | re.S)
+    assert {shape(line) for line in shown.splitlines()} <= {shape(line) for line in server.lines}
+    assert (server.end(), device.end()) == (0, 0)
+    commands_and_values = site.take("python")
+    (site.folder / "values.py").write_text(commands_and_values.text)
+    said = site.run(Block("console", "$ python values.py", None)).splitlines()
+    assert said == ["a lamp", "blinking", "ACTION_SUCCESS", "d1 says temperature = 21.5"]
+    (site.folder / "loop.py").write_text(site.take("python").text)
+    assert site.run(Block("console", "$ python loop.py", None)).splitlines() == ["blinking", "ACTION_SUCCESS"]
+
+
+@story("docs/joins.md")
+def follow_joins(site: Site) -> None:
+    value = r"Words([a-z\s]+)Numbers([\d\s]+)\(a larger"
+
+    def shown(program: Program) -> list[str]:
+        found = program.expect(value)
+        return [" ".join(found[form].split()) for form in (1, 2)]
+
+    site.run()
+    [broker_command] = site.take("console").commands
+    site.start(broker_command).heard("Ctrl-C stops it")
+    server = site.terminal(*site.take("console").commands)
+    server.expect("connected to")
+    device = site.terminal(*site.take("console").commands)
+    assert shown(server) == shown(device)
+    server.send("a\r")
+    device.expect("joined server 5e")
+    assert (server.end(), device.end()) == (0, 0)
+    server = site.terminal(*site.take("console").commands)
+    server.expect("connected to")
+    observer = site.terminal(*site.take("console").commands)
+    assert shown(server) == shown(observer)
+    server.send("a\r")
+    observer.expect("joined server 5e")
+    device = site.terminal(*site.take("console").commands)
+    words, _ = shown(device)
+    observer.expect("It shows:")
+    observer.send(words)
+    observer.expect(words.split()[-1])
+    observer.send("\r")
+    device.expect("joined server 5e")
+    server.expect("d1 has joined")
+    assert (device.end(), observer.end(), server.end()) == (0, 0, 0)
+
+
+@story("docs/device.md")
+def follow_device(site: Site) -> None:
+    after_readme(site)
+    site.broker()
+    for name, line in {"activate": "exit 0", "blink": "touch blinked"}.items():
+        (site.folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (site.folder / name).chmod(0o700)
+    (site.folder / "temperature").write_text("21.5\n")
+    key, devices = srup.PrivateKey.load(site.folder / "server.pem"), srup.KeyRing.load(site.folder / "devices")
+    heard: list[float] = []
+    server = srup.Server(0x5E, key, devices=devices, broker=f"mqtt://{site.values['broker']}")
+    server.on_data("temp", "double")(lambda device, name, value: heard.append(value))
+    [command] = site.take("console").commands
+    with server:
+        device = site.start(command)
+        device.heard("joined server 5e")
+        assert server.action(0xD1, 3).result(60) is srup.Status.ACTION_SUCCESS
+        assert (site.folder / "blinked").exists()
+        wait_until(lambda: heard, "a value is reported")
+        assert heard == [21.5]
+        assert device.end() == 0
+
+
+@story("docs/parts.md")
+def follow_parts(site: Site) -> None:
+    (site.folder / "parts.py").write_text(site.take("python").text)
+    said = site.run(Block("console", "$ python parts.py", None))
+    assert said.startswith("refused: ")
+    assert len(said.splitlines()) == 1
+
+
+@story("docs/durability.md")
+def follow_durability(site: Site) -> None:
+    network = MemoryNetwork()
+    key, other = (srup.PrivateKey.generate("ed25519") for _ in range(2))
+    names: dict[str, Any] = {"srup": srup, "key": key, "ring": srup.KeyRing(), "server_key": other.public_key}
+    for line in site.take("python").text.splitlines():
+        exec(line, names | {"url": MemoryTransport(network, line[:6])}, names)
+    installed: list[object] = []
+    names |= {"install_and_reboot": installed.append, "running_version": lambda: 1, "version_of": lambda path: 1}
+    exec(site.take("python").text, names)
+
+
+@story("docs/deployment.md")
+def follow_deployment(site: Site) -> None:
+    site.redis_server()
+    after_readme(site)
+    site.broker()
+    site.save()
+    create, serve = site.take("console").commands
+    site.run(Block("console", f"$ {create}", None))
+    workers = site.start(serve)
+    with device_of(site) as device:
+        device.wait_joined(30)
+        workers.heard("d1 has joined")
+    children = psutil.Process(workers.process.pid).children()
+    assert len(children) == 4
+    workers.send_signal(signal.SIGKILL)  # what it has started does not outlive it
+    wait_until(lambda: not any(runs(child) for child in children))
+
+
+@story("docs/observability.md")
+def follow_observability(site: Site) -> None:
+    after_readme(site)
+    site.broker()
+    [serve] = site.take("console").commands
+    server = site.start(serve)
+    server.heard("metrics at")
+    wait_until(lambda: b"srup_agents_connected 1.0" in urllib.request.urlopen(site.metrics).read())
+    assert server.end() == 0
+    first, second = site.take("python"), site.take("python")
+    exec(first.text, {"server": a_server()})
+    exec(second.text, names := {"Collector": Collector, "Monitor": Monitor, "server": a_server()})
+    with names["server"], names["monitor"]:
+        assert b'srup_agents{partition="17"} 1.0' in urllib.request.urlopen(site.metrics).read()
+
+
+@story("docs/orders.md")
+def follow_orders(site: Site) -> None:
+    after_readme(site)
+    site.broker()
+    host = site.stage.enter_context(FirmwareHost(IMAGE, site.folder))
+    (site.folder / "firmware.bin").write_bytes(IMAGE)
+    site.values["firmware"] = host.url(0xD1)
+    site.run(Block("console", "$ srup keygen d2.pem\n", None))
+    serve = "srup -v server --identity 5e --key server.pem --devices devices --store server.db --broker"
+    site.start(f"{serve} mqtt://{site.values['broker']}")
+    console, code, listing, shown_devices = (site.take(each) for each in ("console", "python", "python", "console"))
+    with device_of(site, fetch=srup.FetchPolicy(ca_file=host.certificate)) as device:
+        device.on_action(3)(lambda server: None)
+        device.wait_joined(30)
+        with chdir(site.folder):
+            exec(code.text, names := {"srup": srup})
+            with srup.Fleet("server.db", 0x5E) as fleet:
+                assert fleet.find(names["order"].id).result(0) is srup.Status.ACTION_SUCCESS
+            exec(listing.text, names)
+        said = site.run(console)
+        assert "last contact" in site.run(shown_devices)
+    shown = [line for line in console.text.splitlines() if re.match(r"d1\.[0-9a-f]{32} ", line)]
+    states = [line.split()[1] for line in said.splitlines() if len(line.split()) == 2]
+    assert [line.split()[1] for line in shown] == states[: len(shown)]
+
+
+@story("docs/simulation.md")
+def follow_the_simulation(site: Site) -> None:
+    assert "seed 17" in site.run()
+
+
+def a_server() -> srup.Server:
+    broker = MemoryTransport(MemoryNetwork(), "server")
+    return srup.Server(0x5E, srup.PrivateKey.generate("ed25519"), devices=srup.KeyRing(), broker=broker)
+
+
+def device_of(site: Site, **options: Any) -> srup.Device:
+    """The device of README, in this process."""
+    return srup.Device(
+        0xD1,
+        srup.PrivateKey.load(site.folder / "device.pem"),
+        server=0x5E,
+        server_key=srup.PublicKey.load(site.folder / "server.pem.pub"),
+        broker=f"mqtt://{site.values['broker']}",
+        firmware=site.folder / "firmware",
+        **options,
+    )
+
+
+def runs(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+# --- other pages
 
 
 def test_the_attack_table_names_tests_that_exist():

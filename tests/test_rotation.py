@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from math import gcd
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -149,9 +150,31 @@ def test_weak_and_costly_keys_are_refused(keys, vectors):
             keys.check(b"\0\1x" + pem)
     numbers = rsa.generate_private_key(65537, 2048).public_key().public_numbers()
     costly = rsa.RSAPublicNumbers(numbers.n - 2, numbers.n).public_key()
-    PublicKey.from_pem(public(costly))  # control: an operator may register it
-    with pytest.raises(InvalidKeyError, match="have the exponent 65537"):
-        keys.check(b"\0\1x" + public(costly))
+    for load in (PublicKey.from_pem, lambda pem: keys.check(b"\0\1x" + pem)):  # nobody else may register it either
+        with pytest.raises(InvalidKeyError, match="exponent of 2048 bits"):
+            load(public(costly))
+
+
+def test_what_may_be_registered_may_follow_a_key(keys):
+    """One rule for exponents, wherever a key is loaded."""
+    large = PrivateKey.from_pem(
+        rsa.generate_private_key(65537, 2048).private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    numbers = serialization.load_pem_private_key(large.to_pem(), None).private_numbers()
+    phi = (numbers.p - 1) * (numbers.q - 1)
+    exponent = next(e for e in range(65539, 1 << 17, 2) if gcd(e, phi) == 1)
+    d = pow(exponent, -1, phi)
+    other = rsa.RSAPrivateNumbers(
+        numbers.p, numbers.q, d, d % (numbers.p - 1), d % (numbers.q - 1), numbers.iqmp,
+        rsa.RSAPublicNumbers(exponent, numbers.public_numbers.n),
+    ).private_key()  # fmt: skip
+    new = PrivateKey.from_pem(
+        other.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    data = offer(OWNER, PARTNER, keys.old.public_key, new)
+    assert keys.check(data) == new.public_key
 
 
 def test_a_weak_key_is_not_offered_either(keys, vectors):

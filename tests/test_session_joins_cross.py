@@ -58,6 +58,28 @@ def test_a_leaving_that_is_overtaken_by_the_next_join_ends_nothing():
     assert pair.device.is_member(SERVER)
 
 
+@pytest.mark.parametrize("leave", ["resign", "deregister"])
+def test_a_join_is_not_sent_again_once_the_device_wants_out(leave):
+    """A member that asks again has not been answered yet: sent again this would come after the leaving, and undo it."""
+    pair = Pair().joined()
+    pair.device.join(SERVER, T0, nonce())
+    asked = sends(getattr(pair.device, leave)(SERVER, T0, nonce()))
+    assert {type(message) for message in sends(pair.device.tick(T0 + 60))} == {type(asked[0])}
+
+
+def test_an_answer_that_crosses_with_the_leaving_lets_nobody_in():
+    """The server lets a member in once more that has asked to leave since: it has still to hear that."""
+    pair = Pair().joined()
+    [requested] = hear(pair, pair.server, pair.device.join(SERVER, T0, nonce()))
+    resign = pair.device.resign(SERVER, T0, nonce())
+    answer = pair.server.answer_join(DEVICE, requested.token, Status.JOIN_SUCCESS, T0)
+    assert hear(pair, pair.device, answer) == []
+    assert not pair.device.is_member(SERVER)
+    left = events(hear(pair, pair.device, hear(pair, pair.server, resign)))
+    assert [type(event) for event in left] == [Left]
+    assert pair.device.is_member(SERVER) is pair.server.is_member(DEVICE) is False
+
+
 def test_a_leaving_is_not_sent_again_once_the_device_wants_in_again():
     pair = Pair().joined()
     pair.device.resign(SERVER, T0, nonce())
@@ -105,6 +127,7 @@ def test_a_moderated_join_that_timed_out_is_answered_again_to_the_device_that_as
     again = m.HumanJoinRequest(sequence_id=10**6, sender_id=DEVICE, token=asked.token)
     [answer] = pair.server.receive(again, T0 + 100, nonce())
     assert answer.message.status == Status.JOIN_FAIL
+    pair.server.receipt(DEVICE, T0 + 100, nonce())  # the join has asked for one
     pair.server.tick(T0 + 2000)
     assert pair.server.deadline() is None
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from srup.errors import PolicyError, ReplayError
 from srup.session import DeviceSession, Policy, Send, ServerSession
 from srup.session import events as e
-from srup.session.base import MAX_EXCHANGES
+from srup.session.exchange import MAX_EXCHANGES
 from srup.update import UpdateState
 from srup.wire import Status
 
@@ -99,7 +99,9 @@ class World:
                 self.done["activation", me, token] += 1
                 self.owner(self.decide, me, session.activated, peer, token)
             case e.UpdateChanged():
-                if event.state in ENDED:
+                if event.reason and self.outcome.get((me, token)) is UpdateState.FAILED:
+                    self.done["late reason", me, token] += 1  # it is told once more, when the text has been overtaken
+                elif event.state in ENDED:
                     self.finish(me, token, event.state)
                 elif event.state is UpdateState.READY:
                     self.held.append(token)
@@ -118,9 +120,9 @@ class World:
 
     def check_bounds(self):
         for session in (self.server, self.device):
-            known = sum(len(partner.exchanges) for partner in session._partners.values())
-            assert session._open == known <= 2 * MAX_EXCHANGES
-            assert len(session._timers) <= 65 + 4 * known
+            known = sum(len(partner.exchanges) for partner in session.known.peers.values())
+            assert session.known.size == known <= 2 * MAX_EXCHANGES
+            assert len(session.known.timers) <= 65 + 4 * known
         assert all(count == 1 for count in self.done.values()), self.done
         assert all(count == 1 for count in self.ended.values()), self.ended
 
@@ -163,6 +165,8 @@ class World:
                 self.hear(self.link.take())
             for me in (SERVER, DEVICE):
                 self.perform(me, self.end(me).tick(self.now))
+                for partner in self.end(me).receipts_due(self.now):  # a join asks for one
+                    self.perform(me, self.end(me).receipt(partner, self.now, nonce()))
         self.now = max(self.now, until)
 
     def hear(self, message):
@@ -204,6 +208,11 @@ def play(world, steps):
     faults={"loss": 0.6, "duplicate": 0.3, "replay": 0.3, "delay": 40.0},
     steps=[(operation, 5.0) for operation in OPERATIONS * 5],
 )
+@example(  # the answer to the first join is repeated, and overtakes that to the second
+    seed=176,
+    faults={"loss": 0.2, "duplicate": 0.0, "replay": 0.0, "delay": 40.0},
+    steps=[("server action", 5.0), ("join", 5.0), ("server action", 60.0)],
+)
 def test_every_command_is_answered_once_the_link_has_healed(seed, faults, steps):
     world = World(seed, **faults)
     play(world, steps)
@@ -223,7 +232,7 @@ def test_every_command_is_answered_once_the_link_has_healed(seed, faults, steps)
     assert world.server.is_member(DEVICE)
     # With the time everything is forgotten.
     world.advance(world.now + 30_000)
-    assert (world.server._open, world.device._open) == (0, 0)
+    assert (world.server.known.size, world.device.known.size) == (0, 0)
     assert world.next_due() is None
 
 
@@ -234,6 +243,16 @@ def test_every_command_is_answered_once_the_link_has_healed(seed, faults, steps)
     steps=script(OPERATIONS + LEAVING),
     bound=st.booleans(),
     lifetime=st.sampled_from([20.0, 300.0]),
+)
+@example(  # why the update failed arrives after the answer that says so
+    seed=2121260,
+    faults={"loss": 0.0, "duplicate": 0.0, "replay": 0.0, "delay": 40.0},
+    steps=[
+        *(("server action", 60.0), ("join", 60.0), ("join", 0.0), ("update", 60.0)),
+        *(("join", 0.0), ("resign", 0.0), ("join", 0.0), ("join", 60.0)),
+    ],
+    bound=False,
+    lifetime=300.0,
 )
 def test_every_command_ends_whoever_leaves(seed, faults, steps, bound, lifetime):
     world = World(seed, Policy(lifetime=lifetime, update_lifetime=3 * lifetime, require_bound_tokens=bound), **faults)
@@ -247,7 +266,7 @@ def test_every_command_ends_whoever_leaves(seed, faults, steps, bound, lifetime)
     world.advance(world.now + 1000)
     assert world.device.is_member(SERVER)
     assert world.server.is_member(DEVICE)
-    assert (world.server._open, world.device._open) == (0, 0)
+    assert (world.server.known.size, world.device.known.size) == (0, 0)
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.5])
@@ -258,5 +277,5 @@ def test_the_model_is_not_idle(loss):
     world.link.heal()
     world.advance(world.now + 1000)
     assert world.refusals["ReplayError"] > 20
-    assert sum(kind == "activation" for kind, *_ in world.done) > 10
+    assert sum(kind == "activation" for kind, *_ in world.done) > 5
     assert sum(kind == "action" for kind, *_ in world.done) > 20

@@ -11,11 +11,16 @@ import pytest
 from srup import messages as m
 from srup.errors import PolicyError, ReplayError
 from srup.session import DeviceSession, Policy, Send, ServerSession
-from srup.session.base import Exchange, Partner
 from srup.session.events import Event, Unexpected
-from srup.session.relay import TO_AWAY, TO_HOME, AwaySide, HomeSide, RelayState
-from srup.session.reply import Asked, Content
-from srup.session.syndication import Role, Syndication, SyndicationServerSession, SyndicationState
+from srup.session.exchange import Exchange, Peer
+from srup.session.flows.relay import TO_AWAY, TO_HOME, RelayState
+from srup.session.flows.reply import Asked, Content
+from srup.session.flows.syndication_away import AwayState
+from srup.session.flows.syndication_home import HomeState
+from srup.session.freshness import Horizon
+from srup.session.relay import AwaySide, HomeSide
+from srup.session.syndication import SyndicationServerSession
+from srup.session.syndications import Role, Syndication
 from srup.wire import Status
 
 from .session_link import DEVICE, OTHER, SERVER, T0, bound, make, nonce, snapshot
@@ -25,7 +30,7 @@ from .test_session_base import KINDS, MESSAGES, put, trigger_message
 def server_in(role):
     """A server that has a syndication by its partner, in this role."""
     session = SyndicationServerSession(SERVER, Policy(), syndication_devices=[DEVICE] if role is Role.AWAY else [])
-    session._syndications[DEVICE] = Syndication(DEVICE, role, b"list", 1, devices={1: OTHER})
+    session.syndications.begin(Syndication(DEVICE, role, b"list", 1, devices={1: OTHER}))
     return session
 
 
@@ -45,7 +50,8 @@ ROLES = {
     "away side": away_side,
     "away side, no syndication": lambda: AwaySide(DEVICE, [SERVER], Policy()),
 }
-STATES = [state for kind in (*KINDS.values(), SyndicationState, RelayState) for state in kind if state.name != "NEW"]
+OF_SYNDICATIONS = HomeState, AwayState, RelayState
+STATES = [state for kind in (*KINDS.values(), *OF_SYNDICATIONS) for state in kind if state.name != "NEW"]
 
 
 def partner_of(session):
@@ -54,7 +60,7 @@ def partner_of(session):
 
 def requests_of(session, state, mine):
     """The requests that an exchange in this state can be about; None where the tests of the base know what."""
-    if not isinstance(state, SyndicationState | RelayState):
+    if not isinstance(state, OF_SYNDICATIONS):
         return (None,)
     match session:
         case HomeSide():
@@ -71,18 +77,20 @@ def requests_of(session, state, mine):
 def exchange_in(session, state, mine, about, member):
     """Put an exchange in this state into the session, as it would have come about."""
     partner = partner_of(session)
-    session._partners[partner] = Partner(partner, member=member, decided=10)  # later than the messages below
+    session.known.peers[partner] = Peer(
+        partner, member=member, horizon=Horizon(membership_sequence_id=10)
+    )  # later than the messages below
     if about is None:
         return put(session, partner, state, mine)
     token = bound(partner if mine else session.identity, sender=session.identity if mine else partner)
     request = make(about, 1, session.identity if mine else partner, token)
-    exchange = Exchange(session._partners[partner], token, state, T0 + 330, mine)
+    exchange = Exchange(session.known.peers[partner], token, state, T0 + 330, mine)
     if mine:
         exchange.request, exchange.detail = request, b"origin"
     else:
         reply = Content.status(Status.ACTION_SUCCESS) if state.name == "ANSWERED" else None
         exchange.detail, exchange.status = Asked(Content.of(request), T0 + 300, reply), Status.ACTION_SUCCESS
-    session._remember(exchange, T0)
+    session.remember(exchange, T0)
     return exchange
 
 
@@ -126,10 +134,12 @@ def test_every_message_under_a_token_that_is_new(role, member):
     for trigger in MESSAGES:
         session = ROLES[role]()
         partner = partner_of(session)
-        session._partners[partner] = Partner(partner, member=member, decided=10)  # later than the messages below
+        session.known.peers[partner] = Peer(
+            partner, member=member, horizon=Horizon(membership_sequence_id=10)
+        )  # later than the messages below
         message = trigger_message(partner, bound(session.identity, sender=partner), trigger)
         what = outcome(session, message)
-        opening = session.openings.get(trigger) if isinstance(trigger, type) else None
+        opening = session.starts.get(trigger) if isinstance(trigger, type) else None
         assert what != "taken" or (opening is not None and (member or not opening.members_only)), trigger
 
 

@@ -11,6 +11,7 @@ from srup.session.events import (
     Identified,
     JoinAnswered,
     JoinRequested,
+    JoinWithdrawn,
     Left,
     Unanswered,
     Unexpected,
@@ -42,7 +43,7 @@ JOIN_RESULTS = (Status.JOIN_SUCCESS, Status.JOIN_REFUSED, Status.JOIN_FAIL)
 
 def incoming(server, cls, token=None, sender=DEVICE, **fields):
     """A genuine new message of a device."""
-    side = server._partners.get(sender)
+    side = server.known.peers.get(sender)
     sequence_id = 1 + (side.window.highest if side else 0)
     return make(cls, sequence_id, sender, token or bound(SERVER), **fields)
 
@@ -113,7 +114,7 @@ def test_a_rebooted_device_joins_again_with_its_membership_still_there():
 def test_a_terminated_device_is_not_heard():
     pair = Pair().joined()
     pair.server.terminate(DEVICE, T0, nonce())
-    for cls in (m.Action, m.Data, m.ResignRequest):
+    for cls in (m.Action, m.Data):
         message = incoming(pair.server, cls)
         before = snapshot(pair.server, window=False)
         unexpected = Unexpected(DEVICE, message.token, cls, "d1 is not joined")
@@ -121,6 +122,27 @@ def test_a_terminated_device_is_not_heard():
         assert snapshot(pair.server, window=False) == before
     with pytest.raises(PolicyError, match="not joined"):
         pair.server.terminate(DEVICE, T0, nonce())
+
+
+def test_a_resignation_of_a_device_that_is_out_is_answered_all_the_same():
+    pair = Pair().joined()
+    pair.server.terminate(DEVICE, T0, nonce())
+    outputs = pair.server.receive(incoming(pair.server, m.ResignRequest), T0, nonce())
+    assert [answer.status for answer in sends(outputs)] == [Status.RESIGN_SUCCESS]
+    assert events(outputs) == []
+    assert not pair.server.is_member(DEVICE)
+
+
+def test_a_device_takes_back_that_it_wants_in():
+    """The owner thinks about a moderated join, and the device does not want it any more."""
+    pair = Pair()
+    [requested] = pair.deliver(pair.device.join_human(SERVER, T0, nonce()))
+    told = pair.deliver(pair.device.resign(SERVER, T0, nonce()))
+    assert [type(event) for event in told] == [JoinWithdrawn, Left]
+    with pytest.raises(PolicyError, match="does not fit"):
+        pair.server.answer_join(DEVICE, requested.token, Status.JOIN_SUCCESS, T0)
+    with pytest.raises(PolicyError, match="not joined"):
+        pair.device.resign(SERVER, T0, nonce())
 
 
 def test_a_repeated_resignation_is_answered_again():
@@ -237,8 +259,8 @@ def test_an_update_of_an_old_device_ends_without_its_confirmation(server, old):
     ]
     assert [type(message) for message in old.heard[-2:]] == [m.Initiate, m.Activate]
     assert not server.confirms(DEVICE)
-    assert server.tick(T0 + 86399) == []
-    assert server.tick(T0 + 86400) == [UpdateChanged(DEVICE, token, UpdateState.UNANSWERED, None)]
+    assert server.requests() == []
+    assert server.tick(T0 + 86400) == []
 
 
 def test_an_old_device_reports_an_http_error_with_the_code_of_a_file_error(server, old):

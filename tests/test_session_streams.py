@@ -9,10 +9,17 @@ from hypothesis import strategies as st
 
 from srup.errors import PolicyError, ReplayError
 from srup.session import Send
-from srup.session.base import MAX_SEQUENCE_ID, Place
-from srup.session.events import DataConfirmed, DataReceived, TokenChanged, Unanswered
+from srup.session.events import DataConfirmed, DataReceived, DataRefused, TokenChanged, Unanswered
+from srup.session.exchange import MAX_EXCHANGES
+from srup.session.policy import MAX_SEQUENCE_ID
+from srup.session.streams import REFUSED_IN, StreamPosition, Streams, read_receipt
 
 from .session_link import DEVICE, SERVER, T0, Pair, nonce
+
+
+def is_unknown(value):
+    """Whether the receiver has no use for this value."""
+    return value % 5 == 4
 
 
 class Stream:
@@ -26,7 +33,7 @@ class Stream:
         self.held = []  # what the broker has: (the end that it is for, message)
         self.values = 0
         self.tokens = {}  # of the values under way
-        self.taken, self.confirmed, self.unanswered = [], [], []
+        self.taken, self.confirmed, self.refused, self.unanswered = [], [], [], []
 
     def perform(self, outputs):
         for output in outputs:
@@ -34,11 +41,15 @@ class Stream:
                 case Send():
                     self.held.append((self.receiver if output.to == DEVICE else self.sender, output.message))
                 case DataReceived():
-                    self.taken.append(int.from_bytes(output.data))
+                    self.taken.append(value := int.from_bytes(output.data))
+                    if is_unknown(value):
+                        self.perform(self.receiver.refuse_data(SERVER, output.token, self.now))
                 case TokenChanged():
                     self.tokens[output.token] = self.tokens.pop(output.former)
                 case DataConfirmed():
                     self.confirmed.append(self.tokens.pop(output.token))
+                case DataRefused():
+                    self.refused.append(self.tokens.pop(output.token))
                 case Unanswered():
                     self.unanswered.append(self.tokens.pop(output.token))
 
@@ -98,8 +109,53 @@ def test_t2_values_are_taken_in_order_and_once_and_none_is_confirmed_that_was_no
                 stream.pass_time(random.choice([0.5, 4.0, 15.0]))
     stream.settle()
     assert stream.taken == sorted(set(stream.taken))
-    assert set(stream.confirmed) <= set(stream.taken)
-    assert sorted(stream.confirmed + stream.unanswered) == [*range(1, stream.values + 1)]
+    assert set(stream.confirmed) <= {value for value in stream.taken if not is_unknown(value)}
+    assert set(stream.refused) <= {value for value in stream.taken if is_unknown(value)}
+    assert sorted(stream.confirmed + stream.refused + stream.unanswered) == [*range(1, stream.values + 1)]
+
+
+def test_t2_a_receipt_says_for_long_what_was_refused():
+    """The oldest of all that can wait is refused, and so are others; no refusal gets to the sender."""
+    stream = Stream(1)
+    stream.random.random = lambda: 1.0
+    for _ in range(MAX_EXCHANGES):
+        stream.send(1000.0)
+    while any(end is stream.receiver for end, _ in stream.held):
+        stream.deliver(0)
+    stream.held.clear()  # all refusals
+    stream.perform(stream.receiver.receipt(SERVER, stream.now, nonce()))
+    stream.deliver(0)
+    assert stream.refused == [value for value in range(1, MAX_EXCHANGES + 1) if is_unknown(value)]
+    assert sorted(stream.confirmed + stream.refused) == [*range(1, MAX_EXCHANGES + 1)]
+
+
+def test_what_was_refused_takes_little_memory_and_is_forgotten():
+    facts = {}
+    streams = Streams(lambda partner, name, value: facts.update({name: value}))
+    for number in (1, 2, 3, MAX_EXCHANGES, 1 << 40, (1 << 64) - 2):
+        streams.set_received(SERVER, StreamPosition(7, number))
+        streams.refuse(SERVER, StreamPosition(7, number))
+        assert len(facts[REFUSED_IN]) < 1000
+        position, refused = read_receipt(streams.give_receipt(SERVER, 0.0))
+        assert position.number == number
+        assert refused.has(StreamPosition(7, number))
+        assert refused.has(StreamPosition(7, 1)) is (number <= MAX_EXCHANGES)
+        assert not refused.has(StreamPosition(8, number))
+        again = Streams(lambda *_: None)
+        again.restore(SERVER, REFUSED_IN, facts[REFUSED_IN])
+        assert again.refused == streams.refused
+    streams.refuse(SERVER, StreamPosition(6, 1))  # of a stream that is over
+    assert streams.refused[SERVER].stream == 7
+    streams.set_received(SERVER, StreamPosition(9, 1))
+    assert len(streams.give_receipt(SERVER, 0.0)) == 16
+    assert not streams.refused
+    assert facts[REFUSED_IN] is None
+
+
+@pytest.mark.parametrize("size", [0, 15, 145])
+def test_what_is_no_receipt_is_refused(size):
+    with pytest.raises(PolicyError):
+        read_receipt(bytes(size))
 
 
 @pytest.mark.parametrize("taken", [0, 2])
@@ -124,7 +180,7 @@ def test_what_waits_behind_expired_values_says_whom_it_may_follow(taken):
 
 
 def test_a_later_stream_is_not_followed_by_an_earlier_one():
-    assert Place(5, 3).reached(4) is None
-    assert Place(5, 3).reached(5) == 3
-    assert Place(5, 3).reached(6) == 0
-    assert Place().reached(MAX_SEQUENCE_ID) == 0
+    assert StreamPosition(5, 3).reached(4) is None
+    assert StreamPosition(5, 3).reached(5) == 3
+    assert StreamPosition(5, 3).reached(6) == 0
+    assert StreamPosition().reached(MAX_SEQUENCE_ID) == 0

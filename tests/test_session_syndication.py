@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 from srup import messages as m
 from srup import tokens
 from srup.errors import EncodeError, PolicyError, ReplayError, SrupError
-from srup.session import AwaySide, HomeSide, Policy, Send, syndication
+from srup.session import AwaySide, HomeSide, Policy, Send, persistence, syndication
 from srup.session import events as e
-from srup.session.base import MAX_EXCHANGES, Exchange
-from srup.session.relay import TO_AWAY, TO_HOME, Crossing, RelayAnswered, Relayed, RelayState
-from srup.session.reply import Content
-from srup.session.syndication import MAX_SHARED, RESEND, Role, SyndicationState
-from srup.update import Word
+from srup.session.exchange import MAX_EXCHANGES, Exchange, Peer
+from srup.session.flows.action import ActionState
+from srup.session.flows.relay import TO_AWAY, TO_HOME, Crossing, RelayAnswered, Relayed, RelayState
+from srup.session.flows.reply import Content
+from srup.session.flows.syndication_away import AwayState
+from srup.session.flows.syndication_home import HomeState
+from srup.session.syndication import SyndicationServerSession
+from srup.session.syndications import LIST_TURN, MAX_SHARED, RESEND, Role, Syndication
+from srup.session.table import Trigger
 from srup.wire import IDENTIFICATION_RESPONSE, Status
 
 from .session_link import T0, OldPeer, make, nonce, sends, snapshot
@@ -34,7 +38,7 @@ def chain():
 def next_message(chain, cls, to, sender, token=None, **fields):
     """A genuine message that nobody has sent yet."""
     network = "home" if HOME in (to, sender) else "away"
-    side = chain.ends[network][to]._partners[sender]
+    side = chain.ends[network][to].known.peers[sender]
     token = token or tokens.bind(sender, to, chain.now + 300, nonce())
     return make(cls, side.window.highest + 1, sender, token, **fields)
 
@@ -217,10 +221,10 @@ def test_nothing_is_allowed_for_a_device_that_is_no_member_any_more(chain):
     chain.moderate = None
     chain.ask(chain.home.syndicated_action, LAMP, 7)
     [requested] = chain.events(AWAY, e.SyndicatedActionRequested)
-    chain.away._partners[AWAY_ID].member = False  # in whatever way that came about
+    chain.away.known.peers[AWAY_ID].member = False  # in whatever way that came about
     with pytest.raises(PolicyError, match="not the syndication device"):
         chain.away.allow(AWAY_ID, requested.token, T0, nonce())
-    chain.away._partners[AWAY_ID].member = True
+    chain.away.known.peers[AWAY_ID].member = True
     chain.perform(chain.away, chain.away.allow(AWAY_ID, requested.token, T0, nonce()))
     assert sum(chain.done.values()) == 1
 
@@ -402,9 +406,9 @@ def test_a_flood_of_values_does_not_make_the_list_forgotten():
 
 @pytest.mark.parametrize("data", [b"x", b"12345"])
 def test_a_malformed_request_for_the_list_is_answered(chain, data):
-    outputs = chain.home._ask(
+    outputs = chain.home.ask(
         HOME_ID,
-        syndication.ActionState.ASKED,
+        ActionState.ASKED,
         m.SyndicatedC2Request,
         T0,
         nonce(),
@@ -466,6 +470,13 @@ def test_a_list_of_the_longest_kind_comes_complete():
     chain = Chain()
     chain.shared = list(range(MAX_SHARED))
     chain.syndicated()
+    turns = 1
+    while chain.away.deadline() == 0.0:
+        outputs = chain.away.tick(T0)
+        assert len(outputs) <= LIST_TURN
+        chain.perform(chain.away, outputs)
+        turns += 1
+    assert turns == -(-MAX_SHARED // LIST_TURN)
     assert len(chain.events(HOME, e.DevicesShared)[0].devices) == MAX_SHARED
 
 
@@ -508,7 +519,7 @@ def test_what_was_asked_in_one_syndication_is_not_done_in_the_next(chain, how):
         case "the device leaves":
             chain.perform(chain.away_side, chain.away_side.resign(AWAY, chain.now, nonce()))
         case _:
-            chain.home._syndications.clear()
+            chain.home.syndications.by_device.clear()
     chain.begin()
     assert chain.away.syndication(AWAY_ID) is not None
     with pytest.raises(PolicyError, match="UNANSWERED"):
@@ -548,7 +559,8 @@ def test_an_end_that_got_lost_or_late_does_not_end_the_next_one(chain):
     [offer] = chain.events(HOME_ID, e.SyndicationOffered)[-1:]
     chain.advance(T0 + 250)
     assert chain.sent("home", HOME_ID, m.SyndicatedEndRequest) == []
-    chain.perform(chain.home_side, chain.home_side.receive(end.message, chain.now, nonce()))
+    with pytest.raises(PolicyError, match="before it offered"):
+        chain.home_side.receive(end.message, chain.now, nonce())
     assert chain.home_side.awaits(HOME, offer.token)
 
 
@@ -795,7 +807,7 @@ def test_an_admission_that_is_withdrawn_while_the_owner_thinks():
 
 
 def test_a_device_without_sequence_ids_left_does_not_keep_values_from_their_owner(chain):
-    chain.away._partners[AWAY_ID].last_sent = 2**64 - 1
+    chain.away.known.peers[AWAY_ID].last_sent = 2**64 - 1
     value(chain, LAMP)
     assert len(chain.events(AWAY, e.DataReceived)) == 1
     assert chain.events(HOME, e.SyndicatedDataReceived) == []
@@ -836,7 +848,7 @@ def test_a_side_has_one_server():
 
 
 def size(session):
-    return sum(len(partner.exchanges) for partner in session._partners.values()), len(session._timers)
+    return sum(len(partner.exchanges) for partner in session.known.peers.values()), len(session.known.timers)
 
 
 def test_home_disappears_and_away_floods(chain):
@@ -903,7 +915,7 @@ def test_any_message_under_any_token_has_a_defined_outcome(name):
     session = getattr(chain, name)
     server = name in ("home", "away")
     sender = {"home": HOME_ID, "away": AWAY_ID, "home_side": HOME, "away_side": AWAY}[name]
-    partner = session._partners[sender]
+    partner = session.known.peers[sender]
     known = list(partner.exchanges) + [None] * 5
     for _ in range(3000):
         cls = random.choice(m.SCHEMA[:])
@@ -938,10 +950,10 @@ def test_the_tables_are_whole(cls):
     waiting = {"STARTING", "IDENTIFYING", "ENDING", "DECIDING", "SHARING", "MODERATING", "CARRYING", "TERMINATING"}
     waiting |= {"OFFERED", "REQUESTING", "RELAYING", "RELAYED"}
     for state, _, step in table_of(cls):
-        assert not step.effect or callable(getattr(cls, step.effect))
-        assert step.state.name not in waiting or (step.state, Word.EXPIRE) in cls.table, step
-        assert state.name not in waiting or (state, Word.EXPIRE) in cls.table, state
-    for opening, how in cls.openings.items():
+        assert not step.effect or any(callable(getattr(flow, step.effect, None)) for flow in cls.flow_types)
+        assert step.state.name not in waiting or (step.state, Trigger.EXPIRE) in cls.table, step
+        assert state.name not in waiting or (state, Trigger.EXPIRE) in cls.table, state
+    for opening, how in cls.starts.items():
         assert (how.state, opening) in cls.table
 
 
@@ -951,17 +963,16 @@ def test_an_effect_that_meets_a_foreign_exchange_refuses(cls):
     chain = Chain().syndicated()
     session = {HomeSide: chain.home_side, AwaySide: chain.away_side}.get(cls, chain.home)
     sender = HOME_ID if session is chain.home else session.server
-    partner = session._partners[sender]
+    partner = session.known.peers[sender]
     for state, trigger, _ in table_of(cls):
-        if isinstance(trigger, Word) or not isinstance(state, SyndicationState | RelayState):
+        if isinstance(trigger, Trigger) or not isinstance(state, HomeState | AwayState | RelayState):
             continue  # other exchanges have tests of their own
         for mine in (True, False):
             token = tokens.bind(
                 *((session.identity, sender) if mine else (sender, session.identity)), T0 + 300, nonce()
             )
             exchange = Exchange(partner, token, state, T0 + 300, mine=mine)
-            partner.exchanges[token] = exchange
-            session._open += 1
+            session.known.add(exchange)
             kind, fields = (trigger, {}) if isinstance(trigger, type) else (m.Response, {"status": trigger})
             message = make(kind, partner.window.highest + 1, sender, token, **fields)
             try:
@@ -971,7 +982,8 @@ def test_an_effect_that_meets_a_foreign_exchange_refuses(cls):
             else:
                 assert all(isinstance(output, Send | e.Event) for output in outputs)
             partner.member = True
-            partner.exchanges.pop(token, None)
+            if session.known.holds(exchange):
+                session.known.forget(exchange)
 
 
 # Deployed peers: tokens of their own for everything, kept across relays, and no answers.
@@ -1016,7 +1028,13 @@ def old_away():
     assert type(old.heard[-1]) is m.SyndicationRequest
 
     def say(cls, token=None, **fields):
-        for crossing in pass_all(side, old, side.receive(old.send(cls, token, **fields), T0, nonce()), []):
+        told = []
+        crossings = pass_all(side, old, side.receive(old.send(cls, token, **fields), T0, nonce()), told)
+        if any(isinstance(event, e.SyndicationAnswered) for event in told):
+            [offer] = chain.events(HOME_ID, e.SyndicationOffered)
+            answer = chain.home_side.answer_init(offer.token, Status.JOIN_SUCCESS, T0)
+            chain.perform(chain.home_side, answer)
+        for crossing in crossings:
             chain.perform(chain.home_side, chain.home_side.cross(crossing, T0, nonce()))
 
     chain.carry_home = chain.carry
@@ -1093,7 +1111,7 @@ def test_a_deployed_home_server_is_served():
 def test_deployed_servers_and_device_on_the_home_side_are_understood():
     """A deployed syndication device keeps the tokens of the away server; ours takes entries before their count then."""
     chain = Chain(Policy()).joined()
-    chain.home._partners[HOME_ID].binds = False
+    chain.home.known.peers[HOME_ID].binds = False
     chain.cut.add(HOME_ID)
     chain.begin()
     for number, (cls, fields) in enumerate(
@@ -1107,6 +1125,159 @@ def test_deployed_servers_and_device_on_the_home_side_are_understood():
             chain.home, chain.home.receive(make(cls, 100 + number, HOME_ID, b"%d" % number, **fields), T0, b"")
         )
     assert [event.devices for event in chain.events(HOME, e.DevicesShared)] == [LAMPS[:2]]
+
+
+# What is said in one syndication has no effect in the next one.
+
+
+def begun_again(chain):
+    """Let home end it and begin again."""
+    chain.perform(chain.home, chain.home.end_syndication(HOME_ID, chain.now, nonce()))
+    chain.begin()
+    assert chain.away_side.syndicated
+
+
+WORDS = {
+    m.SyndicatedDeviceCount: {"count": 0},
+    m.SyndicatedDeviceList: {"device_sequence": 1, "device_id": NEIGHBOUR},
+    m.SyndicatedData: {"data_id": "t", "data": b"1", "source_id": LAMPS[0]},
+    m.SyndicatedTerminate: {},
+}
+PLACES = {"home": (HOME, HOME_ID), "away side": (AWAY_ID, AWAY)}
+
+
+@pytest.mark.parametrize("cls", WORDS)
+@pytest.mark.parametrize("place", PLACES)
+def test_what_away_said_in_an_earlier_syndication_is_refused(chain, place, cls):
+    me, sender = PLACES[place]
+    network = "home" if me == HOME else "away"
+    session = chain.ends[network][me]
+    peer = session.known.peers[sender]
+    late = make(cls, peer.window.highest + 1, sender, tokens.bind(sender, me, chain.now + 60, nonce()), **WORDS[cls])
+    chain.ends[network][sender].known.peers[me].last_sent += 1  # that number is taken
+    begun_again(chain)
+    present = chain.home.syndication(HOME_ID)
+    before = snapshot(session), present.dump()
+    with pytest.raises(PolicyError, match=r"before the present syndication|another list|older than one"):
+        session.receive(late, chain.now, nonce())
+    assert (snapshot(session), present.dump()) == before
+
+
+def test_an_end_of_an_earlier_syndication_is_answered_and_ends_nothing(chain):
+    peer = chain.away.known.peers[AWAY_ID]
+    late = make(
+        *(m.SyndicatedEndRequest, peer.window.highest + 1, AWAY_ID),
+        tokens.bind(AWAY_ID, AWAY, chain.now + 60, nonce()),
+    )
+    chain.away_side.known.peers[AWAY].last_sent += 1
+    begun_again(chain)
+    answers = sends(chain.away.receive(late, chain.now, nonce()))
+    assert [answer.status for answer in answers] == [Status.RESIGN_SUCCESS]
+    assert chain.away.syndication(AWAY_ID) is not None
+
+
+def test_before_it_is_answered_an_offer_is_not_taken_for_accepted(chain):
+    """Home has begun anew, and the device has not: its count, which a broker has held, is not an answer."""
+    chain.perform(chain.home, chain.home.end_syndication(HOME_ID, chain.now, nonce()))
+    chain.cut.add(HOME_ID)
+    chain.begin()
+    number = chain.home.known.peers[HOME_ID].window.highest + 1000
+    for cls in WORDS:
+        token = tokens.bind(HOME_ID, HOME, chain.now + 60, nonce())
+        with pytest.raises(PolicyError, match=r"has not said yet|another list"):
+            chain.home.receive(make(cls, number, HOME_ID, token, **WORDS[cls]), chain.now, nonce())
+    assert chain.home.syndication(HOME_ID).count is None
+
+
+def test_an_offer_that_a_newer_one_has_overtaken_is_refused(chain):
+    peer = chain.home_side.known.peers[HOME]
+    token = tokens.bind(HOME, HOME_ID, chain.now + 60, nonce())
+    late = make(m.SyndicationInit, peer.window.highest + 1, HOME, token, url=KEY_SERVICE, sealed=b"v")
+    chain.home.known.peers[HOME_ID].last_sent += 1
+    chain.home.syndications.drop(HOME_ID)  # a home server that forgot
+    chain.begin()
+    with pytest.raises(PolicyError, match="another one"):
+        chain.home_side.receive(late, chain.now, nonce())
+
+
+# What a syndication costs does not grow with what it has cost before.
+
+
+def durable(chain):
+    """The servers of a chain as with stores, and how often one of its syndications is written from now on."""
+    for server in (chain.home, chain.away):
+        server.known.durable = True
+        server.changes()
+
+    def written():
+        facts = [fact for server in (chain.home, chain.away) for fact in server.changes().facts]
+        return sum(fact.name == "syndication" for fact in facts)
+
+    return written
+
+
+def test_a_value_does_not_cost_the_list(chain, monkeypatch):
+    written = durable(chain)
+    monkeypatch.setattr("srup.session.syndications.Syndication.dump", None)
+    chain.perform(chain.lamps[LAMP], chain.lamps[LAMP].data(AWAY, "t", b"1", T0, nonce()))
+    assert len(chain.events(HOME, e.SyndicatedDataReceived)) == 1
+    assert written() == 0
+    assert chain.home.syndications.incomplete() == []
+
+
+def test_a_list_that_comes_one_by_one_is_written_when_it_is_complete(chain):
+    written = durable(chain)
+    peer, token = chain.home.known.peers[HOME_ID], tokens.bind(HOME_ID, HOME, T0 + 60, nonce())
+    first, size, count = peer.window.highest + 1, 200, 0
+    counted = make(m.SyndicatedDeviceCount, first, HOME_ID, token, count=size)
+    chain.perform(chain.home, chain.home.receive(counted, T0, b""))
+    for number in range(1, size + 1):
+        entry = make(m.SyndicatedDeviceList, first + number, HOME_ID, token, device_sequence=number, device_id=number)
+        chain.perform(chain.home, chain.home.receive(entry, T0, b""))
+        count += written()
+    assert chain.events(HOME, e.DevicesShared)[-1].devices == tuple(range(1, size + 1))
+    assert count == 2
+
+
+def test_of_many_syndications_a_value_concerns_those_that_share_its_device():
+    server = SyndicationServerSession(AWAY, Policy())
+    syndications = [Syndication(device, Role.AWAY) for device in range(1000)]
+    for each in syndications:
+        server.syndications.begin(each, {1: LAMPS[0] if each.device % 500 else LAMPS[1]})
+    assert server.syndications.through(LAMPS[1]) == [syndications[0], syndications[500]]
+    server.syndications.share(syndications[0], {1: LAMPS[2]})
+    server.syndications.drop(500)
+    assert server.syndications.through(LAMPS[1]) == []
+    assert server.syndications.through(LAMPS[2]) == [syndications[0]]
+
+
+def test_a_device_with_two_numbers_is_shared_until_it_has_none():
+    known = Syndication(HOME_ID, Role.HOME, devices={1: LAMP, 2: LAMP})
+    known.add(1, NEIGHBOUR)
+    assert known.shares(LAMP)
+    known.add(2, NEIGHBOUR)
+    assert not known.shares(LAMP)
+
+
+# What earlier versions have kept.
+
+
+@pytest.mark.parametrize(
+    ("written", "state"),
+    [
+        ("STARTING", HomeState.STARTING),
+        ("IDENTIFYING", HomeState.IDENTIFYING),
+        ("ENDING", HomeState.ENDING),
+        ("SHARING", AwayState.SHARING),
+        ("CARRYING", AwayState.CARRYING),
+        ("ANSWERED", AwayState.ANSWERED),
+    ],
+)
+def test_states_under_their_former_name_are_read(written, state):
+    exchange = Exchange(Peer(HOME_ID), b"token", HomeState.NEW, T0, mine=False)
+    states = {state for state, _ in SyndicationServerSession.table}
+    persistence.read_exchange(exchange, f'{{"d":{{"state":"SyndicationState.{written}"}}}}', {}, states)
+    assert exchange.state is state
 
 
 # Bad links: whatever happens, every question has one end, and nothing is done twice.
@@ -1172,7 +1343,7 @@ def test_every_question_has_one_end_and_everything_comes_through_when_the_links_
     assert all(over(chain))
     chain.advance(chain.now + 200_000)
     for session in (chain.home, chain.away, chain.home_side, chain.away_side):
-        assert session._open == 0
+        assert session.known.size == 0
         assert session.deadline() is None
 
 

@@ -1,6 +1,7 @@
 """The simulator: it finds nothing as things are, the same every time, and finds each guard that is taken away."""
 
 import contextlib
+import logging
 import os
 import re
 import subprocess
@@ -13,18 +14,27 @@ from typer.testing import CliRunner
 
 import srup
 from srup import tokens
-from srup.agent import base as agent_base
-from srup.agent import device as agent_device
+from srup.agent import firmware, inbound
+from srup.agent.engine import Engine
+from srup.agent.restart import Restart
 from srup.cli.app import app
 from srup.cli.simulate import replay_command
 from srup.codec import decode, verify_many
 from srup.errors import PolicyError, SignatureError
 from srup.keyring import KeyRing
 from srup.replay import ReplayWindow
-from srup.session import base, device
+from srup.session import DeviceSession, engine
+from srup.session.engine import Session
+from srup.session.flows.action import Actions, ActionState
+from srup.session.flows.update import DeviceUpdates
+from srup.session.freshness import Freshness
+from srup.session.streams import Streams
+from srup.session.table import Transition
 from srup.simulation import Clock, Ledger, Options, World, run
+from srup.simulation.acts import ACTS
 from srup.simulation.keychain import key_of
-from srup.simulation.schedule import ACTS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SEEDS = range(20)
 BOUND = 50
@@ -88,6 +98,7 @@ def tally(report, counts):
 # The same seed gives the same run.
 
 
+@pytest.mark.process
 def test_another_process_comes_to_the_same_digest():
     code = "from srup.simulation import run; print(run(3).digest)"
     for hash_seed in ("0", "12345"):
@@ -106,17 +117,17 @@ def test_a_run_does_not_depend_on_the_one_before():
 
 
 def tokens_checked_but_for(*words):
-    genuine = base.Session._bound_token
+    genuine = Freshness.check_token
 
-    def check(session, partner, message, now):
+    def check(freshness, peer, message, now):
         try:
-            return genuine(session, partner, message, now)
+            return genuine(freshness, peer, message, now)
         except PolicyError as error:
             if any(word in str(error) for word in words):
                 return tokens.parse(message.token)
             raise
 
-    return base.Session, "_bound_token", check
+    return Freshness, "check_token", check
 
 
 def verified_by_anybody(wires, keys, threads=1):
@@ -130,9 +141,9 @@ def verified_by_anybody(wires, keys, threads=1):
 
 
 def without_memory():
-    table = dict(device.TABLE)
-    table[base.ActionState.ANSWERED, srup.Action] = base.Step(base.ActionState.RUNNING, "begin_action")
-    return device.DeviceSession, "table", table
+    table = dict(DeviceSession.table)
+    table[ActionState.ANSWERED, srup.Action] = Transition(ActionState.RUNNING, "begin_action")
+    return DeviceSession, "table", table
 
 
 GUARDS = {
@@ -140,20 +151,27 @@ GUARDS = {
     "the memory of tokens": ("repeated", without_memory()),
     "the recipient of a token": ("redirected", tokens_checked_but_for("the message is for")),
     "the expiry of a token": ("late", tokens_checked_but_for("expired")),
-    "the signature": ("forged", (agent_base, "verify_many", verified_by_anybody)),
-    "the digest at activation": ("tampered", (agent_device, "check_digest", lambda path, digest: None)),
-    "the version floor": ("rolled back", (device.DeviceSession, "_version", staticmethod(lambda order: 10**9))),
+    "the signature": ("forged", (inbound, "verify_many", verified_by_anybody)),
+    "the digest at activation": ("tampered", (firmware, "check_digest", lambda path, digest: None)),
+    "the version floor": ("rolled back", (DeviceUpdates, "_version", staticmethod(lambda order: 10**9))),
     "the revocation": ("revoked", (KeyRing, "revoke", lambda ring, identity: identity in ring)),
-    "the passing of time": ("hanging", (base.Session, "tick", lambda session, now: [])),
+    "the passing of time": ("hanging", (Session, "tick", lambda session, now: [])),
 }
 
 
+FLEETS = {
+    "redirected": Options(devices=8, steps=200),  # the more devices there are, the more can be mistaken for another
+    "late": Options(steps=300),
+    "tampered": Options(devices=8, steps=300),  # and the more hold firmware that can be altered
+}
+"""Where what is to be found happens too seldom in a run of the usual size."""
+
 DURABLE_GUARDS = {
-    "the ids that are reserved": ("reused", (base, "ID_BLOCK", 0)),
-    "the place in the stream": ("repeated", (base.Session, "_is_next", lambda *_: True)),
-    "the inbox": ("lost", (agent_base.Agent, "_resume_entry", lambda agent, entry: None)),
-    "the outbox": ("lost", (agent_base.Agent, "_resend_entry", lambda agent, entry, now: None)),
-    "the end of what a former key asked": ("lost", (agent_base.Agent, "_end_partner", lambda *_: None)),
+    "the ids that are reserved": ("reused", (engine, "ID_BLOCK", 0)),
+    "the place in the stream": ("repeated", (Streams, "is_next", lambda *_: True)),
+    "the inbox": ("lost", (Restart, "resume_handler", lambda restart, transaction, entry: None)),
+    "the outbox": ("lost", (Restart, "resume_sending", lambda restart, transaction, entry, now: None)),
+    "the end of what a former key asked": ("lost", (Engine, "end_peer", lambda *_: None)),
 }
 
 
@@ -161,9 +179,8 @@ DURABLE_GUARDS = {
 def test_without_a_guard_the_violation_is_found(monkeypatch, name, patch):
     monkeypatch.setattr(*patch)
     found = Counter()
-    fleet = Options(devices=8, steps=200)  # the more devices there are, the more can be mistaken for another
     for seed in range(BOUND):
-        report = run(seed, fleet if name == "redirected" else None)
+        report = run(seed, FLEETS.get(name))
         found.update(violation.name for violation in report.violations)
         if found[name]:
             return
@@ -183,15 +200,14 @@ def test_without_a_guard_of_the_durable_the_violation_is_found(monkeypatch, name
 
 def test_a_lie_about_an_action_is_found(monkeypatch):
     """A device that answers before it has done anything."""
-    monkeypatch.setattr(device.DeviceSession, "begin_action", lambda session, exchange, cause, now: [])
-    table = dict(device.TABLE)
-    table[base.ActionState.NEW, srup.Action] = base.Step(base.ActionState.ANSWERED, "lie")
-    monkeypatch.setattr(device.DeviceSession, "table", table)
+    table = dict(DeviceSession.table)
+    table[ActionState.NEW, srup.Action] = Transition(ActionState.ANSWERED, "lie")
+    monkeypatch.setattr(DeviceSession, "table", table)
 
-    def lie(session, exchange, cause, now):
-        return session.answer(exchange, srup.Status.ACTION_SUCCESS, now)
+    def lie(flow, exchange, cause, now):
+        return flow.answer(exchange, srup.Status.ACTION_SUCCESS, now)
 
-    monkeypatch.setattr(device.DeviceSession, "lie", lie, raising=False)
+    monkeypatch.setattr(Actions, "lie", lie, raising=False)
     assert any(violation.name == "untrue" for seed in range(5) for violation in run(seed).violations)
 
 
@@ -201,6 +217,16 @@ def test_a_lie_about_an_action_is_found(monkeypatch):
 def command(*arguments):
     done = CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1"}).invoke(app, ["simulate", *arguments])
     return done.exit_code, done.stdout
+
+
+def test_what_is_simulated_is_not_logged_as_if_it_were_real(caplog):
+    caplog.set_level("INFO")
+    run(4220724187, Options(durable=True))
+    assert any("the disk is full" in line for line in caplog.messages)
+    assert [line for line in caplog.messages if not line.startswith("simulated: ")] == []
+    caplog.clear()
+    logging.getLogger("srup.agent").error("this is real")
+    assert caplog.messages == ["this is real"]
 
 
 def test_the_command_tells_of_each_run():
@@ -231,9 +257,9 @@ def test_a_mistake_in_the_command_is_told():
 
 
 def entered(**changes):
-    ledger = Ledger()
+    ledger = Ledger(lambda: 50.0)
     ledger.order("action", 1, 2, 7, until=100.0, life=1, signer="key")
-    given = {"issuer": 1, "target": 2, "now": 50.0, "local": 50.0, "life": 1, "durable": False} | changes
+    given = {"issuer": 1, "target": 2, "local": 50.0, "life": 1, "durable": False} | changes
     lives = given.pop("lives", [given["life"]])
     for life in lives:
         ledger.effect("action", what=7, **(given | {"life": life}))
@@ -266,9 +292,9 @@ def test_a_store_is_given_to_every_life_of_an_identity(tmp_path):
     world = World("store", tmp_path, Options(durable=True))
     party = world.devices[0xD0]
     before = party.store
-    world.crash(party)
-    world.restart(party)
-    assert party.agent._store is before
-    assert world.provision(party)  # whoever begins anew does not go on where another key has ended
-    assert party.agent._store is not before
-    assert World("store", tmp_path, Options()).devices[0xD0].agent._store is None
+    world.environment.crash(party)
+    world.environment.restart(party)
+    assert party.agent.debug.store is before
+    assert world.operators.provision(party)  # whoever begins anew does not go on where another key has ended
+    assert party.agent.debug.store is not before
+    assert World("store", tmp_path, Options()).devices[0xD0].agent.debug.store is None

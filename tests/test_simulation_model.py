@@ -4,12 +4,15 @@ import tempfile
 from pathlib import Path
 from random import Random
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from srup.simulation import Options, World
-from srup.simulation.schedule import ACTS
+from srup.simulation.acts import ACTS
+
+pytestmark = pytest.mark.slow
 
 
 class SmallWorld(RuleBasedStateMachine):
@@ -47,7 +50,7 @@ class SmallWorld(RuleBasedStateMachine):
     def teardown(self):
         try:
             if self.world is not None and not self.world.ledger.violations:
-                self.world.quiet()
+                self.world.converge()
                 self.world.check_agreement()
                 self.verdict()
         finally:

@@ -87,6 +87,7 @@ def redis_ends() -> Iterator[None]:
 
 # A factory gets an empty folder and returns what makes a store object, each time on the same durable state.
 FACTORIES = {"memory": memory, "sqlite": sqlite, "redis": in_redis}
+STORES = ["memory", "sqlite", pytest.param("redis", marks=pytest.mark.process)]
 
 
 class Kept:
@@ -116,7 +117,7 @@ def plain(state: State) -> State:
     )
 
 
-@pytest.fixture(params=FACTORIES)
+@pytest.fixture(params=STORES)
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
     return FACTORIES[request.param](tmp_path)
 
@@ -436,6 +437,10 @@ BAD = {
     "key": {"keys": [KeyRecord(-1, None)]},
     "fact": {"facts": [Fact(-1, "", "")]},
     "row": {"audit": [row(), row(partner=-1)]},
+    "time of a row": {"audit": [row(), row(at=float("nan"))]},
+    "endless time of a row": {"audit": [row(float("inf"))]},
+    "negative time of a row": {"audit": [row(-1.0)]},
+    "late time of a row": {"audit": [row(1e16)]},
     "ended": {"ended": [(-1, b"")]},
     "finished": {"finished": [(7, -1)]},
     "settled": {"settled": [None]},
@@ -469,6 +474,51 @@ def test_one_bad_record_and_nothing_is_kept(kept, name):
 
 
 # --- Whose it is, and who uses it.
+
+
+# --- Numbers that make no sense.
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("owner", [-1, 1 << 64, 10**400, 1.0, True, None, "5e", NAN])
+def test_an_owner_that_is_none_is_refused(make, owner):
+    with pytest.raises(ValueError, match="owner must be an int from 0 to 18446744073709551615"):
+        make().open(owner)
+
+
+@pytest.mark.parametrize("arguments", [(NAN,), ("1",), (None,), (True,), (5.0, -1), (5.0, 1 << 64), (5.0, 1.0)])
+def test_pruning_with_numbers_that_are_none_prunes_nothing(kept, arguments):
+    kept.commit(audit=[row(1.0), row(2.0), row(3.0)])
+    with pytest.raises(ValueError, match="must be"):
+        kept.store.prune(*arguments)
+    assert len([*kept.store.audit()]) == 3
+
+
+@pytest.mark.parametrize("before", [-INF, 0, -(10**400), 10**16, 1 << 63, 10**400, INF])
+@pytest.mark.parametrize("limit", [0, 1, (1 << 64) - 1, None])
+def test_pruning_with_extreme_numbers(kept, before, limit):
+    kept.commit(audit=[row(1.0), row(2.0), row(3.0)])
+    due = 3 if before > 3 else 0
+    assert kept.store.prune(before, limit) == (due if limit is None else min(limit, due))
+
+
+@pytest.mark.parametrize("since", [-INF, -1, 0, -(10**400)])
+def test_reading_from_a_time_before_all(kept, since):
+    kept.commit(audit=[row(0.0), row(2.0)])
+    assert len([*kept.store.audit(since)]) == 2
+
+
+@pytest.mark.parametrize("since", [INF, 10**400, 10**16, 1 << 63])
+def test_reading_from_a_time_after_all(kept, since):
+    kept.commit(audit=[row(0.0), row(2.0)])
+    assert not [*kept.store.audit(since)]
+
+
+@pytest.mark.parametrize("arguments", [(NAN,), ("0",), (None,), (0.0, -1), (0.0, 1 << 64), (0.0, 1.0), (0.0, True)])
+def test_reading_with_numbers_that_are_none(kept, arguments):
+    with pytest.raises(ValueError, match="must be"):
+        kept.store.audit(*arguments)
 
 
 def test_another_owner_is_refused(kept):
@@ -628,7 +678,7 @@ class Model:
         return plain(State(named("partners"), named("exchanges"), *entries, named("keys"), named("barred"), facts))
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("name", STORES)
 def test_it_does_what_a_dictionary_does(name):
     class Machine(RuleBasedStateMachine):
         def __init__(self) -> None:

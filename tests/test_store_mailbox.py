@@ -4,24 +4,21 @@ import threading
 import time
 
 import pytest
+import redis
 
 from srup import LeaseLostError, StoreError
 from srup.records import Changes, ReportRecord
+from srup.store.keyspace import Keyspace
+from srup.store.mailbox import Position
+from srup.store.partition import partition_of
+from srup.store.redismail import RedisMailbox
+from srup.transport.broker import free_port
 
 from .fleet import WAIT, wait_until
-from .keyex_site import free_port
-
-pytest.importorskip("redis")
-
-import redis
-
-from srup.store.keyspace import Keyspace
-from srup.store.mailbox import Mailbox
-from srup.store.partition import partition_of
-
 from .redis_server import redis_server
 from .test_store_redis import Site
 
+pytestmark = pytest.mark.process
 ONE, TWO = b"1" * 16, b"2" * 16
 FAR = 0.01  # seconds that a test lets a mailbox wait in which there is nothing
 
@@ -49,7 +46,7 @@ class Boxes:
 
     def __init__(self, server, client):
         self.site = Site(server)
-        self.mailbox = Mailbox(Keyspace(client(server), self.site.owner))
+        self.mailbox = RedisMailbox(Keyspace(client(server), self.site.owner))
         self.devices = [next(each for each in range(99) if partition_of(each, 2) == number) for number in range(2)]
         self.stores = [self.site.store(number) for number in range(2)]
 
@@ -57,7 +54,7 @@ class Boxes:
         self.mailbox.post(self.devices[number], order_id, order, b"posted", **options)
 
     def read(self, after=b"0", patience=FAR):
-        return self.mailbox.read(dict.fromkeys(range(2), after), patience)
+        return self.mailbox.read(dict.fromkeys(range(2), Position(after)), patience)
 
     def reports(self, order_id=ONE, after=b"0", patience=0.0):
         return [body for _, body in self.mailbox.reports(self.devices[0], order_id, after, patience)]
@@ -196,3 +193,21 @@ def test_redis_cluster(tmp_path, kind):
         assert boxes.mailbox.waiting() == {1: 1}
         assert boxes.reports() == [b"posted", b"done"]
         boxes.close()
+
+
+def test_what_is_urgent_overtakes_and_needs_no_room(boxes):
+    boxes.post(0, ONE, capacity=1)
+    boxes.post(0, TWO, b"urgent", capacity=1, urgent=True)
+    device, full = boxes.devices[0], b"3" * 16
+    with pytest.raises(StoreError, match="is full"):
+        boxes.mailbox.post(device, full, b"order", b"posted", 1, urgent=True)
+    found = boxes.mailbox.read({0: Position(orders=None)}, FAR)
+    assert [(entry.id, entry.order, entry.urgent) for _, entry in found] == [(TWO, b"urgent", True)]
+    urgent = found[0][1]
+    everything = [entry for _, entry in boxes.read()]
+    assert [(entry.id, entry.urgent) for entry in everything] == [(TWO, True), (ONE, False), (TWO, False)]
+    assert everything[2].place == urgent.place
+    assert everything[1].rank < urgent.rank
+    boxes.stores[0].commit(Changes(reports=[ReportRecord(TWO, urgent.place, b"done", 60.0, urgent=True)]))
+    assert [(entry.id, entry.urgent) for _, entry in boxes.read()] == [(ONE, False)]
+    assert boxes.mailbox.read({0: Position(urgent=urgent.place)}, FAR)[0][1].id == ONE

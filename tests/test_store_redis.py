@@ -1,5 +1,6 @@
 """State in Redis, with real servers: what a commit refuses, what survives, and what is noticed when it did not."""
 
+import re
 import shutil
 import signal
 import socket
@@ -7,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from dataclasses import fields, replace
 from itertools import count
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -17,17 +20,37 @@ from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from srup import LeaseLostError, StoreError
-from srup.records import AuditRow, Changes, ExchangeRecord, Fact, InboxEntry, PartnerRecord
+import srup.store.keyspace as keyspace_module
+import srup.store.lease as lease_module
+import srup.store.redis as redis_module
+import srup.store.redismail as mailbox_module
+from srup import KeyRing, LeaseLostError, PrivateKey, StoreError, Worker
+from srup.demo.host import FirmwareHost
+from srup.records import (
+    AuditRow,
+    Changes,
+    ExchangeRecord,
+    Fact,
+    InboxEntry,
+    KeyRecord,
+    OutboxEntry,
+    PartnerRecord,
+    ReportRecord,
+)
 from srup.store import Leases, RedisStore, commit_many
-from srup.store.keyspace import Keyspace
+from srup.store.keyspace import Keyspace, Script
 from srup.store.lease import Lease, RedisArbiter
+from srup.store.mailbox import Position
+from srup.store.redismail import RedisMailbox
+from srup.transport.broker import free_port
 
-from .fleet import WAIT
-from .keyex_site import free_port
+from .fleet import WAIT, wait_until
 from .redis_server import RedisServer, redis_server
 
+pytestmark = pytest.mark.process
+
 TOP = (1 << 64) - 1
+BROKER = "mqtt://127.0.0.1:1"
 owners = count(0x5E)
 
 
@@ -52,7 +75,7 @@ class Site:
         self.server = server
         self.owner = next(owners)
         self.partitions = partitions
-        RedisStore.create(server.url, self.owner, partitions)
+        RedisStore.create(server.url, self.owner, partitions, volatile=server.settings["appendonly"] == "no")
         self.leases = self.worker(**options)
         self.held = sorted(self.leases.step().gained, key=lambda lease: lease.partition)
 
@@ -133,7 +156,7 @@ def test_what_is_left_of_another_store_is_not_built_upon(server):
 
 @pytest.mark.parametrize("partitions", [0, -1, 1 << 16, "64"])
 def test_a_number_of_partitions_that_is_none(server, partitions):
-    with pytest.raises(ValueError, match="partitions are 1 to 65535"):
+    with pytest.raises(ValueError, match="partitions must be an int from 1 to 65535"):
         RedisStore.create(server.url, next(owners), partitions)
 
 
@@ -151,9 +174,15 @@ def test_another_server_s_lease(site):
         RedisStore(site.held[0]).open(0xABC)
 
 
-def test_no_address_of_a_redis():
+@pytest.mark.parametrize("url", ["http://localhost", "redis://localhost:99999", "redis://a\udcffb"])
+def test_no_address_of_a_redis(url):
     with pytest.raises(StoreError, match="no address of a Redis"):
-        Leases("http://localhost", 0x5E)
+        Leases(url, 0x5E)
+
+
+def test_nobody_at_the_address_is_told_in_words():
+    with pytest.raises(StoreError, match=r"^Redis at 127\.0\.0\.1:1: Connection refused$"):
+        Leases("redis://127.0.0.1:1", 0x5E)
 
 
 def test_a_client_that_decodes_is_of_no_use(server):
@@ -248,6 +277,169 @@ def test_who_is_forgotten_may_begin_anew(site):
     assert not site.content().inbox
 
 
+# --- nothing is written in part
+
+NUMBERS = [0, -1, 1 << 53, 1 << 63, TOP, TOP + 1, 10**16, 10**400]
+EXTREME = [*map(str, NUMBERS), "1e300", "nan", "inf", "-inf", "", "x", b"\xff", "9" * 100_000]
+
+
+def dump(server):
+    """All that Redis holds, but for what ends by itself."""
+    names = sorted(server.client.keys("*"))
+    return {name: server.client.dump(name) for name in names if not name.endswith(b":workers")}
+
+
+SCRIPTS = {
+    "register": (lease_module._REGISTER, ["workers"], ["w", 1000]),
+    "renew": (lease_module._RENEW, ["lease"], ["w:1", 1000]),
+    "acquire": (lease_module._ACQUIRE, ["meta", "free"], ["ID", "w", 1000]),
+    "release": (lease_module._RELEASE, ["lease"], ["w:1"]),
+    "look": (redis_module._LOOK, ["meta", "lease", "partners"], ["ID", "w:1"]),
+    "prune": (redis_module._PRUNE, ["meta", "lease", "audit"], ["ID", "w:1", "5.0", 10]),
+    "post": (mailbox_module._POST, ["meta", "orders", "order:1", "urgent"], ["ID", 10, b"i" * 16, b"{}", b"{}", "1"]),
+    "create": (Script(keyspace_module._CREATE), ["other"], ["ID", 1]),
+}
+
+
+class Partition:
+    """The keys of a script, with what it expects under them, or with junk under one of them."""
+
+    def __init__(self, server, script, parts):
+        self.server, self.script = server, script
+        self.keyspace = Keyspace(server.url, 0x5E)
+        self.keys = [self.keyspace.key(0, part) for part in parts]
+
+    def begin(self, junk=None):
+        client = self.server.client
+        client.flushall()
+        client.hset(self.keyspace.key(0, "meta"), mapping={"id": "ID", "epoch": 1, "commit": 1, "partners": 0})
+        client.set(self.keyspace.key(0, "lease"), "w:1")
+        if junk is not None:
+            client.delete(junk)
+            client.lpush(junk, "junk")
+
+    def run(self, arguments):
+        """Run the script; if it fails, everything is as before."""
+        before = dump(self.server)
+        try:
+            self.keyspace.run(self.script, self.keys, arguments)
+        except StoreError:
+            assert dump(self.server) == before, arguments
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_that_fails_has_written_nothing(server, name):
+    """Whatever its arguments are, and whatever stands under its keys."""
+    script, parts, arguments = SCRIPTS[name]
+    partition = Partition(server, script, parts)
+    for place in range(len(arguments)):
+        for value in EXTREME:
+            partition.begin()
+            partition.run([*arguments[:place], value, *arguments[place + 1 :]])
+    for key in partition.keys:
+        partition.begin(junk=key)
+        partition.run(arguments)
+    partition.keyspace.close()
+
+
+WHOLE = Changes(
+    partners=[window(1, 5), window(2, 5)],
+    forgotten=[2],
+    exchanges=[ExchangeRecord(1, b"token", 1.0, "{}")],
+    ended=[(1, b"other")],
+    inbox=[InboxEntry(1, 1, b"", "data", b"")],
+    finished=[(1, 2)],
+    outbox=[OutboxEntry(1, 1, "topic", b"", 1.0)],
+    settled=[(1, 3)],
+    keys=[KeyRecord(1, b"pem", b"old", 1.0, b"pin")],
+    barred=["aa"],
+    facts=[Fact(1, "name", "value"), Fact(1, "gone", None)],
+    audit=[row(1)],
+    reports=[ReportRecord(b"o" * 16, b"1-1", b"{}", 60.0, urgent=True)],
+)
+
+
+VALUES = [*NUMBERS, 10.0**16, 1e300, float("nan"), float("inf"), -float("inf"), None, True]
+VALUES += ["", b"", "x", b"x", "\ud800", "x" * 300_000, b"x" * 300_000]
+
+
+def spoilt(record):
+    """The record with each of its parts replaced by each value."""
+    if not isinstance(record, tuple):
+        yield from VALUES
+        return
+    for place in range(len(record)):
+        for value in VALUES:
+            parts = [*record[:place], value, *record[place + 1 :]]
+            yield type(record)(*parts) if hasattr(record, "_fields") else tuple(parts)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Changes)])
+def test_a_commit_with_extreme_values_is_written_or_not(site, name):
+    """All of it, or nothing; and the next one is as if it had not been."""
+    store = site.store()
+    store.commit(Changes(partners=[window(9, 1)]))
+    records = getattr(WHOLE, name)
+    for bad in spoilt(records[-1]):
+        before = dump(site.server)
+        try:
+            store.commit(replace(WHOLE, **{name: [*records, bad]}))
+        except StoreError:
+            assert dump(site.server) == before, bad
+        else:
+            store.commit(Changes(forgotten=[1, 2], partners=[window(9, 1)]))
+            site.server.client.delete(*site.server.client.keys(site.key("order:*")), "none")
+    store.commit(Changes(partners=[window(9, 2)]))
+    assert window(9, 2) in site.content().partners
+
+
+@pytest.mark.parametrize("name", [*redis_module._WHOLE, "entries:1", f"order:{(b'o' * 16).hex()}"])
+@pytest.mark.parametrize("kind", ["string", "list"])
+def test_what_stands_under_a_key_and_is_not_ours_is_named_and_nothing_is_written(site, name, kind):
+    store = site.store()
+    key = site.key(name)
+    (site.server.client.set if kind == "string" else site.server.client.lpush)(key, "junk")
+    before = dump(site.server)
+    with pytest.raises(StoreError, match=f"{re.escape(key)} holds what srup has not put there|WRONGTYPE"):
+        store.commit(WHOLE)
+    assert dump(site.server) == before
+    site.server.client.delete(key)
+    store.commit(WHOLE)
+    assert site.content().partners == [window(1, 5), window(2, 5)]
+
+
+def test_a_report_that_has_no_place_stops_no_commit(site):
+    """Somebody has written the last one that there can be."""
+    store = site.store()
+    key = site.key(f"order:{(b'o' * 16).hex()}")
+    site.server.client.xadd(key, {"a": "b"}, id=f"{TOP}-{TOP}")
+    store.commit(WHOLE)
+    assert site.content().inbox == WHOLE.inbox
+
+
+BAD_SECONDS = [0, -1, 10**16, 1 << 63, 10**400, float("nan"), float("inf"), None, "1", True]
+
+
+@pytest.mark.parametrize("value", BAD_SECONDS)
+def test_times_that_are_none(site, value):
+    with pytest.raises(ValueError, match="ttl must be a number of seconds"):
+        site.worker(ttl=value)
+    with pytest.raises(ValueError, match="patience must be a number of seconds"):
+        RedisStore(site.held[0], patience=value)
+
+
+@pytest.mark.parametrize("value", [-1, 1 << 64, 10**400, 1.0, None, "1", True])
+def test_numbers_that_are_none(site, value):
+    with pytest.raises(ValueError, match="replicas must be an int"):
+        RedisStore(site.held[0], replicas=value)
+    with pytest.raises(ValueError, match="partitions must be an int"):
+        RedisStore.create(site.server.url, next(owners), value)
+    with pytest.raises(ValueError, match="owner must be an int"):
+        RedisStore.create(site.server.url, value)
+    with pytest.raises(ValueError, match="owner must be an int"):
+        Leases(site.server.url, value)
+
+
 # --- leases: one writer
 
 
@@ -339,6 +531,7 @@ def test_a_lease_ends_by_the_clock_of_redis(server):
 WORKER = """
 import sys
 from srup import LeaseLostError, StoreError
+from srup.demo.host import FirmwareHost
 from srup.records import Changes, PartnerRecord
 from srup.store import Leases, RedisStore
 
@@ -673,6 +866,7 @@ def test_more_changes_after_an_answer_that_was_lost_come_on_top(site, failures):
 
 def test_a_commit_that_was_written_before_the_lease_was_lost_is_one(site):
     with cut_off(site) as (proxy, store):
+        store.commit(Changes(partners=[window(1, 4)]))  # Redis has the script, whichever test comes first
         changes = Changes(partners=[window(1, 5)])
         proxy.cut = 2
         with pytest.raises(StoreError):
@@ -691,10 +885,10 @@ def test_redis_does_not_answer_in_time(own_server):
     site.held = sorted(site.worker(url=client).step().gained, key=lambda lease: lease.partition)
     store = site.store()
     changes = Changes(partners=[window(1, 5)], audit=[row(1)])
-    own_server.process.send_signal(signal.SIGSTOP)
+    own_server.process.signal(signal.SIGSTOP)
     with pytest.raises(StoreError, match=f"{own_server.port}.*[Tt]imeout"):
         store.commit(changes)
-    own_server.process.send_signal(signal.SIGCONT)
+    own_server.process.signal(signal.SIGCONT)
     assert own_server.client.ping()
     store.commit(changes)
     assert ids(store.audit()) == [1]
@@ -749,6 +943,32 @@ def test_redis_has_become_a_replica(own_server):
     store.commit(Changes(partners=[window(1, 6)]))
 
 
+def test_after_a_failover_the_new_master_is_asked(own_server, tmp_path):
+    """Behind one address: the connection to the former master stands, and answers READONLY for good."""
+    own_server.client.config_set("repl-diskless-sync-delay", "0")
+    with (
+        redis_server(tmp_path / "heir", appendonly="no", replicaof=f"127.0.0.1 {own_server.port}") as heir,
+        closing(Proxy(own_server.port)) as proxy,
+    ):
+        site = Site(own_server)
+        site.leases.close()
+        site.leases = site.worker(url=proxy.url)
+        site.held = site.leases.step().gained
+        store = site.store()
+        store.commit(Changes(partners=[window(1, 5)]))
+        own_server.client.set("mark", 1)  # WAIT is for what this connection has written
+        assert own_server.client.wait(1, int(WAIT * 1000)) == 1
+        heir.client.replicaof("no", "one")
+        own_server.client.replicaof("127.0.0.1", str(heir.port))
+        proxy.port = heir.port
+        with pytest.raises(StoreError, match=r"it is a replica now: the next attempt connects anew"):
+            store.commit(Changes(partners=[window(1, 6)]))
+        store.commit(Changes(partners=[window(1, 6)]))
+        assert int(heir.client.hget(site.key("meta"), "commit")) > 1
+        assert site.leases.step().error is None
+        site.leases.close()
+
+
 def test_scripts_that_redis_has_forgotten(site):
     store = site.store()
     site.server.client.script_flush()
@@ -793,18 +1013,51 @@ def test_what_is_confirmed_and_what_that_means(site, caplog):
 
 def test_a_redis_that_keeps_nothing(tmp_path, caplog):
     with redis_server(tmp_path, appendonly="no") as server:
+        command = f"redis-cli -h 127.0.0.1 -p {server.port} config set"
+        said = (
+            rf"\(appendonly no\): run {command} appendonly yes; {command} appendfsync always; and write the same into"
+        )
+        with pytest.raises(StoreError, match=said):
+            RedisStore.create(server.url, 0x5E)
+        assert not server.client.keys("*")
         site = Site(server)
-        with pytest.raises(StoreError, match="set appendonly yes and appendfsync always"):
+        with pytest.raises(StoreError, match=said):
             site.store()
+        with pytest.raises(StoreError, match=said):
+            Worker(
+                site.owner,
+                PrivateKey.generate("ed25519"),
+                devices=KeyRing({}),
+                broker="mqtt://127.0.0.1:1",
+                store=server.url,
+            )
         store = site.store(volatile=True)
         assert not store.durable
         assert "are lost when Redis ends" in caplog.text
         site.leases.close()
 
 
-def test_a_redis_that_throws_state_away(site):
-    with set_to(site.server, **{"maxmemory-policy": "allkeys-lru"}), pytest.raises(StoreError, match="noeviction"):
-        site.store()
+POLICIES = ["allkeys-lru", "allkeys-random", "volatile-lru", "volatile-ttl", "volatile-random"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("config", ["+config", "-config"])
+def test_a_redis_that_throws_state_away(site, policy, config):
+    """Leases and reports have an end, and would be the first to go. INFO tells where CONFIG may not be asked."""
+    site.server.client.acl_setuser(
+        "worker", enabled=True, nopass=True, categories=["+@all"], keys=["*"], commands=[config]
+    )
+    url = site.server.url.replace("//", "//worker:any@")
+    site.leases.close()
+    site.held = site.worker(url=url).step().gained
+    with set_to(site.server, **{"maxmemory-policy": policy}):
+        said = rf"throws state and leases away .*\(maxmemory-policy {policy}\): run .* maxmemory-policy noeviction"
+        with pytest.raises(StoreError, match=said):
+            site.store()
+        with pytest.raises(StoreError, match=said):
+            RedisStore.create(url, next(owners))
+    site.store()
+    site.server.client.acl_deluser("worker")
 
 
 def test_a_redis_that_does_not_tell_its_settings(site, server):
@@ -851,6 +1104,75 @@ def test_waiting_for_a_replica(own_server, tmp_path):
         patient.commit(Changes(partners=[window(1, 2)]))
         assert int(replica.client.hget(site.key("meta"), "commit")) >= 2
     assert ids(patient.audit()) == [1]
+
+
+# --- damaged contents
+
+JUNK = [b"", b"x", b"\xff\xfe", b"-1", b"0", b"9" * 30, b"9" * 5000, b"1.5", b"nan"]
+DAMAGED = {
+    "meta": ["version", "commit", "partners", "id", "epoch", "digest"],
+    "partners": [b"\0" * 7 + b"\1", b"name"],
+    "entries:1": [b"e" + b"token", b"i" + b"\0" * 7 + b"\1", b"o" + b"\0" * 7 + b"\1", b"i", b"", b"?"],
+    "keys": [b"\0" * 7 + b"\1", b"name"],
+    "facts": [b"\0" * 7 + b"\1" + b"name", b"\xff", b"\0" * 8 + b"\xff"],
+}
+
+
+@pytest.mark.parametrize(("part", "field"), [(part, each) for part, many in DAMAGED.items() for each in many])
+def test_a_damaged_field_is_a_store_error(site, part, field):
+    store = site.store()
+    store.commit(replace(WHOLE, facts=[Fact(1, "name", "value")]))
+    key, client = site.key(part), site.server.client
+    before = client.hget(key, field)
+    for junk in JUNK:
+        client.hset(key, field, junk)
+        for use in (site.content, lambda: store.commit(WHOLE), lambda: [*store.audit()], site.leases.step):
+            with suppress(StoreError):
+                use()
+        try:
+            site.content()
+        except StoreError as error:
+            assert f"{site.owner:x}" in str(error)  # noqa: PT017
+        client.delete(key) if before is None else client.hset(key, field, before)
+
+
+def test_a_damaged_record_is_named_by_its_key(site):
+    store = site.store()
+    store.commit(WHOLE)
+    for part, field in (
+        ("partners", b"name"),
+        ("entries:1", b"?"),
+        ("keys", b"x"),
+        ("facts", b"\xff"),
+        ("meta", "commit"),
+    ):
+        before = site.server.client.dump(site.key(part))
+        site.server.client.hset(site.key(part), field, b"junk")
+        with pytest.raises(StoreError, match=re.escape(site.key(part)) + "|not the"):
+            site.content()
+        site.server.client.restore(site.key(part), 0, before, replace=True)
+    site.server.client.zadd(site.key("audit"), {b"junk": 1.0})
+    with pytest.raises(StoreError, match=re.escape(site.key("audit"))):
+        list(store.audit())
+    site.server.client.sadd(site.key("barred"), b"\xff")
+    with pytest.raises(StoreError, match=re.escape(site.key("barred"))):
+        site.content()
+
+
+@pytest.mark.parametrize("field", ["version", "partitions"])
+@pytest.mark.parametrize("junk", [*JUNK, b"65536", b"1000000000000"])
+def test_what_holds_for_all_partitions_is_damaged(site, field, junk):
+    site.server.client.hset(f"{{srup:{site.owner:x}}}:meta", field, junk)
+    with pytest.raises(StoreError, match=rf"srup:{site.owner:x}.*:meta is damaged|is of version|holds no state"):
+        site.worker()
+
+
+def test_workers_and_holders_that_nobody_is_do_no_harm(site):
+    site.server.client.zadd(f"{{srup:{site.owner:x}}}:workers", {b"\xff": 2.0**52, b"": 2.0**52, b"a:b": 2.0**52})
+    site.server.client.set(site.key("lease", 1), b"\xff")
+    assert site.leases.step().error is None
+    with pytest.raises(LeaseLostError, match="is over"):
+        RedisStore(site.held[1]).open(site.owner)
 
 
 # --- several partitions at once
@@ -914,7 +1236,80 @@ def test_threads_of_one_worker(server):
     site.leases.close()
 
 
+# --- what its user may do
+
+NEEDED = ["hset", "hdel", "sadd", "srem", "zadd", "xadd", "xdel", "del", "pexpire", "hlen", "hmget", "exists", "type"]
+
+
+@pytest.mark.parametrize("command", [*NEEDED, "info", "evalsha"])
+def test_a_user_who_may_not_do_all_of_it_begins_nothing(site, command):
+    """A command that is denied in the middle of a commit would leave half of it."""
+    site.server.client.acl_setuser("w", enabled=True, nopass=True, categories=["+@all"], keys=["*"])
+    url = site.server.url.replace("//", "//w:any@")
+    site.leases.close()
+    site.held = site.worker(url=url).step().gained
+    site.store()
+    site.server.client.acl_setuser("w", commands=[f"-{command}"])
+    with pytest.raises(StoreError, match=r"docs/deployment\.md has the ACL that is needed"):
+        site.store()
+    site.server.client.acl_deluser("w")
+
+
 # --- Redis Cluster
+
+
+@contextmanager
+def cluster_of_two(folder):
+    """Two masters, each with half of the slots."""
+    with ExitStack() as stack:
+        ports = [str(free_port()) for _ in range(2)]
+        nodes = [
+            stack.enter_context(redis_server(folder / port, cluster_enabled="yes", cluster_port=port)) for port in ports
+        ]
+        for node, first, last in zip(nodes, (0, 8000), (7999, 16383), strict=True):
+            node.client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+        nodes[0].client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[1].port, ports[1])
+        whole = [b"cluster_state:ok", b"cluster_known_nodes:2", b"cluster_slots_ok:16384"]
+        for node in nodes:
+            wait_until(lambda node=node: set(whole) <= set(node.client.execute_command("CLUSTER", "INFO").split()))
+        yield nodes
+
+
+def test_the_url_of_a_node_is_one_of_its_cluster(tmp_path):
+    with cluster_of_two(tmp_path) as nodes:
+        site = Site(nodes[0], partitions=8)
+        assert len(site.held) == 8
+        assert all(node.client.keys("*") for node in nodes)
+        stores = [site.store(number) for number in range(8)]
+        assert commit_many((store, WHOLE) for store in stores) == [None] * 8
+        other = RedisMailbox(Keyspace(nodes[1].url, site.owner))
+        for device in range(8):
+            other.post(device, bytes([device]) * 16, b"{}", b"{}")
+        assert sum(other.waiting().values()) == 8
+        assert len(other.read(dict.fromkeys(range(8), Position()))) == 8
+        other.close()
+        with set_to(nodes[1], **{"maxmemory-policy": "volatile-lru"}):
+            there = {number for number in range(8) if nodes[1].client.keys(stores[number]._keys["meta"])}
+            assert 0 < len(there) < 8
+            for number in range(8):
+                with pytest.raises(StoreError, match="throws state") if number in there else nullcontext():
+                    site.store(number)
+        site.leases.close()
+
+
+def test_a_cluster_that_serves_no_slots_says_so(tmp_path):
+    with redis_server(tmp_path, cluster_enabled="yes", cluster_port=str(free_port())) as server:
+        with pytest.raises(StoreError, match=r"slots .*redis-cli --cluster check"):
+            RedisStore.create(server.url, 0x5E)
+        with pytest.raises(StoreError, match=r"the cluster does not serve all slots: redis-cli --cluster check"):
+            RedisStore.create(redis.Redis(port=server.port), 0x5E)
+
+
+def test_a_client_of_a_single_node_of_a_cluster_is_told_of_it(tmp_path):
+    with cluster_of_two(tmp_path) as nodes:
+        for node in nodes:
+            with pytest.raises(StoreError, match=r"it is a node of a cluster: give a URL, or a redis\.RedisCluster"):
+                RedisStore.create(node.client, 0x5E, partitions=64)
 
 
 @pytest.mark.parametrize("kind", ["of one node", "of the cluster"])
@@ -922,10 +1317,7 @@ def test_redis_cluster(tmp_path, kind):
     """One node with all slots: it refuses a command or script whose keys are not of one slot."""
     with redis_server(tmp_path, cluster_enabled="yes", cluster_port=str(free_port())) as server:
         server.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        deadline = time.monotonic() + WAIT
-        while b"cluster_state:ok" not in server.client.execute_command("CLUSTER", "INFO"):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: b"cluster_state:ok" in server.client.execute_command("CLUSTER", "INFO"), "its cluster")
         site = Site(server, partitions=4)
         if kind == "of the cluster":
             site.leases.close()
@@ -958,4 +1350,15 @@ def test_the_server_of_the_tests_is_ended(tmp_path):
     with redis_server(tmp_path) as server:
         assert isinstance(server, RedisServer)
         process = server.process
-    assert process.poll() is not None
+    assert not process.running
+
+
+def test_the_name_of_a_redis_with_tls_is_checked(tmp_path):
+    """A certificate that is trusted, and good for 127.0.0.1 alone."""
+    with FirmwareHost(b"", tmp_path) as host:
+        port = urlsplit(host.url(0)).port
+        with pytest.raises(StoreError, match="Hostname mismatch"):
+            RedisStore.create(f"rediss://localhost:{port}?ssl_ca_certs={host.certificate}", 0x5E)
+        with pytest.raises(StoreError) as refused:  # it is no Redis
+            RedisStore.create(f"rediss://127.0.0.1:{port}?ssl_ca_certs={host.certificate}", 0x5E)
+        assert "certificate" not in str(refused.value)

@@ -7,13 +7,11 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import tempfile
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
-import srup.store.sqlite as module
 from srup import SqliteStore, StoreError
 from srup.records import (
     AuditRow,
@@ -25,10 +23,11 @@ from srup.records import (
     OutboxEntry,
     PartnerRecord,
 )
+from srup.store import sqlitefile
 from srup.store.witness import Position, Witness
 
 OWNER = 0x5E
-PRESENT = len(module._MIGRATIONS)
+PRESENT = len(sqlitefile.MIGRATIONS)
 
 
 @pytest.fixture
@@ -107,127 +106,8 @@ def test_only_its_user_reads_the_files(tmp_path, path):
         store.close()
     finally:
         os.umask(before)
-    assert names == {"state.db": 0o600, "state.db-wal": 0o600, "state.db-witness": 0o600}
-
-
-def test_a_commit_is_durable_when_it_returns(path):
-    with closing(SqliteStore(path)) as store:
-        store.open(OWNER)
-        settings = [store._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
-    assert settings == ["wal", 2]
-
-
-class Counted:
-    """A connection that notes what it is asked."""
-
-    def __init__(self, connection):
-        self.connection = connection
-        self.asked = []
-
-    def __getattr__(self, name):
-        self.asked.append(name)
-        return getattr(self.connection, name)
-
-
-def test_a_commit_is_one_statement(path):
-    with closing(SqliteStore(path)) as store:
-        store.open(OWNER)
-        counted = store._connection = Counted(store._connection)
-        commit(store, 1)
-        assert counted.asked == ["execute"]
-
-
-def test_what_is_written_and_finished_in_one_step_is_never_written(path):
-    with closing(SqliteStore(path)) as store:
-        store.open(OWNER)
-        written = []
-        for size in (1, 100):
-            before = store._db.total_changes
-            entries = [InboxEntry(number, 7, b"", "data", b"") for number in range(size)]
-            store.commit(Changes(inbox=entries, finished=[(7, number) for number in range(size)]))
-            written.append(store._db.total_changes - before)
-    assert written[0] == written[1]
-
-
-@pytest.mark.parametrize("seen", [1, (1 << 1024) - 1, (1 << 1024) - 1 - (1 << 20)])
-def test_a_window_of_few_ones_or_few_zeros_takes_little_room(path, seen):
-    """What a commit costs is mostly the pages that its partners are on."""
-    with closing(SqliteStore(path)) as store:
-        store.open(OWNER)
-        store.commit(
-            Changes(partners=[PartnerRecord(2**63 + each, True, True, 64, 2**60, seen) for each in range(5000)])
-        )
-    assert path.stat().st_size / 5000 < 60
-
-
-def test_the_log_is_bounded(path):
-    bound = module._WAL_PAGES * 4096
-    log = path.with_name("state.db-wal")
-    with closing(SqliteStore(path)) as store:
-        store.open(OWNER)
-        sizes = []
-        for number in range(200):
-            entry = InboxEntry(1, 7, b"", "data", bytes([number]) * 200_000)
-            store.commit(Changes(inbox=[entry]))
-            sizes.append(log.stat().st_size)
-        assert bound / 2 < max(sizes) < 1.5 * bound
-        store.commit(Changes(inbox=[InboxEntry(1, 7, b"", "data", bytes(30_000_000))]))
-        assert log.stat().st_size > 3 * bound
-        commit(store, 2, 3)
-        assert log.stat().st_size < 1.5 * bound
-
-
-def test_a_missing_database_is_made_only_if_it_may(path):
-    with pytest.raises(StoreError, match=r"state\.db is missing; create=True"):
-        SqliteStore(path, create=False).open(OWNER)
-    assert not path.exists()
-    filled(path, 1)
-    assert number_in(path, create=False) == 1
-
-
-@contextmanager
-def unprivileged():
-    """As a user whom file modes concern."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.fixture
-def public():
-    """A folder that anybody can get to."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    folder.chmod(0o755)
-    shutil.rmtree(folder)
-
-
-def test_a_folder_that_is_missing_or_no_folder(tmp_path):
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "missing" / "state.db", tmp_path / "file" / "state.db", tmp_path):
-        with pytest.raises(StoreError, match=r"its folder must be there, and both must be writable") as caught:
-            SqliteStore(path).open(OWNER)
-        assert str(path) in str(caught.value)
-
-
-def test_a_folder_that_is_read_only(public):
-    public.chmod(0o555)
-    with unprivileged(), pytest.raises(StoreError, match=r"state\.db: Permission denied: .* must be writable"):
-        SqliteStore(public / "state.db").open(OWNER)
-
-
-def test_a_database_that_is_read_only(public):
-    path = public / "state.db"
-    filled(path, 1)
-    path.chmod(0o444)
-    with unprivileged(), pytest.raises(StoreError, match=r"state\.db: .*must be writable"):
-        SqliteStore(path).open(OWNER)
+    beside = ("lock", "shm", "wal", "witness")
+    assert names == dict.fromkeys(["state.db", *(f"state.db-{each}" for each in beside)], 0o600)
     assert number_in(path) == 1
 
 
@@ -358,13 +238,13 @@ def test_old_and_new_databases_have_one_schema(first, tmp_path):
 
 
 def test_a_migration_happens_or_does_not(first, monkeypatch):
-    good = module._MIGRATIONS
+    good = sqlitefile.MIGRATIONS
     monkeypatch.setattr(
-        module, "_MIGRATIONS", (*good, "CREATE TABLE extra(a); DELETE FROM inbox; CREATE TABLE inbox(a);")
+        sqlitefile, "MIGRATIONS", (*good, "CREATE TABLE extra(a); DELETE FROM inbox; CREATE TABLE inbox(a);")
     )
     with pytest.raises(StoreError, match="table inbox already exists"):
         SqliteStore(first).open(OWNER)
-    monkeypatch.setattr(module, "_MIGRATIONS", good)
+    monkeypatch.setattr(sqlitefile, "MIGRATIONS", good)
     with closing(SqliteStore(first)) as store:
         assert len(store.open(OWNER).inbox) == 1
         assert store._db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'extra'").fetchone()[0] == 0
@@ -382,6 +262,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.process
 def test_one_process_at_a_time(path):
     filled(path, 1)
     with subprocess.Popen(
@@ -389,7 +270,7 @@ def test_one_process_at_a_time(path):
     ) as other:
         try:
             assert other.stdout.readline() == "open\n"
-            with pytest.raises(StoreError, match=r"state\.db: database is locked: another process uses it"):
+            with pytest.raises(StoreError, match=r"state\.db is in use: one process at a time"):
                 SqliteStore(path).open(OWNER)
         finally:
             other.kill()
@@ -399,10 +280,134 @@ def test_one_process_at_a_time(path):
 def test_one_object_at_a_time(path):
     with closing(SqliteStore(path)) as store:
         store.open(OWNER)
-        with pytest.raises(StoreError, match="another process uses it"):
+        with pytest.raises(StoreError, match="one store object in it"):
             SqliteStore(path).open(OWNER)
         commit(store, 1)
     assert number_in(path) == 1
+
+
+OPEN = """
+import sys
+from srup import SqliteStore, StoreError
+try:
+    store = SqliteStore(sys.argv[1], create=False, read_only=sys.argv[2:] == ["read only"])
+    store.open(0x5E)
+    print(len([*store.audit()]))
+    store.close()
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("mode", ["", "read only"])
+def test_reading_the_file_in_the_server_s_process_lets_no_other_in(path, mode):
+    """SQLite's own lock goes when this process closes the file: another one then deleted the log with its commits."""
+    with closing(SqliteStore(path)) as store:
+        store.open(OWNER)
+        commit(store, 1)
+        assert path.read_bytes().startswith(b"SQLite format 3")
+        shutil.copy(path, path.with_name("copy.db"))
+        assert "state.db is in use: one process at a time" in run(OPEN, path, mode).stdout
+        commit(store, *range(2, 202))
+        snapshot(path.parent, path.parent.with_name("crashed"))
+    crashed = path.parent.with_name("crashed") / "state.db"
+    assert number_in(crashed) == 201
+    shutil.rmtree(crashed.parent)
+
+
+def test_a_lock_that_nobody_holds_is_no_lock(path):
+    filled(path, 1)
+    assert path.with_name("state.db-lock").exists()
+    assert number_in(path) == 1
+    path.with_name("state.db-lock").unlink()
+    assert number_in(path) == 1
+
+
+READS = """
+import sqlite3, sys
+with sqlite3.connect(sys.argv[1]) as db:
+    print(db.execute("SELECT count(*) FROM audit").fetchone()[0])
+db.close()
+"""
+
+
+@pytest.mark.process
+def test_another_program_that_reads_the_database_does_not_delete_its_log(path):
+    """It does not know our lock, and SQLite's is gone, so that it takes itself for the last one."""
+    with closing(SqliteStore(path)) as store:
+        store.open(OWNER)
+        commit(store, 1, 2)
+        path.read_bytes()
+        assert run(READS, path).stdout == "2\n"
+        commit(store, 3)
+    assert number_in(path) == 3
+
+
+def test_no_commit_goes_into_a_log_that_was_deleted(path):
+    with closing(SqliteStore(path)) as store:
+        store.open(OWNER)
+        commit(store, 1, 2)
+        path.with_name("state.db-wal").unlink()
+        for _ in range(2):
+            with pytest.raises(StoreError, match=r"state\.db-wal was deleted or replaced .* start again"):
+                commit(store, 3)
+
+
+# --- Reading only.
+
+
+@pytest.mark.process
+def test_reading_only_changes_nothing(path, tmp_path):
+    """Not even of files as a crash left them, whose witness is missing."""
+    with closing(SqliteStore(path)) as store:
+        store.open(OWNER)
+        commit(store, 1, 2, 3)
+        snapshot(tmp_path, tmp_path.with_name("copy"))
+    copy = tmp_path.with_name("copy")
+    for name in ("state.db-witness", "state.db-lock"):
+        (copy / name).unlink()
+    (copy / "state.db-shm").unlink()  # which SQLite makes again
+    before = {file.name: file.read_bytes() for file in copy.iterdir()}
+    assert before["state.db-wal"]
+    with closing(SqliteStore(copy / "state.db", read_only=True)) as store:
+        assert [entry.number for entry in store.open(OWNER).inbox] == [3]
+        assert [row.sequence_id for row in store.audit()] == [1, 2, 3]
+        for change in (lambda: commit(store, 4), lambda: store.prune(10.0)):
+            with pytest.raises(StoreError, match="opened with read_only=True"):
+                change()
+    after = {file.name: file.read_bytes() for file in copy.iterdir() if not file.name.endswith("-shm")}
+    assert after == before
+    assert number_in(copy / "state.db", adopt=True) == 3  # what is left of reading is in nobody's way
+    shutil.rmtree(copy)
+
+
+def test_reading_only_makes_no_database(path, tmp_path):
+    for options in ({}, {"create": True, "adopt": True}):
+        with pytest.raises(StoreError, match="is missing"):
+            SqliteStore(path, read_only=True, **options).open(OWNER)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_reading_only_reads_what_is_its_owner_s_and_of_this_version(path):
+    filled(path, 1)
+    with pytest.raises(StoreError, match="belongs to 5e"):
+        SqliteStore(path, read_only=True).open(OWNER + 1)
+    edit(path, f"PRAGMA user_version = {PRESENT - 1}")
+    with pytest.raises(StoreError, match="of an older srup"):
+        SqliteStore(path, read_only=True).open(OWNER)
+
+
+# --- Numbers that are none of this world.
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "half of a pair: \ud800", "a/\0"])
+def test_a_path_that_is_none(path):
+    with pytest.raises(StoreError, match="is no path of a database"):
+        SqliteStore(path)
 
 
 def test_another_owner_does_not_close_an_open_store(path):
@@ -437,6 +442,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.process
 def test_a_forked_child_leaves_the_store_to_its_parent(path):
     """SQLite would copy its log back and delete it when the child ends, and what the parent commits then were lost."""
     done = subprocess.run([sys.executable, "-c", FORK, path], capture_output=True, text=True, check=False)
@@ -464,6 +470,7 @@ while True:
 """
 
 
+@pytest.mark.process
 def test_what_was_confirmed_survives_sigkill(path):
     """And what was not is there as a whole or not at all; the witness never keeps the database from being opened."""
     last = 0
@@ -483,6 +490,7 @@ def test_what_was_confirmed_survives_sigkill(path):
             assert [row.sequence_id for row in store.audit()] == [*range(1, last + 1)]
 
 
+@pytest.mark.process
 def test_the_files_as_they_are_after_any_commit(tmp_path):
     """A power cut leaves what was durable, and a witness that may be older by any number of commits."""
     folder = tmp_path / "live"
@@ -540,6 +548,7 @@ print(number, flush=True)
 """
 
 
+@pytest.mark.process
 def test_a_file_that_may_not_grow(path):
     last = int(run(FILE_LIMIT, path).stdout)
     assert last > 110
@@ -559,6 +568,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.process
 def test_a_full_disk(small_disk):
     path = small_disk / "state.db"
     witness = Witness(small_disk / "state.db-witness")
@@ -586,6 +596,7 @@ def test_a_full_disk(small_disk):
         assert witness.read().commits == number
 
 
+@pytest.mark.process
 def test_a_full_disk_at_the_beginning(small_disk):
     ballast = small_disk / "ballast"
     with pytest.raises(OSError, match="No space"):
@@ -629,6 +640,7 @@ def test_the_present_state_is_no_old_backup(path):
     assert number_in(path) == 2
 
 
+@pytest.mark.process
 def test_a_lost_log_is_an_old_backup(path, tmp_path):
     filled(path, 1, 2)
     with closing(SqliteStore(path)) as store:
@@ -640,6 +652,93 @@ def test_a_lost_log_is_an_old_backup(path, tmp_path):
     with pytest.raises(StoreError, match="has 2 commits, and had 3"):
         SqliteStore(copied).open(OWNER)
     shutil.rmtree(copied.parent)
+
+
+def crashed(path, tmp_path, *numbers):
+    """Files as a crash leaves them after these commits, the last of them in the log; returns the database's path."""
+    with closing(SqliteStore(path)) as store:
+        store.open(OWNER)
+        commit(store, *numbers)
+        snapshot(tmp_path, tmp_path.with_name(f"{tmp_path.name}-crashed"))
+    return tmp_path.with_name(f"{tmp_path.name}-crashed") / "state.db"
+
+
+def check_refused_with_its_log(path):
+    """It is refused, however often, and nothing is written; without the log it can be adopted."""
+    log = path.with_name("state.db-wal")
+    before = path.read_bytes(), log.read_bytes()
+    for options in ({}, {"adopt": True}, {"read_only": True}):
+        with pytest.raises(
+            StoreError, match=r"state\.db and .*state\.db-wal do not belong together: .* move state\.db-wal"
+        ):
+            SqliteStore(path, **options).open(OWNER)
+    assert (path.read_bytes(), log.read_bytes()) == before
+    log.unlink()
+    with pytest.raises(StoreError, match=r"old backup|is of another database|has \d+ commits"):
+        SqliteStore(path).open(OWNER)
+    number = number_in(path, adopt=True)
+    shutil.rmtree(path.parent)
+    return number
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("more", [0, 3, 200])
+def test_a_backup_beside_the_log_of_the_present_database(path, tmp_path, more):
+    """SQLite applies the log's pages to whatever file is there; those of a backup are others."""
+    filled(path, 1)
+    with closing(SqliteStore(path)) as store:
+        store.open(OWNER)
+        commit(store, 2)
+        store.backup(tmp_path / "backup.db")
+    left = crashed(path, tmp_path, *range(3, 4 + more))
+    shutil.copy(tmp_path / "backup.db", left)
+    assert check_refused_with_its_log(left) == 2
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("more", [0, 3, 200])
+def test_a_copy_of_the_file_beside_a_log_that_began_later(path, tmp_path, more):
+    filled(path, 1, 2)
+    shutil.copy(path, tmp_path / "backup.db")
+    filled(path, 3)
+    left = crashed(path, tmp_path, *range(4, 5 + more))
+    shutil.copy(tmp_path / "backup.db", left)
+    assert check_refused_with_its_log(left) == 2
+
+
+@pytest.mark.process
+def test_a_copy_that_was_made_since_the_server_began_beside_a_later_log(path, tmp_path):
+    with closing(SqliteStore(path)) as store:
+        store.open(OWNER)
+        log, copies = path.with_name("state.db-wal"), []
+        for number in range(1, 1500):
+            before = log.read_bytes()[:32]
+            commit(store, number)
+            if log.read_bytes()[:32] != before:  # it has begun anew
+                subprocess.run(["cp", path, tmp_path / f"copy{number}"], check=True)
+                copies.append(tmp_path / f"copy{number}")
+        snapshot(tmp_path, tmp_path.with_name(f"{tmp_path.name}-crashed"))
+    left = tmp_path.with_name(f"{tmp_path.name}-crashed") / "state.db"
+    assert len(copies) > 3
+    whole = tmp_path / "whole"
+    for copy in copies[1:-1]:  # the first has no log before it
+        shutil.copytree(left.parent, whole)
+        shutil.copy(copy, whole / "state.db")
+        check_refused_with_its_log(whole / "state.db")
+    shutil.copy(copies[-1], left)  # the control: the present log began with this file
+    assert number_in(left) == 1499
+    shutil.rmtree(left.parent)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", [1, 2, 100, 700])
+def test_what_a_crash_leaves_belongs_together(path, tmp_path, number):
+    """Whenever it comes: at the first commit, and after the log was copied back once and again."""
+    left = crashed(path, tmp_path, *range(1, number + 1))
+    assert number_in(left) == number
+    filled(left, number + 1)
+    assert number_in(left) == number + 1
+    shutil.rmtree(left.parent)
 
 
 def test_adopting_an_old_backup(path):
@@ -691,7 +790,7 @@ def test_a_missing_witness(path, witness):
     filled(path, 1)
     witness.unlink()
     with pytest.raises(
-        StoreError, match=r"state\.db-witness is missing: .* may be an old backup; open it with adopt=True"
+        StoreError, match=r"state\.db-witness is missing: .* may be an old copy; open it with adopt=True"
     ):
         SqliteStore(path).open(OWNER)
     with closing(SqliteStore(path, adopt=True)) as store:
@@ -701,11 +800,79 @@ def test_a_missing_witness(path, witness):
     assert number_in(path) == 2
 
 
-def test_a_crash_before_there_was_a_witness(path, witness):
-    """A database without a commit has nothing to lose."""
+def test_a_database_that_was_opened_once_is_refused_without_its_witness(path, witness):
+    """Though it has no commit: there may have been some since it was copied."""
     filled(path)
     witness.unlink()
+    with pytest.raises(StoreError, match=r"state\.db-witness is missing: .* open it with adopt=True"):
+        filled(path, 1)
+    with closing(SqliteStore(path, adopt=True)) as store:
+        assert store.open(OWNER).adopted
+
+
+@pytest.mark.parametrize("step", ["_check_owner", "_check_witness", "_own", "_state"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_beginning_that_was_interrupted_can_be_made_again(path, monkeypatch, step, when):
+    """Nobody has been told yet that there is a database: nothing can be missing."""
+    done = getattr(SqliteStore, step)
+
+    def interrupted(store, *arguments):
+        if when == "after":
+            done(store, *arguments)
+        raise StoreError("the power is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteStore, step, interrupted)
+        with pytest.raises(StoreError, match="the power is gone"):
+            SqliteStore(path).open(OWNER)
     filled(path, 1)
+    assert number_in(path) == 1
+
+
+@pytest.mark.parametrize("commits", [0, 1, 3])
+@pytest.mark.process
+def test_a_copy_of_the_file_alone_is_never_a_new_database(path, tmp_path, commits):
+    """Made while it is in use: whatever SQLite still had in its log is missing."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    copied = elsewhere / "copy.db"
+    with closing(SqliteStore(path)) as store:
+        store.open(OWNER)
+        commit(store, *range(1, commits + 1))
+        subprocess.run(["cp", str(path), str(copied)], check=True)
+    with pytest.raises(StoreError, match=r"copy\.db-witness is missing: .* open it with adopt=True"):
+        SqliteStore(copied).open(OWNER)
+    with closing(SqliteStore(copied, adopt=True)) as store:
+        assert store.open(OWNER).adopted
+
+
+def test_a_copy_of_a_file_that_was_only_in_the_log_is_no_new_database(path):
+    """What earlier versions left of a database that was new when it was copied."""
+    edit(path, "PRAGMA journal_mode = WAL")
+    assert path.stat().st_size == 4096
+    for adopt in (False, True):
+        with pytest.raises(StoreError, match=r"has nothing in it: it is a copy that was made without its log"):
+            SqliteStore(path, adopt=adopt).open(OWNER)
+
+
+@pytest.mark.parametrize("adopt", [False, True])
+def test_a_log_without_its_database_is_not_thrown_away(path, adopt):
+    log = path.with_name("state.db-wal")
+    log.write_bytes(b"commits")
+    with pytest.raises(StoreError, match=r"state\.db is missing, and .*state\.db-wal is there .* move that file away"):
+        SqliteStore(path, adopt=adopt).open(OWNER)
+    assert log.read_bytes() == b"commits"
+    assert not path.exists()
+
+
+def test_a_database_behind_a_symbolic_link_is_one_database(path, tmp_path):
+    link = tmp_path / "link.db"
+    link.symlink_to(path)
+    filled(link, 1)
+    with closing(SqliteStore(link)) as store:
+        store.open(OWNER)
+        with pytest.raises(StoreError, match="in use"):
+            SqliteStore(path).open(OWNER)
     assert number_in(path) == 1
 
 
@@ -750,3 +917,14 @@ def test_a_backup_is_whole_and_overwrites_nothing(path, tmp_path):
         with pytest.raises(StoreError, match=r"name a new file"):
             store.backup(tmp_path / "missing" / "backup.db")
     assert number_in(old, adopt=True) == 2
+
+
+def test_the_same_object_opens_again_and_commits_go_on(tmp_path):
+    store = SqliteStore(tmp_path / "state.db")
+    for _ in range(2):
+        store.open(OWNER)
+        for number in range(3):
+            store.commit(Changes(facts=[Fact(1, f"fact {number}", "x")]))
+        (tmp_path / "kept").unlink(missing_ok=True)
+        (tmp_path / "kept").hardlink_to(tmp_path / "state.db-wal")  # so that the next log is another file
+        store.close()

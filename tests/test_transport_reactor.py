@@ -8,23 +8,22 @@ from contextlib import ExitStack
 
 import pytest
 
-from srup.transport import LocalBroker, MqttTransport, Reactor
+from srup.transport import MqttTransport, Reactor
 from srup.transport import mqtt as mqtt_module
 
-from .test_transport_mqtt import ACCEPTED, PATIENCE, Peer, demand, numbers
+from .programs import local_broker
+from .test_transport_mqtt import ACCEPTED, PATIENCE, Peer, numbers
 
 
 @pytest.fixture(scope="module")
 def shared_broker():
-    demand("mosquitto")
-    with LocalBroker("mosquitto") as broker:
+    with local_broker("mosquitto") as broker:
         yield broker
 
 
 @pytest.fixture
 def own_broker():
-    demand("mosquitto")
-    with LocalBroker("mosquitto") as broker:
+    with local_broker("mosquitto") as broker:
         yield broker
 
 
@@ -71,6 +70,7 @@ def all_are_served(peers, prefix):
     return heard == [[b"to %d" % number] for number in range(len(peers))]
 
 
+@pytest.mark.process
 def test_many_share_one_thread(reactor, shared_broker):
     peers = fleet(reactor, shared_broker, "many", 300)
     assert len(reactor) == 300
@@ -78,6 +78,7 @@ def test_many_share_one_thread(reactor, shared_broker):
     assert all_are_served(peers, "many")
 
 
+@pytest.mark.process
 def test_a_broker_that_comes_back_gets_everybody_back(reactor, own_broker):
     peers = fleet(reactor, own_broker, "cut", 50)
     own_broker.kill()
@@ -89,6 +90,7 @@ def test_a_broker_that_comes_back_gets_everybody_back(reactor, own_broker):
     assert all_are_served(peers, "cut")
 
 
+@pytest.mark.process
 def test_what_was_sent_while_it_was_gone_keeps_its_order(reactor, own_broker):
     receiver = member(Reactor(), own_broker.url, "receiver", "SRUP/#").connect()
     senders = [member(reactor, own_broker.url, f"sender{n}").connect() for n in range(20)]
@@ -105,6 +107,7 @@ def test_what_was_sent_while_it_was_gone_keeps_its_order(reactor, own_broker):
         assert [p for p in heard if p.startswith(b"%d " % n)] == [b"%d %d" % (n, i) for i in range(30)]
 
 
+@pytest.mark.process
 def test_a_stolen_session_is_the_victims_affair(reactor, shared_broker):
     peers = fleet(reactor, shared_broker, "theft", 10)
     victim = member(reactor, shared_broker.url, "twin", min_pause=3600, max_pause=3600).connect()
@@ -116,6 +119,7 @@ def test_a_stolen_session_is_the_victims_affair(reactor, shared_broker):
     victim.transport.stop()
 
 
+@pytest.mark.process
 def test_stopping_one_stops_no_other(reactor, shared_broker):
     peers = fleet(reactor, shared_broker, "stop", 12)
     for peer in peers[:6]:
@@ -129,6 +133,7 @@ def test_stopping_one_stops_no_other(reactor, shared_broker):
     assert all(peer.states.empty() for peer in peers[6:])
 
 
+@pytest.mark.process
 def test_the_thread_ends_with_the_last_and_begins_again_with_the_next(reactor, shared_broker):
     for _ in range(3):
         peers = fleet(reactor, shared_broker, "again", 3)
@@ -139,6 +144,7 @@ def test_the_thread_ends_with_the_last_and_begins_again_with_the_next(reactor, s
         assert not network_threads()
 
 
+@pytest.mark.process
 def test_stopping_the_reactor_sends_what_everybody_has_queued(reactor, shared_broker):
     receiver = member(Reactor(), shared_broker.url, "collector", "SRUP/collect/#").connect()
     for n in range(40):
@@ -150,6 +156,7 @@ def test_stopping_the_reactor_sends_what_everybody_has_queued(reactor, shared_br
     receiver.transport.stop()
 
 
+@pytest.mark.process
 def test_one_whose_callbacks_raise_does_not_hurt_the_others(reactor, shared_broker):
     peers = fleet(reactor, shared_broker, "fence", 10)
     sick = MqttTransport(shared_broker.url, "sick", reactor=reactor)
@@ -180,6 +187,7 @@ def test_one_whose_callbacks_raise_does_not_hurt_the_others(reactor, shared_brok
     assert all(peer.states.empty() for peer in peers)
 
 
+@pytest.mark.process
 def test_a_connection_that_bursts_does_not_hurt_the_others(reactor, shared_broker, monkeypatch):
     """Whatever paho raises: the connection is given up and made again, and the thread goes on."""
     peers = fleet(reactor, shared_broker, "burst", 10)
@@ -201,6 +209,7 @@ def test_a_connection_that_bursts_does_not_hurt_the_others(reactor, shared_broke
     assert all(peer.states.empty() for peer in peers if peer is not peers[3])
 
 
+@pytest.mark.process
 def test_a_hostile_broker_hurts_only_its_own_clients(reactor, shared_broker):
     peers = fleet(reactor, shared_broker, "hostile", 10)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -216,6 +225,7 @@ def test_a_hostile_broker_hurts_only_its_own_clients(reactor, shared_broker):
     assert all(peer.states.empty() for peer in peers)
 
 
+@pytest.mark.process
 def test_a_host_that_cannot_be_reached_keeps_nobody_waiting(reactor, shared_broker, monkeypatch):
     connect, release = mqtt_module._Link.connect, threading.Event()
 
@@ -234,6 +244,7 @@ def test_a_host_that_cannot_be_reached_keeps_nobody_waiting(reactor, shared_brok
         peer.wait(True)
 
 
+@pytest.mark.process
 def test_no_more_than_the_connectors_connect_at_once(shared_broker, monkeypatch):
     connect, most, now, lock = mqtt_module._Link.connect, [0], [0], threading.Lock()
 
@@ -254,6 +265,7 @@ def test_no_more_than_the_connectors_connect_at_once(shared_broker, monkeypatch)
         Reactor(connectors=0)
 
 
+@pytest.mark.process
 def test_a_pause_of_one_is_no_pause_of_the_others(reactor, shared_broker):
     with socket.socket() as bound:  # and not listening
         bound.bind(("127.0.0.1", 0))
@@ -270,6 +282,7 @@ def test_a_pause_of_one_is_no_pause_of_the_others(reactor, shared_broker):
         assert all_are_served(peers, "active")
 
 
+@pytest.mark.process
 def test_a_callback_may_stop_any_transport(reactor, shared_broker):
     one = member(reactor, shared_broker.url, "executioner", "SRUP/stopper")
     other = member(reactor, shared_broker.url, "condemned").connect()
@@ -288,6 +301,7 @@ def test_a_callback_may_stop_any_transport(reactor, shared_broker):
     assert other.wait(False) == one.wait(False) == "stopped"
 
 
+@pytest.mark.process
 def test_more_connections_than_select_can_see(reactor, shared_broker):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 1500:

@@ -33,12 +33,15 @@ def publish(topic, mid, payload, *, flags=0, properties=None):
     return packet(0x30 | flags | 2 * (mid > 0), name + identifier + known + payload)
 
 
+LIMIT = 100_000  # bytes of a packet
+
+
 class Ends:
     """A stream, and the broker's end of its connection."""
 
     def __init__(self, is_5=True):
         ours, self.broker = socket.socketpair()
-        self.stream = Stream(ours, is_5)
+        self.stream = Stream(ours, is_5, LIMIT)
         self.stream.setblocking(False)
 
     def __enter__(self):
@@ -68,16 +71,13 @@ payloads = st.binary(max_size=300) | st.integers(0, 40_000).map(bytes)
 @st.composite
 def packets(draw, is_5):
     """A packet and what is to be heard of it."""
-    kind = draw(st.sampled_from(["publish", "publish", "other", "qos 2"]))
+    kind = draw(st.sampled_from(["publish", "publish", "other"]))
     if kind == "other":
         first = draw(st.integers(0, 255).filter(lambda byte: byte >> 4 != 3))
         wire = packet(first, draw(payloads))
         return wire, wire
     topic, payload, mid = draw(names), draw(payloads), draw(st.integers(0, 65535))
     properties = draw(st.binary(max_size=200)) if is_5 else None
-    if kind == "qos 2":
-        wire = publish(topic, 0, payload, flags=4, properties=properties)
-        return wire, wire
     flags = draw(st.sampled_from([0, 1, 8, 9]))
     return publish(topic, mid, payload, flags=flags, properties=properties), Publication(topic, mid, payload)
 
@@ -122,18 +122,44 @@ def test_every_prefix_waits_for_the_rest():
         b"\0\0\0\x07\0",  # no topic
     ],
 )
-def test_a_damaged_publication_is_left_to_paho(body):
+def test_a_damaged_publication_ends_the_reading(body):
     with Ends() as ends:
         ends.broker.sendall(packet(0x32, body) + publish(b"SRUP/1", 8, b"x", properties=b""))
-        assert ends.heard() == [packet(0x32, body), Publication(b"SRUP/1", 8, b"x")]
+        assert ends.heard() == []
+        assert ends.stream.fault == "a damaged message"
+        assert ends.heard() == []
 
 
-def test_a_length_that_is_none_is_left_to_paho():
+@pytest.mark.parametrize("flags", [4, 6])
+def test_nothing_is_kept_of_a_message_with_qos_2(flags):
     with Ends() as ends:
-        ends.broker.sendall(b"\x30\xff\xff\xff\xff")
-        assert ends.heard() == []  # four digits: MQTT has no fifth
-        ends.broker.sendall(b"\x01")
-        assert ends.heard() == [b"\x30\xff\xff\xff\xff\x01"]
+        ends.broker.sendall(publish(b"SRUP/1", 0, b"\0\x07" + bytes(1000), flags=flags, properties=b""))
+        assert ends.heard() == []
+        assert "QoS 2" in ends.stream.fault
+
+
+def test_a_length_that_is_none_ends_the_reading():
+    with Ends() as ends:
+        ends.broker.sendall(b"\x30\xff\xff\xff")
+        assert ends.heard() == []
+        assert ends.stream.fault is None
+        ends.broker.sendall(b"\xff")  # four digits: MQTT has no fifth
+        assert ends.heard() == []
+        assert "length" in ends.stream.fault
+
+
+@pytest.mark.parametrize("first", [0x30, 0x32, 0x90, 0xE0])
+def test_a_packet_over_the_limit_is_refused_by_its_header(first):
+    size = LIMIT - 4  # without the type and three digits
+    with Ends() as ends:
+        ends.broker.sendall(publish(b"SRUP/1", 7, b"x", properties=b"") + bytes([first]) + variable(size + 1))
+        assert ends.heard() == [Publication(b"SRUP/1", 7, b"x")]
+        assert str(LIMIT + 1) in ends.stream.fault
+        assert str(LIMIT) in ends.stream.fault
+    with Ends() as ends:
+        ends.broker.sendall(bytes([first]) + variable(size))
+        assert ends.heard() == []
+        assert ends.stream.fault is None
 
 
 def test_paho_hears_the_end_once_everything_has_been_read():

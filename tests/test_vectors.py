@@ -6,6 +6,8 @@ import srup
 from srup.errors import DecodeError, SealError, SignatureError
 from srup.messages import SCHEMA
 
+pytestmark = pytest.mark.backend
+
 NEGATIVES = [
     *("flip-body", "flip-header", "flip-length", "flip-signature", "flip-token", "replay-edit", "retype"),
     *("signature", "swap-signature", "truncate", "wrong-key"),

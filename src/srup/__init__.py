@@ -1,10 +1,11 @@
 """Secure Remote Update Protocol: signed commands and firmware updates for devices over MQTT.
 
-The codec, the keys and the sessions need nothing but ``cryptography``. :class:`Device` and :class:`Server`, which talk
-MQTT, are imported at first use; they need the extra ``srup[mqtt]``.
+Only the codec, its messages and their errors are imported at once; everything else, ``cryptography`` included, at its
+first use. :class:`Device` and :class:`Server`, which talk MQTT, need the extra ``srup[mqtt]``. The error of a missing
+package names its extra.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from srup_native import BACKEND
 
@@ -15,6 +16,7 @@ from .errors import (
     InvalidKeyError,
     KeyServiceError,
     LeaseLostError,
+    MessageTooLargeError,
     PolicyError,
     ReplayError,
     SealError,
@@ -26,9 +28,7 @@ from .errors import (
     UnknownSenderError,
     UpdateError,
 )
-from .joinvalue import JoinValue
-from .keyring import KeyRing
-from .keys import PrivateKey, PublicKey
+from .extras import at_first_use
 from .messages import (
     Action,
     Activate,
@@ -59,12 +59,14 @@ from .messages import (
     SyndicationRequest,
     TerminateCommand,
 )
-from .replay import ReplayWindow
 from .seal import seal, unseal
-from .session import Policy
 from .wire import Status
 
 if TYPE_CHECKING:
+    from . import keyex as keyex
+    from . import monitor as monitor
+    from . import store as store
+    from . import transport as transport
     from .agent import (
         AwayNetwork,
         CommandReader,
@@ -79,14 +81,27 @@ if TYPE_CHECKING:
         UpdateOrder,
         Vitals,
     )
-    from .agent.orders import OrderReport, Orders, PostedOrder
+    from .agent.reports import OrderReport
     from .agent.worker import Worker
-    from .fetch import FetchPolicy, file_digest
+    from .fetch import FetchPolicy
+    from .fleet import Fleet, Orders, PostedOrder
+    from .images import file_digest
+    from .joinvalue import JoinValue
+    from .keyring import KeyRing
+    from .keys import PrivateKey, PublicKey
+    from .replay import ReplayWindow
+    from .session import Policy
     from .store import MemoryStore, RedisStore, SqliteStore
+    from .update import RestartPending
 
 __version__ = "0.1.0"
 
 _AT_FIRST_USE = {
+    "fleet": "",
+    "keyex": "",
+    "monitor": "",
+    "store": "",
+    "transport": "",
     "AwayNetwork": "agent",
     "CommandReader": "agent",
     "Device": "agent",
@@ -99,27 +114,26 @@ _AT_FIRST_USE = {
     "SyndicationServer": "agent",
     "UpdateOrder": "agent",
     "Vitals": "agent",
-    "OrderReport": "agent.orders",
-    "Orders": "agent.orders",
-    "PostedOrder": "agent.orders",
+    "OrderReport": "agent.reports",
+    "Fleet": "fleet",
+    "Orders": "fleet",
+    "PostedOrder": "fleet",
     "RedisStore": "store",
     "Worker": "agent.worker",
     "FetchPolicy": "fetch",
-    "file_digest": "fetch",
+    "file_digest": "images",
+    "JoinValue": "joinvalue",
+    "KeyRing": "keyring",
+    "Policy": "session",
+    "PrivateKey": "keys",
+    "PublicKey": "keys",
+    "ReplayWindow": "replay",
+    "RestartPending": "update",
     "MemoryStore": "store",
     "SqliteStore": "store",
 }
 
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name == "transport":
-        return import_module("srup.transport")
-    module = _AT_FIRST_USE.get(name)
-    if module is None:
-        raise AttributeError(f"module 'srup' has no attribute {name!r}")
-    return getattr(import_module(f"srup.{module}"), name)
+__getattr__ = at_first_use(__name__, _AT_FIRST_USE)
 
 
 __all__ = [
@@ -136,6 +150,7 @@ __all__ = [
     "Device",
     "EncodeError",
     "FetchPolicy",
+    "Fleet",
     "Frame",
     "Handling",
     "Header",
@@ -152,6 +167,7 @@ __all__ = [
     "LeaseLostError",
     "MemoryStore",
     "Message",
+    "MessageTooLargeError",
     "ObservationRequest",
     "ObservedJoinRequest",
     "ObservedJoinResponse",
@@ -170,6 +186,7 @@ __all__ = [
     "ReplayWindow",
     "ResignRequest",
     "Response",
+    "RestartPending",
     "SealError",
     "Server",
     "SignatureError",

@@ -1,22 +1,22 @@
-"""Messages to signed bytes and back (WIRE.md)."""
+"""Messages to signed bytes and back (docs/protocol/wire-format.md)."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import srup_native
 from srup_native import Header
 
 from .errors import SrupError, UnknownSenderError
-from .keyring import KeyRing
-from .keys import PrivateKey, PublicKey
 from .messages import SCHEMA, Message
 
 if TYPE_CHECKING:
+    from .keys import PrivateKey, PublicKey
 
     class Frame(srup_native.Frame):
         """One well-formed message whose signature has not been verified."""
 
-        def verify(self, key: PublicKey) -> Message:  # type: ignore[override]
+        def verify(self, key: "PublicKey") -> Message:  # type: ignore[override]
             """Return the typed message if ``key`` signed it; raise SignatureError if it did not."""
 
 else:
@@ -32,6 +32,7 @@ class BackendInfo(NamedTuple):
     rsa_kernel: bool  # whether verify_many has the multi-buffer RSA-2048 kernel
     rsa_kernel_reason: str  # which one, or why not
     openssl: str  # the libcrypto that is asked
+    fips: bool | None  # whether that is in FIPS mode; None where it does not say
 
 
 def backend_info() -> BackendInfo:
@@ -42,25 +43,25 @@ def backend_info() -> BackendInfo:
     return BackendInfo(srup_native.BACKEND, **srup_native.info())
 
 
-def encode(message: Message, key: PrivateKey) -> bytes:
+def encode(message: Message, key: "PrivateKey") -> bytes:
     """Return the signed bytes of ``message``, at most 65,535.
 
     Raises EncodeError when message and signature together are longer, TypeError when one of the two is something else.
     """
     if not isinstance(message, Message):
         raise TypeError(f"encode() takes a message, not {type(message).__name__}")
-    if not isinstance(key, PrivateKey):
+    keys = sys.modules.get("srup.keys")  # not imported: then there is no key either
+    if keys is None or not isinstance(key, keys.PrivateKey):
         raise TypeError(f"encode() takes a PrivateKey, not {type(key).__name__}")
     signed = srup_native.pack(message)
     return srup_native.splice(signed, key.sign(signed))
 
 
-def decode(wire: bytes) -> Frame:
-    """Return the unverified frame of a message: its header fields, never its body; ``frame.verify(key)`` opens it.
+decode: Final[Callable[[bytes], Frame]] = SCHEMA.decode  # type: ignore[assignment]  # no call of Python code between
+"""Return the unverified frame of a message: its header fields, never its body; ``frame.verify(key)`` opens it.
 
-    Raises DecodeError for anything that a strict reader refuses (WIRE.md), and nothing else.
-    """
-    return SCHEMA.decode(wire)  # type: ignore[return-value]
+Raises DecodeError for anything that docs/protocol/wire-format.md refuses, and nothing else.
+"""
 
 
 def peek(wire: bytes) -> Header:
@@ -72,7 +73,7 @@ def peek(wire: bytes) -> Header:
 
 
 def verify_many(
-    wires: Sequence[bytes], keyring: Mapping[int, PublicKey], threads: int = 1
+    wires: Sequence[bytes], keyring: Mapping[int, "PublicKey"], threads: int = 1
 ) -> list[Message | SrupError]:
     """Decode and verify each message with its sender's key; return messages and errors in order.
 
@@ -86,6 +87,5 @@ def verify_many(
     """
     if type(threads) is not int or threads < 1:
         raise ValueError(f"threads must be an int of at least 1, not {threads!r}")
-    # A ring's own dictionary spares a call of Python code for each message.
-    find = keyring._keys.get if type(keyring) is KeyRing else keyring.get
+    find = getattr(keyring, "find_key", None) or keyring.get
     return srup_native.verify_many(SCHEMA, wires, find, threads, UnknownSenderError)

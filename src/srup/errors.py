@@ -15,6 +15,7 @@
     ├── UnansweredError      a partner did not answer before the time was over
     ├── UpdateError          firmware could not be fetched, checked or activated (``status``)
     ├── TransportError       the broker, the key exchange service, or the link to them
+    │   └── MessageTooLargeError   the broker takes no message of this size
     ├── StoreError           durable state that cannot be read, written or trusted
     │   └── LeaseLostError   another worker has taken this partition over
     └── KeyServiceError      what the key exchange service refuses, or must not be believed (``status``, ``field``)
@@ -28,6 +29,7 @@ __all__ = [
     "InvalidKeyError",
     "KeyServiceError",
     "LeaseLostError",
+    "MessageTooLargeError",
     "PolicyError",
     "ReplayError",
     "SealError",
@@ -57,7 +59,7 @@ class UnknownSenderError(SrupError):
 
 
 class ReplayError(SrupError):
-    """A sequence id was accepted before, lies behind the window, or is zero (FLOWS.md, "Sequence ids")."""
+    """A sequence id was accepted before, lies behind the window, or is zero (docs/protocol/flows.md#f-14)."""
 
     def __init__(self, sequence_id: int, reason: str) -> None:
         super().__init__(sequence_id, reason)
@@ -81,7 +83,7 @@ class UnansweredError(SrupError):
 
 
 class UpdateError(SrupError):
-    """An update failed; ``status`` is the code that the device reports (WIRE.md, "Status codes")."""
+    """An update failed; ``status`` is the code that the device reports (docs/protocol/flows.md#f-62)."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(status, reason)
@@ -94,6 +96,10 @@ class UpdateError(SrupError):
 
 class TransportError(SrupError):
     """The broker, or the key exchange service, cannot be reached or refuses us."""
+
+
+class MessageTooLargeError(TransportError):
+    """The broker takes no message of this size: it has not been sent, or is not sent again."""
 
 
 class StoreError(SrupError):

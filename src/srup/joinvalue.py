@@ -1,7 +1,7 @@
-"""The value of a moderated join, in the forms in which people and cameras compare it (FLOWS.md, "Flows").
+"""The value of a moderated join, in the forms in which people and cameras compare it (docs/protocol/flows.md#f-35).
 
 The server makes it and seals it to the device; the device shows it, and a person or an observer compares. It is a
-secret until the join is over: nothing here shows it unasked, and it is never logged (THREATS.md T17).
+secret until the join is over: nothing here shows it unasked, and it is never logged (T17).
 """
 
 from hashlib import sha256
@@ -9,6 +9,7 @@ from hmac import compare_digest
 from typing import Final
 
 from .errors import SealError
+from .extras import missing_named
 
 __all__ = ["SIZE", "JoinValue"]
 
@@ -54,7 +55,8 @@ class JoinValue:
     @property
     def words(self) -> str:
         """Twelve English words of the BIP 39 list; needs the extra ``srup[join]``."""
-        from mnemonic import Mnemonic
+        with missing_named():
+            from mnemonic import Mnemonic
 
         return str(Mnemonic("english").to_mnemonic(self._bits))
 
@@ -67,14 +69,15 @@ class JoinValue:
         """Return a QR code of :attr:`text` for a terminal, two rows of it a line; needs the extra ``srup[join]``."""
         import io
 
-        import segno
+        with missing_named():
+            import segno
 
         out = io.StringIO()
         segno.make(self.text, error="m", micro=False).terminal(out, border=border, compact=True)
         return out.getvalue()
 
     def matches(self, read: str | bytes) -> bool:
-        """Tell whether what was read from the other side is this value, in any of the forms above or as it was sealed.
+        """Return whether what was read is this value, in any of the forms above or as it was sealed.
 
         Case and white space do not matter, except within a plaintext that has another form than ours.
         """

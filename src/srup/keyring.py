@@ -1,5 +1,6 @@
 """The public keys that are known, by identity."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -8,12 +9,15 @@ from threading import RLock
 from typing import Any, Final, Self
 
 from .errors import InvalidKeyError, PolicyError
+from .identity import parse_identity
 from .keys import PublicKey
 from .records import Changes, KeyRecord
 
 __all__ = ["KeyRing"]
 
-_IDENTITY: Final = re.compile("[0-9a-fA-F]{1,16}")
+_log: Final = logging.getLogger(__name__)
+
+_SUFFIXES: Final = (".pem", ".pem.pub")
 _CHUNK: Final = 1_000  # keys that are written to a store at a time
 _FINGERPRINT: Final = re.compile("[0-9a-f]{64}")
 
@@ -35,23 +39,32 @@ class KeyRing(Mapping[int, PublicKey]):
         self._barred: set[str] = set()
         self._withdrawn = 0
         self._saves: tuple[Callable[[Changes], object], ...] = ()  # one of each agent that has a store
+        self._watchers: tuple[Callable[[int], object], ...] = ()
         for identity, key in (keys or {}).items():
             self.add(identity, key)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Self:
-        """Read every ``<identity in hex>.pem`` of a folder. Raises InvalidKeyError naming the file that is wrong."""
+    def load(cls, folder: str | os.PathLike[str], skipped: Callable[[Path, str], object] | None = None) -> Self:
+        """Read the keys of a folder: ``<identity in hex>.pem``, or ``.pem.pub`` as ``srup keygen`` names them.
+
+        Whatever else lies there is left alone, and ``skipped`` is called with its path and why, or else a warning is
+        logged. A file with such a name that holds no good public key is an InvalidKeyError that names it, and so are
+        two keys for one identity: a device that is missing by mistake must not go unnoticed.
+        """
         ring = cls()
         try:
-            paths = sorted(path for path in Path(folder).iterdir() if path.suffix == ".pem")
+            paths = sorted(Path(folder).iterdir())
         except OSError as error:
             raise InvalidKeyError(f"{os.fspath(folder)}: {error.strerror}") from None
         for path in paths:
-            if not _IDENTITY.fullmatch(path.stem):
-                raise InvalidKeyError(f"{path}: the name must be the identity in hex, at most 16 digits")
+            try:
+                identity = _identity_of(path.name)
+            except ValueError as error:
+                (skipped or _warn)(path, str(error))
+                continue
             key = PublicKey.load(path)
             try:
-                ring.add(int(path.stem, 16), key)
+                ring.add(identity, key)
             except PolicyError as error:
                 raise InvalidKeyError(f"{path}: {error}") from None
         return ring
@@ -80,7 +93,8 @@ class KeyRing(Mapping[int, PublicKey]):
             self._withdraw(identity)
 
     def rotate(self, identity: int, key: PublicKey, until: float) -> None:
-        """Let ``key`` count from now on, and the one before it be retiring until the Unix time ``until``.
+        """Let ``key`` count from now on, and the one before it be retiring until the time ``until``, of
+        the clock that :meth:`retiring` is asked with.
 
         The same key again changes nothing. PolicyError when no key is registered for this identity or ``key`` is
         barred.
@@ -129,7 +143,7 @@ class KeyRing(Mapping[int, PublicKey]):
             self._barred.add(fingerprint)
 
     def bars(self, key: PublicKey) -> bool:
-        """Tell whether this key was revoked, for whatever identity."""
+        """Return whether this key was revoked, under any identity."""
         return bool(self._barred) and key.signing_fingerprint in self._barred
 
     @property
@@ -143,8 +157,9 @@ class KeyRing(Mapping[int, PublicKey]):
 
         It stays the same object until the key is replaced, removed or revoked.
         """
-        with self.lock:
-            return self._pins.get(identity) or self._keys.get(identity)
+        # Without the lock, so in this order: whoever rotates a key notes the pin before the key.
+        key = self._keys.get(identity)
+        return self._pins.get(identity, key)
 
     @property
     def withdrawn(self) -> int:
@@ -179,6 +194,19 @@ class KeyRing(Mapping[int, PublicKey]):
         with self.lock:
             self._saves = tuple(other for other in self._saves if other != save)
 
+    def watch(self, withdrawn: Callable[[int], object]) -> None:
+        """Call ``withdrawn`` with each identity whose key is removed, replaced or revoked from now on.
+
+        It is called on the thread that does so, under the lock, before that returns: it must neither wait nor raise.
+        """
+        with self.lock:
+            self._watchers += (withdrawn,)
+
+    def unwatch(self, withdrawn: Callable[[int], object]) -> None:
+        """Call ``withdrawn`` no more. What :meth:`watch` was not given is no error."""
+        with self.lock:
+            self._watchers = tuple(other for other in self._watchers if other != withdrawn)
+
     def _recall(self, record: KeyRecord) -> bool:
         """Take over one record; tell whether the ring has a key that did not come from that one."""
         identity, mine = record.identity, self._keys.get(record.identity)
@@ -193,12 +221,12 @@ class KeyRing(Mapping[int, PublicKey]):
             if known == record.key and record.retiring is None:
                 return False
         pin, key = (PublicKey.from_pem(pem) if pem is not None else None for pem in (record.pin, record.key))
-        if key is not None:
-            self._keys[identity] = key
         if pin is not None and record.retiring is not None:
             self._pins[identity] = pin
             self._retiring[identity] = PublicKey.from_pem(record.retiring), record.until
             self._withdrawn += 1
+        if key is not None:
+            self._keys[identity] = key
         return False
 
     def _make_durable(self, record: KeyRecord | None, barred: Iterable[str] = ()) -> None:
@@ -221,6 +249,8 @@ class KeyRing(Mapping[int, PublicKey]):
         else:
             self._keys[identity] = successor
         self._withdrawn += 1  # last, so that whoever read the number before it may have used the old key
+        for watcher in self._watchers:
+            watcher(identity)
 
     def __getitem__(self, identity: int) -> PublicKey:
         return self._keys[identity]
@@ -228,6 +258,11 @@ class KeyRing(Mapping[int, PublicKey]):
     def get(self, identity: int, default: PublicKey | None = None) -> PublicKey | None:  # type: ignore[override]
         """Return the key of an identity or ``default``."""
         return self._keys.get(identity, default)
+
+    @property
+    def find_key(self) -> Callable[[int], PublicKey | None]:
+        """The same as :meth:`get` for a loop over many messages: a look-up without a call of Python code."""
+        return self._keys.get if type(self).get is KeyRing.get else self.get
 
     def __iter__(self) -> Iterator[int]:
         return iter(list(self._keys))
@@ -237,13 +272,31 @@ class KeyRing(Mapping[int, PublicKey]):
 
     def __getstate__(self) -> dict[str, Any]:
         with self.lock:
-            return {name: value for name, value in vars(self).items() if name != "lock"} | {"_saves": ()}
+            return {name: value for name, value in vars(self).items() if name != "lock"} | {
+                "_saves": (),
+                "_watchers": (),
+            }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, lock=RLock())
 
     def __repr__(self) -> str:
         return f"<KeyRing of {len(self)}>"
+
+
+def _identity_of(name: str) -> int:
+    """Return whose key the file of this name holds; ValueError says why it holds nobody's."""
+    suffix = next((each for each in _SUFFIXES if name.lower().endswith(each)), None)
+    if suffix is None:
+        raise ValueError(f"its name does not end in {' or '.join(_SUFFIXES)}")
+    try:
+        return parse_identity(name[: -len(suffix)])
+    except ValueError as error:
+        raise ValueError(f"its name says nobody's identity: {error}") from None
+
+
+def _warn(path: Path, why: str) -> None:
+    _log.warning("%a is not taken for a key: %s", str(path), why)
 
 
 def _checked(identity: int, key: PublicKey) -> None:

@@ -1,36 +1,34 @@
-"""Private and public keys. The scheme belongs to the key and never travels in a message (WIRE.md, "Other schemes").
+"""Private and public keys.
 
+The scheme belongs to the key and never travels in a message (docs/protocol/wire-format.md#w-24).
 RSA keys also open and make sealed values. An identity with another scheme has an X25519 key for that purpose beside its
 signing key; ``generate`` makes both, and PEM text then holds two blocks, the signing key first.
 """
 
 import os
+import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from sys import intern
-from tempfile import NamedTemporaryFile
 from typing import Any, Final, NamedTuple, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa, x25519
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
 import srup_native
 
 from .errors import InvalidKeyError
-
-try:
-    from cryptography.hazmat.primitives.asymmetric import mldsa
-except ImportError:  # before cryptography 47
-    mldsa = None  # type: ignore[assignment]
+from .files import PRIVATE, PUBLIC, write_file
 
 __all__ = ["SCHEMES", "PrivateKey", "PublicKey"]
 
 MINIMUM_RSA_BITS: Final = 2048
 MINIMUM_RSA_EXPONENT: Final = 65537
 MAXIMUM_RSA_BITS: Final = 16384  # OpenSSL verifies nothing larger
+MAXIMUM_RSA_EXPONENT: Final = (1 << 32) - 1  # each further bit makes a verification dearer, and buys nothing
 
 
 class _Scheme(NamedTuple):
@@ -48,15 +46,14 @@ SCHEMES: Final = {
     "rsa4096": _Scheme("rsa", _generate_rsa(4096)),
     "p256": _Scheme("ecdsa", lambda: ec.generate_private_key(ec.SECP256R1())),
     "ed25519": _Scheme("ed25519", ed25519.Ed25519PrivateKey.generate),
+    "mldsa44": _Scheme("mldsa", mldsa.MLDSA44PrivateKey.generate),
+    "mldsa65": _Scheme("mldsa", mldsa.MLDSA65PrivateKey.generate),
 }
-"""The schemes that this installation can sign with; ML-DSA is there when ``cryptography`` has it."""
-
-if mldsa is not None:
-    SCHEMES["mldsa44"] = _Scheme("mldsa", mldsa.MLDSA44PrivateKey.generate)
-    SCHEMES["mldsa65"] = _Scheme("mldsa", mldsa.MLDSA65PrivateKey.generate)
+"""The schemes of signing keys, by name."""
 
 _UNENCRYPTED: Final = serialization.NoEncryption()
-_PEM_END: Final = b"-----END "
+_PEM_LINE: Final = re.compile(rb"-----(BEGIN|END) ([^\n-]{0,64})-----")
+_PRIVATE, _PUBLIC = b"PRIVATE KEY", b"PUBLIC KEY"  # how the labels of keys end, whatever stands before it
 
 
 def _scheme_of(public: object, minimum_rsa_bits: int, minimum_rsa_exponent: int) -> tuple[str, str]:
@@ -69,45 +66,61 @@ def _scheme_of(public: object, minimum_rsa_bits: int, minimum_rsa_exponent: int)
                     f"RSA key of {bits} bits: {minimum_rsa_bits} to {MAXIMUM_RSA_BITS} are accepted "
                     "(minimum_rsa_bits lowers the bar)"
                 )
-            if exponent < minimum_rsa_exponent or exponent % 2 == 0:
+            if not minimum_rsa_exponent <= exponent <= MAXIMUM_RSA_EXPONENT or exponent % 2 == 0:
+                shown = exponent if exponent <= MAXIMUM_RSA_EXPONENT else f"of {exponent.bit_length()} bits"
                 raise InvalidKeyError(
-                    f"RSA key with exponent {exponent}: odd ones from {minimum_rsa_exponent} are accepted "
-                    "(minimum_rsa_exponent lowers the bar)"
+                    f"RSA key with exponent {shown}: odd ones from {minimum_rsa_exponent} to {MAXIMUM_RSA_EXPONENT} "
+                    "are accepted (minimum_rsa_exponent lowers the bar)"
                 )
             return intern(f"rsa{bits}"), "rsa"  # one string for all keys of a fleet
         case ec.EllipticCurvePublicKey(curve=ec.SECP256R1()):
             return "p256", "ecdsa"
         case ed25519.Ed25519PublicKey():
             return "ed25519", "ed25519"
-        case _ if mldsa is not None and isinstance(public, mldsa.MLDSA44PublicKey):
+        case mldsa.MLDSA44PublicKey():
             return "mldsa44", "mldsa"
-        case _ if mldsa is not None and isinstance(public, mldsa.MLDSA65PublicKey):
+        case mldsa.MLDSA65PublicKey():
             return "mldsa65", "mldsa"
         case _:
             kind = type(public).__name__
             raise InvalidKeyError(f"{kind} is no signing key of a known scheme ({', '.join(SCHEMES)})")
 
 
-def _blocks(pem: bytes | str, what: str) -> list[bytes]:
-    """Split PEM text into its one or two blocks."""
+def _blocks(pem: bytes | str, what: str, ending: bytes) -> list[bytes]:
+    """Return the one or two blocks of PEM text whose label ends so; the others are of no concern (RFC 7468)."""
     if not isinstance(pem, bytes | str):
         raise TypeError(f"a PEM is bytes or str, not {type(pem).__name__}")
     text = pem.encode(errors="replace") if isinstance(pem, str) else pem
     if not text.strip():
         raise InvalidKeyError(f"{what}: the PEM is empty")
-    head, *rest = text.split(_PEM_END)
-    blocks = []
-    for part in rest:
-        end, _, following = part.partition(b"\n")
-        blocks.append(head + _PEM_END + end + b"\n")
-        head = following
+    found = _split(text, what)
+    blocks = [block for label, block in found if label.endswith(ending)]
     if not blocks:
-        raise InvalidKeyError(f"{what}: not a PEM (no BEGIN and END lines)")
-    if b"-----BEGIN " in head:
-        raise InvalidKeyError(f"{what}: the last PEM block is cut off")
+        labels = ", ".join(sorted({label.decode("ascii", "backslashreplace") for label, _ in found}))
+        raise InvalidKeyError(f"{what}: there is none, only {labels}")
     if len(blocks) > 2:
-        raise InvalidKeyError(f"{what}: {len(blocks)} PEM blocks, expected a signing key and at most an X25519 key")
+        raise InvalidKeyError(f"{what}: {len(blocks)} keys, expected a signing key and at most an X25519 key")
     return blocks
+
+
+def _split(text: bytes, what: str) -> list[tuple[bytes, bytes]]:
+    """Return all blocks of PEM text with their labels; InvalidKeyError unless each has its beginning and its end."""
+    before, *parts = _PEM_LINE.split(text)
+    lines = list(zip(parts[::3], parts[1::3], parts[2::3], strict=True))  # BEGIN or END, label, what follows
+    if not lines:
+        raise InvalidKeyError(f"{what}: not a PEM (no BEGIN and END lines)")
+    begins, ends = lines[::2], lines[1::2]
+    pairs = [(label, end) for (_, label, _), (_, end, _) in zip(begins, ends, strict=False)]
+    outside = [before, *(following for _, _, following in ends)]
+    if (
+        len(begins) != len(ends)
+        or any(kind != b"BEGIN" for kind, _, _ in begins)
+        or any(kind != b"END" for kind, _, _ in ends)
+        or any(label != end for label, end in pairs)
+        or any(b"-----BEGIN " in rest for rest in outside)
+    ):
+        raise InvalidKeyError(f"{what}: a PEM block is cut off, or its BEGIN and END lines do not match")
+    return [(label, b"-----BEGIN %b-----%b-----END %b-----\n" % (label, body, label)) for _, label, body in begins]
 
 
 def _load(what: str, load: Callable[..., Any], *arguments: Any) -> Any:
@@ -170,9 +183,10 @@ class PublicKey:
     ) -> Self:
         """Load SubjectPublicKeyInfo (or PKCS #1) text, with an X25519 key behind it where there is one.
 
-        Raises InvalidKeyError for junk, another kind of key and RSA keys that are weaker than the minima (T7).
+        Blocks that hold no public key, such as a certificate, may stand in the same text. Raises InvalidKeyError for
+        junk, another kind of key and RSA keys that are weaker than the minima (T7) or cost too much to verify with.
         """
-        signing, *sealing = _blocks(pem, "public key")
+        signing, *sealing = _blocks(pem, "public key", _PUBLIC)
         public = _load("public key", serialization.load_pem_public_key, signing)
         scheme, algorithm = _scheme_of(public, minimum_rsa_bits, minimum_rsa_exponent)
         exchange = _load("sealing key", serialization.load_pem_public_key, sealing[0]) if sealing else None
@@ -200,8 +214,8 @@ class PublicKey:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the PEM file, replacing an old one in one step."""
-        _write(path, self.to_pem())
+        """Write the PEM file with mode 0644, replacing an old one in one step."""
+        _write(path, self.to_pem(), PUBLIC)
 
     def __getattr__(self, name: str) -> srup_native.Verifier:
         if name != "verifier":
@@ -270,8 +284,7 @@ class PrivateKey:
         """Make a new key (see SCHEMES); RSA takes 0.1 s and more. Raises InvalidKeyError for an unknown scheme."""
         entry = SCHEMES.get(scheme) if isinstance(scheme, str) else None
         if entry is None:
-            hint = " (it needs cryptography 47 or newer)" if scheme in ("mldsa44", "mldsa65") else ""
-            raise InvalidKeyError(f"unknown scheme {scheme!r}{hint}; here there are {', '.join(SCHEMES)}")
+            raise InvalidKeyError(f"unknown scheme {scheme!r}; there are {', '.join(SCHEMES)}")
         try:
             private = entry.generate()
         except UnsupportedAlgorithm as error:
@@ -289,11 +302,12 @@ class PrivateKey:
     ) -> Self:
         """Load PKCS #8 or traditional text, with an X25519 key behind it where there is one.
 
-        Raises InvalidKeyError for junk, a wrong, missing or superfluous password, another kind of key, and RSA keys
-        that are weaker than the minima (T7).
+        Blocks that hold no private key, such as parameters and certificates, may stand in the same text. Raises
+        InvalidKeyError for junk, a wrong, missing or superfluous password, another kind of key, and RSA keys that are
+        weaker than the minima (T7) or cost too much to verify with.
         """
         secret = _secret(password)
-        signing, *sealing = _blocks(pem, "private key")
+        signing, *sealing = _blocks(pem, "private key", _PRIVATE)
         private = _load("private key", serialization.load_pem_private_key, signing, secret)
         exchange = _load("sealing key", serialization.load_pem_private_key, sealing[0], secret) if sealing else None
         if exchange is not None and not isinstance(exchange, x25519.X25519PrivateKey):
@@ -326,7 +340,7 @@ class PrivateKey:
 
     def save(self, path: str | os.PathLike[str], password: bytes | str | None = None) -> None:
         """Write the PEM file with mode 0600, replacing an old one in one step."""
-        _write(path, self.to_pem(password))
+        _write(path, self.to_pem(password), PRIVATE)
 
     @cached_property
     def _signer(self) -> srup_native.Signer:
@@ -350,20 +364,12 @@ class PrivateKey:
         return f"<PrivateKey {self.scheme} of {self.public_key.fingerprint[:16]}>"
 
 
-def _write(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file that is whole or absent, with mode 0600 from its first moment; a link is followed."""
+def _write(path: str | os.PathLike[str], content: bytes, mode: int) -> None:
+    """Replace a file (see srup.files); a link is followed. InvalidKeyError names the path."""
     try:
         target = Path(path).resolve()
         if target.exists() and not target.is_file():
             raise InvalidKeyError(f"{os.fspath(path) or 'an empty path'}: not a file")
-        with NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as temporary:
-            try:
-                temporary.write(content)
-                temporary.flush()
-                os.fsync(temporary.fileno())
-                Path(temporary.name).replace(target)
-            except BaseException:
-                Path(temporary.name).unlink(missing_ok=True)
-                raise
+        write_file(target, content, mode)
     except (OSError, ValueError) as error:
         raise _unusable(path, error) from None

@@ -1,12 +1,11 @@
-"""The message table: one class per row of WIRE.md, "Types". This is the only place that knows the types.
+"""The message table: one class for each row of docs/protocol/wire-format.md#types. Only this module knows the types.
 
 Every class takes keywords only: the header's ``sequence_id``, ``sender_id`` (0 to 2**64 - 1) and ``token`` (bytes, not
-empty), then its own fields by the names of WIRE.md. Objects are immutable, comparable and hashable. A value of a wrong
-type or range raises EncodeError naming the field. The byte layout is derived from the annotations, in their order.
+empty), then its own fields by the names of that table. Objects are immutable, comparable and hashable. A value of a
+wrong type or range raises EncodeError naming the field. The byte layout is derived from the annotations, in order.
 """
 
 import struct
-from inspect import get_annotations
 from typing import Any, Final, Literal, get_args
 
 import srup_native
@@ -61,7 +60,7 @@ class Message(srup_native.Record):
     token: Binary
 
     def __init_subclass__(cls, *, type: int, padding: int = 0) -> None:
-        fields = tuple((name, hint.__metadata__[0]) for name, hint in get_annotations(cls).items())
+        fields = tuple((name, hint.__metadata__[0]) for name, hint in cls.__annotations__.items())
         cls.bind(srup_native.Layout(type, cls.__name__, fields, padding))
         SCHEMA.add(cls)
 
@@ -136,7 +135,7 @@ def decode_data(data: bytes, kind: DataKind) -> Any:
 
 
 class _TypedData:
-    """The typed forms of an untyped ``data`` field (WIRE.md, below the type table)."""
+    """The typed forms of an untyped ``data`` field (docs/protocol/wire-format.md#data)."""
 
     __slots__ = ()
     _int_kind: DataKind = "int32"

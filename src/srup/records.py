@@ -86,10 +86,10 @@ class Fact(NamedTuple):
 class AuditRow(NamedTuple):
     """A message that verified and what came of it. Rows are only added, and pruned by age."""
 
-    at: float
+    at: float  # not negative, and below 2**53
     partner: int
     sequence_id: int
-    type: int  # one byte (WIRE.md)
+    type: int  # one byte (docs/protocol/wire-format.md#types)
     token: bytes
     outcome: str  # "accepted", or why it had no effect
 
@@ -104,6 +104,7 @@ class ReportRecord(NamedTuple):
     entry: bytes  # its place in the mailbox; empty when it is out of it already
     body: bytes
     kept: float  # so many seconds from now somebody may ask
+    urgent: bool = False  # whether the mailbox has it twice, because it overtakes others
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The replay window: which sequence ids of one sender have been seen (FLOWS.md, "Sequence ids"; T1, T2)."""
+"""The replay window: which sequence ids of one sender have been seen (docs/protocol/flows.md#f-14; T1, T2)."""
 
 from typing import Final
 

@@ -15,11 +15,9 @@ ACTION_SUCCESS when the new key has been taken, and ACTION_FAIL when the old one
 
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric import rsa
-
 from .errors import InvalidKeyError, PolicyError
 from .keyring import KeyRing
-from .keys import MINIMUM_RSA_EXPONENT, SCHEMES, PrivateKey, PublicKey
+from .keys import SCHEMES, PrivateKey, PublicKey
 
 __all__ = ["check", "check_succession", "check_usable", "offer"]
 
@@ -40,7 +38,7 @@ def offer(identity: int, partner: int, old: PublicKey, new: PrivateKey) -> bytes
 def check(data: bytes, identity: int, partner: int, old: PublicKey) -> PublicKey:
     """Return the new key that ``identity`` offers us, ``partner``, in a message that its key ``old`` has signed.
 
-    Raises InvalidKeyError for junk and for keys that are weak or cost too much to verify with, PolicyError when the
+    Raises InvalidKeyError for junk and for keys that are not accepted anywhere (srup.keys), PolicyError when the
     proof is not the new key's, or one for other keys or identities, or there is nothing new.
     """
     size = 2 + int.from_bytes(data[:2], "big")
@@ -57,13 +55,9 @@ def check(data: bytes, identity: int, partner: int, old: PublicKey) -> PublicKey
 
 
 def check_usable(key: PublicKey, old: PublicKey) -> None:
-    """Raise InvalidKeyError for a key that is none of SCHEMES or costs too much, PolicyError when it is ``old``."""
+    """Raise InvalidKeyError for a key that is none of SCHEMES, PolicyError when it is ``old``."""
     if key.scheme not in SCHEMES:
         raise InvalidKeyError(f"{key.scheme} is no scheme to change to; here there are {', '.join(SCHEMES)}")
-    signing = key.sealing_key()
-    if isinstance(signing, rsa.RSAPublicKey) and signing.public_numbers().e != MINIMUM_RSA_EXPONENT:
-        # Whoever owns a device must not make its messages cost us a hundred times as much.
-        raise InvalidKeyError(f"RSA keys to change to have the exponent {MINIMUM_RSA_EXPONENT}")
     if key == old:
         raise PolicyError("the new key is the old one")
 

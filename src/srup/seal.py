@@ -1,26 +1,18 @@
-"""Sealed values: what only one identity can read (WIRE.md, "Envelope" and "Other schemes").
+"""Sealed values: what only one identity can read (docs/protocol/wire-format.md#sealed-values).
 
 A value for an RSA key is an OpenSSL seal envelope, as peers send; for every other key it is HPKE (RFC 9180). Neither
 tells who sealed it: the signature of the message does, so open a sealed value only after that has been verified (T13).
 """
 
 import os
-from typing import Any, Final
-
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import CBC
-from cryptography.hazmat.primitives.padding import PKCS7
+from typing import TYPE_CHECKING, Any, Final
 
 from .errors import SealError
-from .keys import PrivateKey, PublicKey
 
-try:
-    from cryptography.hazmat.primitives import hpke
-except ImportError:  # before cryptography 47
-    hpke = None  # type: ignore[assignment]
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    from .keys import PrivateKey, PublicKey
 
 __all__ = ["MAX_PLAINTEXT", "seal", "unseal"]
 
@@ -33,18 +25,35 @@ _IV: Final = 16
 _BLOCK: Final = 16
 
 
+# ``cryptography`` is imported where it is used: ``import srup`` shall not wait for it.
+
+
 def _suite() -> Any:
-    if hpke is None:
-        raise SealError("sealing without RSA needs cryptography 47 or newer")
+    from cryptography.hazmat.primitives import hpke
+
     return hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 
 
-def seal(plaintext: bytes, public_key: PublicKey) -> bytes:
+def _cipher(secret: bytes, iv: bytes) -> tuple[Any, Any]:
+    """Return AES-256-CBC and its padding."""
+    from cryptography.hazmat.primitives.ciphers import Cipher
+    from cryptography.hazmat.primitives.ciphers.algorithms import AES
+    from cryptography.hazmat.primitives.ciphers.modes import CBC
+    from cryptography.hazmat.primitives.padding import PKCS7
+
+    return Cipher(AES(secret), CBC(iv)), PKCS7(8 * _BLOCK)
+
+
+def seal(plaintext: bytes, public_key: "PublicKey") -> bytes:
     """Return ``plaintext`` (at most 4,111 bytes) so that only the owner of ``public_key`` can read it.
 
     Deployed peers pad what they seal with NULs to 32 bytes and read exactly 32: seal 32 bytes for them. Raises
     SealError for a longer plaintext or a key that nothing can be sealed to.
     """
+    from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+    from .keys import PublicKey
+
     if not isinstance(public_key, PublicKey):
         raise TypeError(f"seal() takes a PublicKey, not {type(public_key).__name__}")
     if type(plaintext) is not bytes:
@@ -57,15 +66,19 @@ def seal(plaintext: bytes, public_key: PublicKey) -> bytes:
     if not isinstance(key, rsa.RSAPublicKey):
         return bytes(_suite().encrypt(plaintext, key, _INFO))
     secret, iv = os.urandom(_KEY), os.urandom(_IV)
-    padder = PKCS7(8 * _BLOCK).padder()
-    encryptor = Cipher(AES(secret), CBC(iv)).encryptor()
+    cipher, pkcs7 = _cipher(secret, iv)
+    padder, encryptor = pkcs7.padder(), cipher.encryptor()
     ciphertext = encryptor.update(padder.update(plaintext) + padder.finalize()) + encryptor.finalize()
-    wrapped = key.encrypt(secret, PKCS1v15())
+    wrapped = key.encrypt(secret, padding.PKCS1v15())
     return b"".join((_i32(len(wrapped)), wrapped, iv, _i32(len(ciphertext)), _i32(len(plaintext)), ciphertext))
 
 
-def unseal(sealed: bytes, private_key: PrivateKey) -> bytes:
+def unseal(sealed: bytes, private_key: "PrivateKey") -> bytes:
     """Return the plaintext of a sealed value; raise SealError, always the same one, when it does not open."""
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    from .keys import PrivateKey
+
     if not isinstance(private_key, PrivateKey):
         raise TypeError(f"unseal() takes a PrivateKey, not {type(private_key).__name__}")
     key = private_key.unsealing_key()
@@ -83,8 +96,10 @@ def _i32(value: int) -> bytes:
     return value.to_bytes(4, "little", signed=True)
 
 
-def _open_envelope(sealed: bytes, key: rsa.RSAPrivateKey) -> bytes:
+def _open_envelope(sealed: bytes, key: "rsa.RSAPrivateKey") -> bytes:
     """Open ``klen | wrapped key | IV | clen | plen | ciphertext``; raise ValueError or worse when it does not fit."""
+    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+
     size = key.key_size + 7 >> 3
     head = 4 + size + _IV
     ciphertext = sealed[head + 8 :]
@@ -99,9 +114,9 @@ def _open_envelope(sealed: bytes, key: rsa.RSAPrivateKey) -> bytes:
     if len(secret) != _KEY:
         # What OpenSSL from 3.2 on gives for a wrapped key that does not open is random bytes: take the same way.
         secret = os.urandom(_KEY)
-    decryptor = Cipher(AES(secret), CBC(sealed[head - _IV : head])).decryptor()
-    unpadder = PKCS7(8 * _BLOCK).unpadder()
+    cipher, pkcs7 = _cipher(secret, sealed[head - _IV : head])
+    decryptor, unpadder = cipher.decryptor(), pkcs7.unpadder()
     plaintext = unpadder.update(decryptor.update(ciphertext) + decryptor.finalize()) + unpadder.finalize()
     if len(plaintext) != plain_size:
         raise ValueError
-    return plaintext
+    return bytes(plaintext)

@@ -1,4 +1,4 @@
-"""Bound tokens: who a message is for and until when (WIRE.md, "token binding"; T3, T4).
+"""Bound tokens: who a message is for and until when (docs/protocol/wire-format.md#bound-tokens; T3, T4).
 
 A version 5 message does not say who it is for. A bound token does, and the signature covers it::
 
@@ -20,6 +20,7 @@ from base64 import urlsafe_b64encode
 from typing import Final, NamedTuple
 
 from .errors import PolicyError
+from .identity import CANONICAL
 
 __all__ = ["NONCE_SIZE", "BoundToken", "bind", "parse"]
 
@@ -34,8 +35,7 @@ _PREFIX: Final = b"srup5:"
 _VERSION: Final = re.compile(rb":v(0|[1-9][0-9]{0,17})(?=:|\Z)")
 _RECEIPT: Final = re.compile(rb":r(?:([1-9][0-9]{0,19})\.([1-9][0-9]{0,19})(?:\.(0|[1-9][0-9]{0,19}))?)?(?=:|\Z)")
 _FORM: Final = re.compile(
-    rb"srup5:(0|[1-9a-f][0-9a-f]{0,15}):(0|[1-9a-f][0-9a-f]{0,15}):(0|[1-9][0-9]{0,17}):([A-Za-z0-9_-]{22})"
-    rb"(?::[!-9;-~]*)*"
+    rf"srup5:({CANONICAL}):({CANONICAL}):(0|[1-9][0-9]{{0,17}}):([A-Za-z0-9_-]{{22}})(?::[!-9;-~]*)*".encode()
 )
 
 

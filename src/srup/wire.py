@@ -1,4 +1,4 @@
-"""What stands on the wire besides the messages: field kinds, limits and status codes (WIRE.md).
+"""What stands on the wire besides the messages: field kinds, limits and status codes (docs/protocol/wire-format.md).
 
 A message class annotates its fields with the kinds below; :mod:`srup.messages` derives the byte layout from them.
 """
@@ -12,11 +12,15 @@ __all__ = [
     "DATA_RECEIPT",
     "IDENTIFICATION_RESPONSE",
     "JOIN_OBSERVER",
+    "JOIN_REASON",
     "KEY_ROTATION",
     "MAX_MESSAGE_SIZE",
+    "PROTOCOL_VALUES",
     "U8",
     "U32",
     "U64",
+    "UPDATE_CANCEL",
+    "UPDATE_REASON",
     "VERSION",
     "Binary",
     "Status",
@@ -31,7 +35,7 @@ MAX_MESSAGE_SIZE = srup_native.MAX_MESSAGE_SIZE
 """The longest message in bytes, signature included: 65,535."""
 
 IDENTIFICATION_RESPONSE = "IDENTIFICATION_RESPONSE"
-"""The ``data_id`` of the Data message that answers an IdRequest (FLOWS.md, "Tokens")."""
+"""The ``data_id`` of the Data message that answers an IdRequest (docs/protocol/flows.md#f-57)."""
 
 KEY_ROTATION = "KEY_ROTATION"
 """The ``data_id`` of the Data message by which an old key names its successor (see srup.rotation)."""
@@ -41,6 +45,23 @@ DATA_RECEIPT = "DATA_RECEIPT"
 
 JOIN_OBSERVER = "JOIN_OBSERVER"
 """The ``data_id`` of the Data message with which a refused simple join is told of an observer (docs/extensions.md)."""
+
+JOIN_REASON = "JOIN_REASON"
+"""The ``data_id`` of the Data message with which a server says why it does not let a device in (docs/extensions.md)."""
+
+UPDATE_REASON = "UPDATE_REASON"
+"""The ``data_id`` of the Data message with which a device says why an update failed (docs/extensions.md)."""
+
+UPDATE_CANCEL = "UPDATE_CANCEL"
+"""The ``data_id`` of the Data message with which a server takes an update order back (docs/extensions.md)."""
+
+PROTOCOL_VALUES = frozenset(
+    {
+        *(DATA_RECEIPT, IDENTIFICATION_RESPONSE, JOIN_OBSERVER, JOIN_REASON),
+        *(KEY_ROTATION, UPDATE_CANCEL, UPDATE_REASON),
+    }
+)
+"""Each ``data_id`` above: these values are the protocol's own, and none of them waits for a handler."""
 
 U8 = Annotated[int, srup_native.U8]
 """An integer from 0 to 255 in one byte."""
@@ -62,7 +83,7 @@ TextZ = Annotated[str, srup_native.TEXTZ]
 
 
 class Status(IntEnum):
-    """The status codes of a Response (WIRE.md, "Status codes")."""
+    """The status codes of a Response (docs/protocol/wire-format.md#status-codes); as text, their names."""
 
     UPDATE_SUCCESS = 0x00
     UPDATE_FAIL_HTTP_ERROR = 0xFC
@@ -85,3 +106,10 @@ class Status(IntEnum):
     RESIGN_FAIL = 0x7F
     DEREGISTER_SUCCESS = 0x80
     DEREGISTER_FAIL = 0x8F
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __format__(self, spec: str) -> str:
+        """Return the name; the number where ``spec`` is one of numbers, such as ``02x``."""
+        return int.__format__(self, spec) if spec[-1:] in tuple("bcdoxXn") else format(self.name, spec)

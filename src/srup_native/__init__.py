@@ -3,11 +3,13 @@
 Every module exists twice with one contract: ``_codec_py`` and ``_verify_py`` hold the pure implementation and the
 contract's text, ``_codec`` and ``_verify`` are compiled from Cython. This module is the only place that chooses:
 the extension where it was built, else the pure twin; the environment variable ``SRUP_BACKEND`` set to ``native`` or
-``python`` demands one of them. A built extension that does not load is an error, never a silent fallback.
+``python`` forces one of them.
+
+The build adds ``_built``, which imports the extension, to packages that have one. Where it is present, an extension
+that is missing or does not load is an error, never a silent fallback.
 """
 
 import os
-from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 __all__ = [
@@ -41,11 +43,24 @@ if _demanded not in ("", "native", "python"):
 
 if not TYPE_CHECKING and _demanded != "python":
     try:
-        _codec, _verify = import_module("srup_native._codec"), import_module("srup_native._verify")
+        from ._built import _codec, _verify
     except ModuleNotFoundError as error:
-        # Only the absence of a twin means that it was not built; anything else that is missing is a broken build.
-        if _demanded == "native" or error.name not in ("srup_native._codec", "srup_native._verify"):
+        if error.name in ("srup_native._codec", "srup_native._verify"):
+            raise ImportError(
+                f"srup was installed with its native backend, but {error.name} is missing from {__path__[0]}. "
+                "A zip archive cannot hold it: unpack the archive. A frozen program must include it: collect "
+                "srup_native._codec and srup_native._verify. Another version of Python needs an installation of its "
+                "own. Set SRUP_BACKEND=python to accept the slower pure-Python backend instead",
+                name=error.name,
+            ) from error
+        if error.name != "srup_native._built":
             raise
+        if _demanded == "native":
+            raise ImportError(
+                "SRUP_BACKEND is 'native', but srup was installed without its native backend. Install it again with "
+                "SRUP_REQUIRE_NATIVE=1, which shows why the extension is not built",
+                name=error.name,
+            ) from error
         _demanded = "python"
 
 if TYPE_CHECKING or _demanded == "python":

@@ -1,7 +1,12 @@
 """What _verify.pyx needs to see of _codec.pyx."""
 
+from cpython.object cimport PyObject
+
+from .capi cimport PyMemberDef
+
 cdef enum:
-    MAX_BODY = 8
+    IN_HEADER = 3  # fields
+    MAX_FIELDS = IN_HEADER + 8
 
 cdef class Layout:
     cdef readonly int type
@@ -10,11 +15,14 @@ cdef class Layout:
     cdef readonly tuple fields
     cdef readonly tuple names
     cdef readonly Py_ssize_t padding
-    cdef int size  # body fields
-    cdef int kinds[MAX_BODY]
+    cdef int size  # fields
+    cdef int kinds[MAX_FIELDS]
+    cdef PyMemberDef members[MAX_FIELDS]
 
 cdef class Record:
-    cdef tuple _values
+    cdef PyObject* values[MAX_FIELDS]  # owned, in the order of the layout, NULL behind the last
+
+    cdef tuple tuple(self)
 
 cdef class Frame:
     cdef bytes _wire
@@ -26,7 +34,6 @@ cdef class Frame:
     cdef const unsigned char* data(self) except NULL
     cdef object record(self)
     cdef object refusal(self)
-    cdef tuple values(self, const unsigned char* data)
 
 cdef class Schema:
     cdef list _classes

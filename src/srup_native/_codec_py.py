@@ -1,5 +1,6 @@
-"""Pure twin of ``_codec.pyx`` and the text of their contract: layouts, records, frames (WIRE.md, "Every message").
+"""Pure twin of ``_codec.pyx`` and the text of their contract: layouts, records, frames.
 
+The bytes are those of docs/protocol/wire-format.md#every-message.
 A :class:`Layout` describes one message type: its type byte, its body fields in order, and how many zero bytes follow
 them. A :class:`Record` is the base of all message classes: header fields and body fields as one immutable tuple,
 checked when it is made. A :class:`Schema` holds the layouts by type byte and splits received bytes into a
@@ -327,7 +328,7 @@ class Frame:
 
     @property
     def type(self) -> int:
-        """The type byte (WIRE.md, "Types")."""
+        """The type byte (docs/protocol/wire-format.md#types)."""
         return self._cls.layout.type
 
     @property

@@ -12,7 +12,7 @@ class SrupError(Exception):
 
 
 class DecodeError(SrupError):
-    """The bytes are not an SRUP version 5 message (WIRE.md, "What a strict reader refuses").
+    """The bytes are not an SRUP version 5 message (docs/protocol/wire-format.md#strict-reading).
 
     ``field`` names the part that is wrong, ``offset`` is its position in the input in bytes.
     """

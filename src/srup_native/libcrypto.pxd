@@ -18,6 +18,7 @@ cdef extern from "openssl/evp.h" nogil:
     ctypedef struct EVP_MD
     ctypedef struct EVP_MD_CTX
     ctypedef struct ENGINE
+    ctypedef struct OSSL_LIB_CTX
 
     void EVP_PKEY_free(EVP_PKEY* key)
     int EVP_PKEY_is_a(const EVP_PKEY* key, const char* name)
@@ -35,9 +36,14 @@ cdef extern from "openssl/evp.h" nogil:
     int EVP_PKEY_sign(
         EVP_PKEY_CTX* context, unsigned char* signature, size_t* size, const unsigned char* digest, size_t length
     )
+    int EVP_default_properties_is_fips_enabled(OSSL_LIB_CTX* library)
     const EVP_MD* EVP_sha256()
+    EVP_MD* EVP_MD_fetch(OSSL_LIB_CTX* library, const char* algorithm, const char* properties)
     EVP_MD_CTX* EVP_MD_CTX_new()
     void EVP_MD_CTX_free(EVP_MD_CTX* context)
+    int EVP_DigestInit_ex(EVP_MD_CTX* context, const EVP_MD* md, ENGINE* engine)
+    int EVP_DigestUpdate(EVP_MD_CTX* context, const void* data, size_t size)
+    int EVP_DigestFinal_ex(EVP_MD_CTX* context, unsigned char* digest, unsigned int* size)
     int EVP_MD_CTX_copy_ex(EVP_MD_CTX* target, const EVP_MD_CTX* source)
     int EVP_DigestVerifyInit(
         EVP_MD_CTX* context, EVP_PKEY_CTX** inner, const EVP_MD* md, ENGINE* engine, EVP_PKEY* key
@@ -59,12 +65,7 @@ cdef extern from "openssl/x509.h" nogil:
     EVP_PKEY* d2i_AutoPrivateKey(EVP_PKEY** key, const unsigned char** der, long size)
 
 cdef extern from "openssl/sha.h" nogil:
-    ctypedef struct SHA256_CTX:
-        pass
     enum: SHA256_DIGEST_LENGTH
-    int SHA256_Init(SHA256_CTX* context)
-    int SHA256_Update(SHA256_CTX* context, const void* data, size_t size)
-    int SHA256_Final(unsigned char* digest, SHA256_CTX* context)
 
 cdef extern from "openssl/err.h" nogil:
     void ERR_clear_error()

@@ -1,11 +1,17 @@
 """Devices and servers that run: a session, a transport, a clock and the application's handlers, tied together."""
 
-from .base import Agent, Outcome, Refusal
+from .admission import PendingJoin
+from .agent import Agent
+from .bridge import AwayNetwork, SyndicationDevice
 from .device import Device
+from .inbound import Refusal
+from .listing import KeyChanges
 from .reader import CommandReader
-from .server import PendingJoin, Server, UpdateOrder
-from .syndication import AwayNetwork, SyndicationDevice, SyndicationServer
-from .turn import Handling
+from .requests import Outcome
+from .server import Server
+from .syndication import SyndicationServer
+from .transaction import Handling
+from .updateorder import UpdateOrder
 from .vitals import Vitals
 
 __all__ = [
@@ -14,6 +20,7 @@ __all__ = [
     "CommandReader",
     "Device",
     "Handling",
+    "KeyChanges",
     "Outcome",
     "PendingJoin",
     "Refusal",

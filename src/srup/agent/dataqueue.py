@@ -1,5 +1,6 @@
 """Values that wait to be sent with a receipt: for a partner that is not joined yet, or for others to be confirmed."""
 
+import heapq
 from collections import deque
 from concurrent.futures import Future
 from typing import Any, Final, NamedTuple
@@ -8,8 +9,8 @@ from ..errors import PolicyError
 
 __all__ = ["DataQueue", "Value", "Waiting"]
 
-MAX_WAITING: Final = 10_000
-"""How many values one agent may have waiting, for all partners together."""
+MAX_WAITING: Final = 30_000
+"""How many values one agent may have waiting, for all partners together. One partner has half of what is free."""
 
 
 class Value(NamedTuple):
@@ -31,7 +32,7 @@ class Value(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """A value in the queue, by the number of its outbox entry; it is not sent any more at ``expiry`` (Unix time)."""
+    """A value in the queue, by the number of its outbox entry; it is not sent any more at ``expiry``."""
 
     number: int
     partner: int
@@ -48,7 +49,7 @@ class DataQueue:
         self._awake: dict[int, None] = {}
         self._held: dict[int, float] = {}
         self._count = 0
-        self._due: float | None = None
+        self._expiries: list[tuple[float, int, int]] = []  # a heap: expiry, number, partner; some wait no more
 
     def __len__(self) -> int:
         return self._count
@@ -58,13 +59,26 @@ class DataQueue:
         heads = [next(iter(queue.copy()), None) for queue in list(self._queues.values())]
         return min((head.number for head in heads if head is not None), default=None)
 
+    def all(self) -> list[Waiting]:
+        """Return all that wait, those for one partner in their order."""
+        return [waiting for queue in self._queues.values() for waiting in queue]
+
     def add(self, waiting: Waiting) -> None:
-        """Append a value; PolicyError when there are too many."""
-        if self._count >= MAX_WAITING:
-            raise PolicyError(f"{self._count} values wait already")
+        """Append a value; PolicyError when its partner's share is used up, so that none refuses another one."""
+        waiting_already = len(self._queues.get(waiting.partner, ()))
+        if waiting_already >= (MAX_WAITING - self._count) // 2:
+            raise PolicyError(f"queue full: {waiting_already} values pending for {waiting.partner:x}")
+        self.put(waiting)
+
+    def put(self, waiting: Waiting) -> None:
+        """Append a value that was accepted before."""
         self._queues.setdefault(waiting.partner, deque()).append(waiting)
         self._count += 1
-        self._due = waiting.expiry if self._due is None else min(self._due, waiting.expiry)
+        heapq.heappush(self._expiries, (waiting.expiry, waiting.number, waiting.partner))
+        if len(self._expiries) > 64 + 2 * self._count:
+            waits = (each for queue in self._queues.values() for each in queue)
+            self._expiries = [(each.expiry, each.number, each.partner) for each in waits]
+            heapq.heapify(self._expiries)
         self.wake(waiting.partner)
 
     def wake(self, partner: int) -> None:
@@ -107,6 +121,17 @@ class DataQueue:
         if not queue:
             del self._queues[partner]
 
+    def take_back(self, partner: int, number: int) -> Waiting | None:
+        """Take away and return one that waits for a partner; None if it does not wait any more."""
+        queue = self._queues.get(partner, deque())
+        found = next((waiting for waiting in queue if waiting.number == number), None)
+        if found is not None:
+            queue.remove(found)
+            self._count -= 1
+            if not queue:
+                del self._queues[partner]
+        return found
+
     def drop(self, partner: int | None = None) -> list[Waiting]:
         """Take away and return all that waits for a partner, or all that waits."""
         queues = list(self._queues) if partner is None else [partner]
@@ -116,18 +141,35 @@ class DataQueue:
 
     def deadline(self) -> float | None:
         """Return when something may expire or need not be held any more, None for never."""
-        dues = list(self._held.values()) if self._due is None else [self._due, *self._held.values()]
-        return min(dues, default=None)
+        expiries = self._expiries
+        while expiries and not self._may_wait(*expiries[0][1:]):
+            heapq.heappop(expiries)
+        return min([*self._held.values(), *(expiry for expiry, *_ in expiries[:1])], default=None)
 
     def expire(self, now: float) -> list[Waiting]:
         """Take away and return what has expired."""
-        if self._due is None or now < self._due:
-            return []
-        expired = [waiting for queue in self._queues.values() for waiting in queue if now >= waiting.expiry]
-        left = [waiting for queue in self._queues.values() for waiting in queue if now < waiting.expiry]
-        awake = list(self._awake)
-        self._queues, self._count, self._due = {}, 0, None
-        for waiting in left:
-            self.add(waiting)
-        self._awake = dict.fromkeys(partner for partner in awake if partner in self._queues)
-        return expired
+        due: dict[int, set[int]] = {}
+        while self._expiries and self._expiries[0][0] <= now:
+            _, number, partner = heapq.heappop(self._expiries)
+            if self._may_wait(number, partner):
+                due.setdefault(partner, set()).add(number)
+        return [waiting for partner, numbers in due.items() for waiting in self._take_out(partner, numbers)]
+
+    def _may_wait(self, number: int, partner: int) -> bool:
+        """Return whether a value that was appended has not been taken away from the front."""
+        queue = self._queues.get(partner)
+        return queue is not None and queue[0].number <= number
+
+    def _take_out(self, partner: int, numbers: set[int]) -> list[Waiting]:
+        """Take away and return the values of these numbers, which mostly stand at the front."""
+        queue, out = self._queues[partner], []
+        while queue and queue[0].number in numbers:
+            out.append(queue.popleft())
+        if len(out) < len(numbers):
+            out += [waiting for waiting in queue if waiting.number in numbers]
+            self._queues[partner] = queue = deque(waiting for waiting in queue if waiting.number not in numbers)
+        self._count -= len(out)
+        if not queue:
+            del self._queues[partner]
+            self._awake.pop(partner, None)
+        return out

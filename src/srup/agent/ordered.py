@@ -7,30 +7,26 @@ the order that an exchange belongs to, so that the process after this one report
 """
 
 import logging
-from base64 import b64decode
+import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from threading import get_ident
-from typing import Any, Final, NamedTuple
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final
 
 from ..errors import PolicyError, StoreError, UnansweredError, UpdateError
-from ..keys import PublicKey
-from ..messages import Message
 from ..records import Changes, Fact, OutboxEntry, ReportRecord, State
-from ..session.base import Output, Send
-from ..session.events import TokenChanged
-from ..store.mailbox import Entry
+from ..session.flow import Output, Send
+from ..store.mailbox import MAX_KEPT, Entry, Position, rank_of
 from ..store.partition import partition_of
-from ..transport.topics import join_topic
 from ..update import UpdateState
 from ..wire import Status
-from .base import _nothing
-from .dataqueue import Value, Waiting
-from .orders import Order, OrderReport
-from .server import Server, UpdateOrder
+from .duty import Duty
+from .reports import OrderReport
+from .transaction import Transaction
+from .verbs import ByOrder, Order, Parts, Revoke, Turn, load_order
 
-__all__ = ["OrderedServer"]
+__all__ = ["MailOrders"]
 
 KEPT: Final = 7 * 86400.0
 """How long one may ask what became of an order, in seconds from its end."""
@@ -38,225 +34,260 @@ KEPT: Final = 7 * 86400.0
 _IN_A_TURN: Final = 256  # orders that are carried out in one turn at most
 _RETRY: Final = 0.2  # seconds until an order is tried again for which the store refused something
 _FACT: Final = "order "  # begins the name of the fact that says what an order waits for
+_REVOKED: Final = "revoked at"  # the fact that names the place of a revocation which has overtaken other orders
+_VOID: Final = "void "  # begins the name of the fact that an order, which still waits, was taken back at a place
+_ADOPTED: Final = "adopted at"  # the fact about ourselves that says when an older copy of the state was taken over
+_ORDER: Final = re.compile("[0-9a-f]{32}")
 
 
-class Promise(Future[Any]):
+class OrderFuture(ByOrder):
     """Stands where a future of the application would: what ends it is reported to whoever posted the order."""
 
-    def __init__(self, entry: Entry, kind: str, expiry: float, device: int = 0) -> None:
+    def __init__(self, orders: "MailOrders", entry: Entry, kind: str, expiry: float, device: int = 0) -> None:
         super().__init__()
         self.set_running_or_notify_cancel()
         self.order = entry.id
         self.entry = entry.place  # in the mailbox; empty once it is taken out
+        self.urgent = False
+        self.rank = entry.rank if entry.place else (0, 0)
         self.kind = kind
         self.expiry = expiry
         self.device = device
         self.place = ""  # what it waits for: a token, or "#" and the number of a value in the queue
         self.over = False
+        self._orders = orders
+
+    def waits_under(self, transaction: Transaction, token: bytes) -> None:
+        """See :meth:`ReportedFuture.waits_under`."""
+        self._orders.wait_for(transaction, self, token.decode("ascii"))
+
+    def changed(self, transaction: Transaction, state: str) -> None:
+        """See :meth:`ReportedFuture.changed`."""
+        if not self.over:
+            self._orders.report(transaction, self, state)
+
+    def ended(self, transaction: Transaction, result: object) -> None:
+        """See :meth:`ReportedFuture.ended`."""
+        self._orders.end(transaction, self, result)
+
+    def value_waits(self, transaction: Transaction, number: int) -> None:
+        """See :meth:`ByOrder.value_waits`."""
+        self._orders.value_waits(transaction, self, number)
+
+    def take_back(self, transaction: Transaction, order: str) -> None:
+        """See :meth:`ByOrder.take_back`."""
+        self._orders.take_back(transaction, self, order)
+
+    def dropping_key(self) -> AbstractContextManager[None]:
+        """See :meth:`ByOrder.dropping_key`."""
+        return self._orders.dropping_key(self)
 
 
-class Led(NamedTuple):
-    """What an order has led to: outputs, and whether an answer to the first message among them ends the order."""
+class MailOrders(Duty):
+    """Carries out orders, in order, and what is urgent first; ``partition`` tells which of how many partitions this is.
 
-    outputs: Sequence[Output] = ()
-    answered: bool = False
+    A revocation overtakes the orders that were posted before it. Those for its device are refused when they are come
+    to, or one of them would let the device in again; so where it stood is remembered until they are all done.
+    """
 
-
-class OrderedServer(Server):
-    """The server of one of ``partitions`` partitions, with a mailbox. :meth:`take` is given what stands in it."""
-
-    partition = 0
-    partitions = 1
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, server: Parts, partition: Callable[[], tuple[int, int]]) -> None:
+        self._server = server
+        self._engine = server.engine
+        self._partition = partition
+        self.position = Position()
         self._mail: deque[Entry] = deque()
+        self._urgent: deque[Entry] = deque()
+        self._revoked: dict[int, tuple[int, int]] = {}  # by device: the rank of the last one that has overtaken others
+        self._void: dict[tuple[int, str], tuple[int, int]] = {}  # by device and id: the rank of what took it back
+        self._adopted_at = 0.0
+        self._overtook: set[tuple[int, int]] = set()  # the ranks of what was carried out before its turn
+        self._open: dict[bytes, OrderFuture] = {}  # what has begun and waits for something, by id
         self._mail_due = 0.0  # not before: it could not be done yet
-        self._values: dict[int, Promise] = {}  # values in the queue that were ordered, by number
+        self._values: dict[int, OrderFuture] = {}  # values in the queue that were ordered, by number
+        self._engine.amend_key_changes = self._amend_key_changes
         self._sealing: ReportRecord | None = None  # goes with the next change of a key
 
     def take(self, entry: Entry) -> None:
         """Have an order carried out, after those that were taken before; from one thread."""
-        self._mail.append(entry)
-        self._inbox.put(_nothing)  # not the order itself: it does not wait behind messages, least of all a revocation
+        if entry.urgent:
+            self._urgent.append(entry)
+            self.position = self.position._replace(urgent=entry.place)
+        else:
+            self._mail.append(entry)
+            self.position = self.position._replace(orders=entry.place)
+        self._engine.inbox.wake()  # not the order itself: it does not wait behind messages, least of all a revocation
 
     @property
     def behind(self) -> int:
-        """How many orders it was given and has not carried out."""
+        """How many orders it was given and has not carried out. On any thread."""
         return len(self._mail)
 
-    def deadline(self) -> float | None:
-        """See :meth:`Agent.deadline`."""
-        due = super().deadline()
-        if not self._mail:
-            return due
-        return self._mail_due if due is None else min(due, self._mail_due)
+    def due(self) -> float | None:
+        """See :meth:`Duty.due`."""
+        return self._mail_due if self._mail or self._urgent else None
 
-    def _tick(self) -> None:
-        super()._tick()
-        now = self._clock()
-        if now < self._mail_due or self._stopping.is_set():
-            return
-        for _ in range(min(_IN_A_TURN, len(self._mail))):
+    def precede(self, transaction: Transaction) -> bool:
+        """See :meth:`Duty.precede`."""
+        return bool(self._urgent) and self._work_off(transaction, self._urgent, len(self._urgent))
+
+    def tick(self, transaction: Transaction, now: float) -> None:
+        """See :meth:`Duty.tick`."""
+        self._work_off(transaction, self._urgent, len(self._urgent))
+        if not self._urgent:
+            self._work_off(transaction, self._mail, _IN_A_TURN)
+
+    def _work_off(self, transaction: Transaction, mail: deque[Entry], most: int) -> bool:
+        """Carry out so many orders; return whether there were any."""
+        now = self._engine.clock()
+        if now < self._mail_due or self._engine.stopping.is_set():
+            return False
+        count = min(most, len(mail))
+        for _ in range(count):
             try:
-                self._carry_out(self._mail[0], now)
+                self._carry_out(transaction, mail[0], now)
             except StoreError as error:  # it stays the next one, for what comes behind may depend on it
-                self._log(logging.WARNING, "%r could not carry out an order yet: %a", str(error), error=error)
+                text = "%s could not carry out an order yet: %a"
+                self._engine.journal.log(logging.WARNING, text, str(error), error=error)
                 self._mail_due = now + _RETRY
-                return
-            self._mail.popleft()
+                break
+            mail.popleft()
+        return count > 0
 
-    def _carry_out(self, entry: Entry, now: float) -> None:
+    def _carry_out(self, transaction: Transaction, entry: Entry, now: float) -> None:
         """Do what an order says, or report why not; StoreError when it cannot be done yet."""
-        promise = Promise(entry, "", now)
+        unix = self._engine.clock.unix()
+        future = OrderFuture(self, entry, "", unix)
+        partition, partitions = self._partition()
         try:
-            order = Order.load(entry.order)
-            promise.kind, promise.device = order.kind, order.device
-            if partition_of(order.device, self.partitions) != self.partition:
-                raise PolicyError(f"{order.device:x} does not belong to partition {self.partition}")
-            promise.expiry = self._expiry(order, entry.posted)
-            if now >= promise.expiry:
+            order = load_order(entry.order)
+            future.kind, future.device, future.urgent = order.verb, order.device, order.urgent
+            if entry.rank in self._overtook:
+                return  # it stands in the mailbox twice, and is done
+            if not entry.urgent:
+                self._check_overtaken(transaction, order.device, entry)
+            if partition_of(order.device, partitions) != partition:
+                raise PolicyError(f"{order.device:x} does not belong to partition {partition}")
+            future.expiry = self._expiry(order, min(entry.posted, unix))  # a place that was made up may be of any time
+            if unix >= future.expiry:
                 raise UnansweredError(
-                    f"no worker took it within its lifetime; it waited {now - entry.posted:.0f} seconds"
+                    f"no worker took it within its lifetime; it waited {unix - entry.posted:.0f} seconds"
                 )
-            led = getattr(self, f"_order_{order.kind}")(promise, now, **order.details)
-            self._begin_order(promise, led)
+            turn = Turn(transaction, now, self._engine.entropy(16), future.expiry - unix, future)
+            self._begin(transaction, future, order.answered, order.start(self._server, turn))
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it must not keep the others waiting
-            text, told = "%r does not carry out an order: %s: %a", (type(error).__name__, str(error))
-            self._log(logging.WARNING, text, *told, partner=promise.device or None, error=error)
-            self._end_order(promise, error)
+            text, told = "%s does not carry out an order: %s: %a", (type(error).__name__, str(error))
+            self._engine.journal.log(logging.WARNING, text, *told, partner=future.device or None, error=error)
+            self.end(transaction, future, error)
+        if entry.urgent:
+            self._overtook.add(entry.rank)
+        if future.urgent and future.kind == Revoke.verb:
+            self._revoked[future.device] = entry.rank
+            transaction.changes.facts.append(Fact(future.device, _REVOKED, entry.place.decode("ascii")))
+
+    def _check_overtaken(self, transaction: Transaction, device: int, entry: Entry) -> None:
+        """Raise PolicyError if something that was posted later has ended this order; forget what ends none any more."""
+        if self._overtook:
+            self._overtook = {rank for rank in self._overtook if rank > entry.rank}
+        for other, rank in list(self._revoked.items()):
+            if rank < entry.rank:
+                del self._revoked[other]
+                transaction.changes.facts.append(Fact(other, _REVOKED, None))
+        for (other, order), rank in list(self._void.items()):
+            if rank < entry.rank:
+                del self._void[other, order]
+                transaction.changes.facts.append(Fact(other, _VOID + order, None))
+        if entry.posted <= self._adopted_at:
+            raise PolicyError(
+                "the server has taken over an older copy of its state since this was ordered, and nobody knows whether "
+                "it was carried out before; order it again if it shall be"
+            )
+        if device in self._revoked:
+            raise PolicyError(f"{device:x} was revoked after this was ordered; order it again if it shall be")
+        if (device, entry.id.hex()) in self._void:
+            raise PolicyError(f"this order for {device:x} was taken back")
 
     def _expiry(self, order: Order, posted: float) -> float:
         """Return until when this may begin. What puts a device out, or lets one in, is never too late."""
-        policy = self._session.policy
-        usual = {
-            "action": policy.lifetime,
-            "identify": policy.lifetime,
-            "command_join": policy.lifetime,
-            "update": policy.update_lifetime,
-            "send_data": policy.update_lifetime,
-        }
-        lifetime = order.details.get("lifetime", usual.get(order.kind))
+        usual = getattr(self._server.session.policy, order.usual_lifetime) if order.usual_lifetime else None
+        lifetime = getattr(order, "lifetime", None) or usual
         return float("inf") if lifetime is None else posted + lifetime
 
-    def _begin_order(self, promise: Promise, led: Led) -> None:
-        dispatches = self._perform(led.outputs)
+    def _begin(self, transaction: Transaction, future: OrderFuture, answered: bool, outputs: Sequence[Output]) -> None:
+        dispatches = self._engine.perform(transaction, outputs)
         trouble = next((each.error for each in dispatches if each.error is not None), None)
         if trouble is not None:
-            self._end_order(promise, trouble)
-        elif not led.answered:
-            if not promise.over and not promise.place:
-                self._end_order(promise, None)
+            self.end(transaction, future, trouble)
+        elif not answered:
+            if not future.over and not future.place:
+                self.end(transaction, future, None)
         else:
-            token = next(each.message.token for each in led.outputs if isinstance(each, Send))
-            state = "TAKEN"
-            if promise.kind == "update":
-                state = UpdateState.FETCHING.name
+            token = next(each.message.token for each in outputs if isinstance(each, Send))
+            if future.kind == "update":
+                future.waits_under(transaction, token)
+                self.report(transaction, future, UpdateState.FETCHING.name)
             else:
-                self._pending[promise.device, token] = promise
-            self._wait_for(promise, token.decode("ascii"))
-            self._report(promise, state)
+                self._engine.requests.watch(transaction, future.device, token, future)
+                self.report(transaction, future, "TAKEN")
 
-    # What is ordered, one method for each of orders.KINDS.
-
-    def _order_action(self, promise: Promise, now: float, action_id: int, lifetime: float | None = None) -> Led:
-        left = promise.expiry - now
-        return Led(self._session.action(promise.device, action_id, now, self._entropy(16), left), True)
-
-    def _order_identify(self, promise: Promise, now: float) -> Led:
-        return Led(self._session.identify(promise.device, now, self._entropy(16)), True)
-
-    def _order_command_join(self, promise: Promise, now: float, server: int | None = None) -> Led:
-        return Led(self._begin_join_command(promise.device, server, now, self._entropy(16)), True)
-
-    def _order_update(
-        self,
-        promise: Promise,
-        now: float,
-        url: str,
-        digest: str,
-        hold: bool = False,
-        lifetime: float | None = None,
-        version: int | None = None,
-    ) -> Led:
-        order = UpdateOrder(self, promise.device, url, digest)
-        order._done = promise
-        left = promise.expiry - now
-        return Led(self._begin_update(order, now, self._entropy(16), left, hold, version), True)
-
-    def _order_activate(self, promise: Promise, now: float, update: str) -> Led:
-        for (device, token), order in self._orders.items():
-            done = order._done
-            named = isinstance(done, Promise) and done.order.hex() == update
-            if device == promise.device and (named or token == update.encode()):
-                if order.state is not UpdateState.READY:
-                    raise PolicyError(f"there is nothing to activate: the order is in state {order.state.name}")
-                return Led(self._session.activate(device, token, now))
-        raise PolicyError(f"there is no update of {promise.device:x} under way with this id or token")
-
-    def _order_send_data(
-        self, promise: Promise, now: float, data_id: str, data: str, lifetime: float | None = None
-    ) -> Led:
-        value = Value(data_id, b64decode(data))
-        number = self._let_wait(promise.device, value, promise.expiry, promise)
-        self._values[number] = promise
-        self._wait_for(promise, f"#{number}")
-        self._report(promise, "TAKEN")
-        return Led()
-
-    def _order_terminate(self, promise: Promise, now: float) -> Led:
-        return Led(self._session.terminate(promise.device, now, self._entropy(16)))
-
-    def _order_deregister(self, promise: Promise, now: float) -> Led:
-        self.devices.remove(promise.device)  # first: then nothing else has happened if it cannot be done yet
-        return Led(self._session.deregister(promise.device, now, self._entropy(16)))
-
-    def _order_register(self, promise: Promise, now: float, key: str) -> Led:
-        self.devices.add(promise.device, PublicKey.from_pem(key.encode()))
-        self._give(lambda: self._transport.subscribe(join_topic(self.identity, promise.device)))
-        return Led()
-
-    def _order_remove(self, promise: Promise, now: float) -> Led:
-        return Led(self._shut_out(promise.device, self._drop_key(promise, self.devices.remove), "remove", now))
-
-    def _order_revoke(self, promise: Promise, now: float) -> Led:
-        return Led(self._shut_out(promise.device, self._drop_key(promise, self.devices.revoke), "revoke", now))
-
-    def _drop_key(self, promise: Promise, drop: Any) -> bool:
-        """Drop a key, and report in the same commit that it is done: once more there would be nothing to drop."""
-        if promise.device not in self.devices:
-            return False
-        self._sealing = self._record(promise, OrderReport(self._clock(), promise.kind, "DONE", over=True))
+    @contextmanager
+    def dropping_key(self, future: "OrderFuture") -> Iterator[None]:
+        """Report in the commit of a key's change that an order is done: once more there would be nothing to drop."""
+        self._sealing = self._record(future, OrderReport(self._engine.clock.unix(), future.kind, "DONE", over=True))
         try:
-            drop(promise.device)
+            yield
         finally:
             self._sealing = None
-        promise.over, promise.entry = True, b""
-        return True
+        future.over, future.entry = True, b""
 
-    def _save_keys(self, changes: Changes) -> None:
-        if self._sealing is not None and self._taking == get_ident():
+    def value_waits(self, transaction: Transaction, future: "OrderFuture", number: int) -> None:
+        """Wait for a value in the queue."""
+        self._values[number] = future
+        self.wait_for(transaction, future, f"#{number}")
+        self.report(transaction, future, "TAKEN")
+
+    def _amend_key_changes(self, changes: Changes) -> None:
+        """Add the report on an order to the change of the key that it is about."""
+        if self._sealing is not None:
             changes.reports.append(self._sealing)
-        super()._save_keys(changes)
 
     # What comes of it.
 
-    def _wait_for(self, promise: Promise, place: str) -> None:
-        """Note, for the process after this one too, what an order waits for."""
-        promise.place = place
-        if not place.startswith("#"):
-            self._values = {number: each for number, each in self._values.items() if each is not promise}
-        name = _FACT + promise.order.hex()
-        self._turn.changes.facts.append(Fact(promise.device, name, f"{promise.kind} {promise.expiry!r} {place}"))
-
-    def _end_order(self, promise: Promise, result: object) -> None:
-        if promise.over:
+    def take_back(self, transaction: Transaction, by: OrderFuture, order: str) -> None:
+        """Take back what waits in the mailbox or for its device; PolicyError when the device was asked already."""
+        if not _ORDER.fullmatch(order):
+            raise PolicyError(f"there is no update of {by.device:x} under way with this token")
+        known = self._open.get(bytes.fromhex(order))
+        if known is None:
+            self._void[by.device, order] = by.rank
+            transaction.changes.facts.append(Fact(by.device, _VOID + order, by.entry.decode("ascii")))
             return
-        if promise.place:
-            self._wait_for_nothing(promise)
-        told = OrderReport(round(self._clock(), 3), promise.kind, "DONE", over=True)
+        error = PolicyError(f"this order for {known.device:x} was taken back")
+        if known.device != by.device or not known.place.startswith("#"):
+            raise PolicyError(f"it is too late: {known.device:x} was asked already")
+        if not self._engine.values.take_back(transaction, known.device, int(known.place[1:]), error):
+            raise PolicyError(f"it is too late: {known.device:x} was sent the value already")
+
+    def wait_for(self, transaction: Transaction, future: OrderFuture, place: str) -> None:
+        """Note, for the process after this one too, what an order waits for."""
+        self._open[future.order] = future
+        if not place.startswith("#"):
+            self._forget_value(future)
+        future.place = place
+        name = _FACT + future.order.hex()
+        told = f"{future.kind} {future.expiry!r} {place}"
+        transaction.changes.facts.append(Fact(future.device, name, told))
+
+    def end(self, transaction: Transaction, future: OrderFuture, result: object) -> None:
+        """Report how an order has ended, once."""
+        if future.over:
+            return
+        self._open.pop(future.order, None)
+        if future.place:
+            self._forget_value(future)
+            transaction.changes.facts.append(Fact(future.device, _FACT + future.order.hex(), None))
+        told = OrderReport(round(self._engine.clock.unix(), 3), future.kind, "DONE", over=True)
         if isinstance(result, Exception):
             status = Status(result.status).name if isinstance(result, UpdateError) else None
             told = told._replace(state="FAILED", error=type(result).__name__, text=str(result), value=status)
@@ -264,84 +295,70 @@ class OrderedServer(Server):
             told = told._replace(value=result.name)
         elif isinstance(result, str):
             told = told._replace(value=result)
-        if promise.kind == "update" and isinstance(result, UpdateState):
+        if future.kind == "update" and isinstance(result, UpdateState):
             told = told._replace(state=result.name)
-        self._turn.changes.reports.append(self._record(promise, told))
-        promise.over, promise.entry = True, b""
+        transaction.changes.reports.append(self._record(future, told))
+        future.over, future.entry = True, b""
 
-    def _wait_for_nothing(self, promise: Promise) -> None:
-        self._values = {number: each for number, each in self._values.items() if each is not promise}
-        self._turn.changes.facts.append(Fact(promise.device, _FACT + promise.order.hex(), None))
+    def report(self, transaction: Transaction, future: OrderFuture, state: str) -> None:
+        """Report which state an order has come to."""
+        token = None if future.place.startswith("#") else future.place
+        told = OrderReport(round(self._engine.clock.unix(), 3), future.kind, state, token=token)
+        transaction.changes.reports.append(self._record(future, told))
+        future.entry = b""
 
-    def _report(self, promise: Promise, state: str) -> None:
-        token = None if promise.place.startswith("#") else promise.place
-        told = OrderReport(round(self._clock(), 3), promise.kind, state, token=token)
-        self._turn.changes.reports.append(self._record(promise, told))
-        promise.entry = b""
+    def _record(self, future: OrderFuture, report: OrderReport) -> ReportRecord:
+        lasts = 0.0 if report.over else max(0.0, future.expiry - self._engine.clock.unix())
+        kept = min(lasts + KEPT, MAX_KEPT)
+        return ReportRecord(future.order, future.entry, report.dump(), kept, urgent=future.urgent)
 
-    def _record(self, promise: Promise, report: OrderReport) -> ReportRecord:
-        lasts = 0.0 if report.over else max(0.0, promise.expiry - self._clock())
-        return ReportRecord(promise.order, promise.entry, report.dump(), lasts + KEPT)
-
-    def _resolve(self, future: "Future[Any]", result: object) -> None:
-        if isinstance(future, Promise):
-            self._end_order(future, result)
-        super()._resolve(future, result)
-
-    def _announce_order(self, order: UpdateOrder) -> None:
-        super()._announce_order(order)
-        if isinstance(order._done, Promise) and not order._done.over:
-            self._report(order._done, order.state.name)
-
-    def _token_changed(self, event: TokenChanged) -> None:
-        super()._token_changed(event)
-        promise = self._pending.get((event.peer, event.token))
-        if isinstance(promise, Promise):
-            self._wait_for(promise, event.token.decode("ascii"))
-
-    def _work_off(self, partner: int, now: float) -> None:
-        super()._work_off(partner, now)
-        if any(promise.device == partner for promise in self._values.values()):
-            for (peer, token), future in list(self._pending.items()):
-                if peer == partner and isinstance(future, Promise) and future.place.startswith("#"):
-                    self._wait_for(future, token.decode("ascii"))
+    def _forget_value(self, future: OrderFuture) -> None:
+        if future.place.startswith("#"):
+            self._values.pop(int(future.place[1:]), None)
 
     # What survives a restart.
 
-    def _restore(self, state: State) -> None:
-        super()._restore(state)
-        there = {entry.number for entry in state.outbox}
-        for promise in [promise for number, promise in self._values.items() if number not in there]:
-            self._end_order(promise, PolicyError(f"{promise.device:x} was put out before it was over"))
+    def restore(self, transaction: Transaction, state: State) -> None:
+        """See :meth:`Duty.restore`: wait again for what orders were waiting for before the restart."""
+        if state.adopted:
+            self._adopted_at = self._engine.clock.unix()
+            own = Fact(self._engine.identity, _ADOPTED, repr(self._adopted_at))
+            transaction.changes.facts.append(own)
+        for fact in self._engine.facts.take_all(_ADOPTED):
+            self._adopted_at = max(self._adopted_at, float(fact.value or 0.0))
+        for fact in self._engine.facts.take_all(_REVOKED):
+            self._revoked[fact.identity] = rank_of((fact.value or "").encode())
+        for fact in self._engine.facts.take_all(_VOID):
+            rank = rank_of((fact.value or "").encode())
+            self._void[fact.identity, fact.name.removeprefix(_VOID)] = rank
+        for fact in self._engine.facts.take_all(_FACT):
+            kind, expiry, place = (fact.value or "").split(" ")
+            entry = Entry(b"", 0.0, bytes.fromhex(fact.name.removeprefix(_FACT)), b"")
+            future = OrderFuture(self, entry, kind, float(expiry), fact.identity)
+            future.place = place
+            self._open[future.order] = future
+            self._resume(transaction, future)
 
-    def _restore_role(self, state: State) -> None:
-        super()._restore_role(state)
-        for device, facts in self._facts.items():
-            for name in [name for name in facts if name.startswith(_FACT)]:
-                kind, expiry, place = facts.pop(name).split(" ")
-                entry = Entry(b"", 0.0, bytes.fromhex(name.removeprefix(_FACT)), b"")
-                promise = Promise(entry, kind, float(expiry), device)
-                promise.place = place
-                self._go_on_with(promise)
-
-    def _go_on_with(self, promise: Promise) -> None:
-        """Wait again for what an order was waiting for when the process before this one ended."""
-        device, token = promise.device, promise.place.encode()
-        update = self._orders.get((device, token))
-        asked: Message | None = self._session.request(device, token)
-        if promise.place.startswith("#"):
-            self._values[int(promise.place[1:])] = promise
+    def _resume(self, transaction: Transaction, future: OrderFuture) -> None:
+        device, token = future.device, future.place.encode()
+        update = self._server.updates.find(device, token)
+        asked = self._server.session.request(device, token)
+        if future.place.startswith("#"):
+            self._values[int(future.place[1:])] = future
         elif update is not None:
-            update._done = promise
-        elif asked is not None and promise.kind != "update":
-            self._pending[device, token] = promise
+            self._server.updates.report_to(update, future)
+        elif asked is not None and future.kind != "update":
+            self._engine.requests.resume(device, token, future)
         else:
-            self._end_order(promise, PolicyError(f"{device:x} was put out before it was over"))
+            self.end(transaction, future, PolicyError(f"{device:x} was put out before it was over"))
 
-    def _resend_entry(self, entry: OutboxEntry, now: float) -> None:
-        promise = self._values.get(entry.number) if entry.topic == "" else None
-        if promise is None or promise.device != entry.partner:
-            super()._resend_entry(entry, now)
-            return
-        self._number = max(self._number, entry.number)
-        self._queue.add(Waiting(entry.number, entry.partner, Value.unpack(entry.body), entry.expiry, promise))
+    def restored(self, transaction: Transaction, state: State) -> None:
+        """See :meth:`Duty.restored`."""
+        there = {entry.number for entry in state.outbox}
+        for future in [future for number, future in self._values.items() if number not in there]:
+            self.end(transaction, future, PolicyError(f"{future.device:x} was put out before it was over"))
+
+    def reported(self, entry: OutboxEntry) -> "Future[Any] | None":
+        """See :meth:`Duty.reported`."""
+        future = self._values.get(entry.number)
+        return None if future is None or future.device != entry.partner else future

@@ -1,15 +1,18 @@
 """What can be seen of a running agent from outside, at any moment and from any thread."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-__all__ = ["Vitals"]
+__all__ = ["STUCK_AFTER", "Vitals"]
+
+STUCK_AFTER: Final = 60.0
+"""How long a turn may last, in seconds. The longest that is in order is 1,024 messages and one commit."""
 
 
 class Vitals(NamedTuple):
     """The state of an agent at a moment; see :meth:`Agent.vitals`. Times are in seconds, 0 where there is nothing.
 
     Of ``started``, ``stopping`` (it was told to stop) and ``stopped`` (it has) none becomes False again. ``alive`` is
-    False when its thread has ended although nobody said so.
+    False when its thread has ended although nobody said so: a fault in a turn does that (:meth:`Agent.on_fault`).
     ``link`` is what the transport said last, ``store_error`` why the store refuses to write. ``turn`` is how long the
     agent's thread has been at what it is doing now, ``handler`` the same for the application's thread. ``inbox`` counts
     what waits for the first of them, ``handlers`` what waits for the second. ``values`` wait to be sent, ``requests``

@@ -19,6 +19,7 @@ from math import inf
 from typing import Any, Final
 
 from ..agent import Device
+from ..errors import TransportError
 from ..fetch import FetchPolicy, HttpFetcher
 from ..keys import PrivateKey, PublicKey
 from ..transport import Delivery, MqttTransport, Reactor
@@ -67,10 +68,16 @@ class _Line(MqttTransport):
 
         super().start(deliver, tell)
 
-    def publish(self, topic: str, payload: bytes, on_settled: Callable[[], object] | None = None) -> None:
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        on_settled: Callable[[], object] | None = None,
+        on_refused: Callable[[TransportError], object] | None = None,
+    ) -> None:
         """See Transport."""
         if self.held is None:
-            super().publish(topic, payload, on_settled)
+            super().publish(topic, payload, on_settled, on_refused)
         else:
             self.held.append((topic, payload))
 
@@ -144,7 +151,7 @@ class Fleet:
         return {"signed": sum(len(line.held or ()) for line in self._lines.values())}
 
     def offer(self, rate: float, seconds: float, poisson: bool, seed: int, start: int) -> dict[str, Any]:
-        """Send values, by devices picked at random, from ``start`` (ns) on, each when it is due, whatever comes of it.
+        """Send values by random devices from ``start`` (ns) on, each when it is due, without waiting for answers.
 
         What is not sent when the time is over is not sent at all. The result has how many each device has sent, and
         by how many ms the fleet was behind its own plan at the worst.

@@ -18,6 +18,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from ..extras import require
 from ..keys import PrivateKey
 from ..transport import LocalBroker
 from .ledger import Kind, Reading, Verdict, judge
@@ -138,7 +139,7 @@ class Report:
             "server": self.server,
             "workers": self.workers,
             "scheme": load.scheme,
-            "keys": f"a disclosed pool of {load.pool}, shared by the devices",
+            "keys": f"a published pool of {load.pool}, shared by the devices",
             "signing": "before the load" if load.presigned else "live",
             "arrivals": "poisson" if load.poisson else "fixed",
             "seed": load.seed,
@@ -174,12 +175,13 @@ class Report:
 class FleetBench:
     """Runs one load on installations with different servers. A context manager: what it has made goes with it.
 
-    The keys are made once. ``server`` is one of SERVERS. BenchError says what this machine lacks.
+    The keys are made once. ``server`` is one of SERVERS. BenchError or ModuleNotFoundError says what is missing.
     """
 
     def __init__(self, load: Load, server: str = "plain", progress: Progress = lambda what, done, total: None) -> None:
         if server not in SERVERS:
             raise ValueError(f"there is no server {server!a}; there are {', '.join(SERVERS)}")
+        require("paho", "urllib3")
         self._servers = SERVERS[server]
         find_witness()
         LocalBroker("mosquitto")
@@ -203,7 +205,7 @@ class FleetBench:
         self._stack.close()
 
     def check(self, workers: int) -> None:
-        """ValueError unless the server can have so many workers, BenchError if that needs what is not installed."""
+        """ValueError unless the server can have so many workers; BenchError or ModuleNotFoundError: what is missing."""
         self._servers.check(workers)
 
     def run(self, workers: int = 1) -> Report:

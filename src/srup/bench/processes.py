@@ -124,10 +124,19 @@ class Process:
             raise self.failure()
         return line
 
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
     def check(self) -> None:
         """BenchError if it has ended."""
-        if self._process.poll() is not None:
+        if not self.running:
             raise self.failure()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal; nothing happens if it has ended."""
+        self._process.send_signal(number)
 
     def failure(self, why: str = "has ended") -> BenchError:
         """What to raise when it has failed: with the end of what it said."""

@@ -1,25 +1,24 @@
 """The servers that a benchmark drives: what their application does, and how their processes are started."""
 
 import os
-import shutil
 import signal
-import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ..agent import Server
+from ..extras import require
 from ..keyring import KeyRing
 from ..keys import PrivateKey
-from ..store import PARTITIONS, RedisStore
+from ..store import PARTITIONS
 from .ledger import Kind, Ledger, Value
-from .processes import BenchError, Process
+from .processes import Process
+from .redisserver import RedisServer, find_redis
 from .site import SERVER, Site
 
 __all__ = ["SERVERS", "UPDATE", "VALUE", "Running", "Servers", "application", "install", "main"]
@@ -31,7 +30,6 @@ UPDATE: Final = 1
 """The action by which a device asks to be updated."""
 
 _SITE: Final = "SRUP_BENCH_SITE"  # the environment variable that tells the workers' application where it is
-_REDIS_START: Final = 10.0  # seconds
 
 _ledger = cache(Ledger)  # one for all partitions of a process
 
@@ -103,7 +101,7 @@ class Servers(Protocol):
     """A kind of server. Its processes, and what they start, are measured together; they end at SIGTERM."""
 
     def check(self, workers: int) -> None:
-        """ValueError unless it can have so many workers; BenchError says what is not installed."""
+        """ValueError unless it can have so many workers; BenchError or ModuleNotFoundError says what is missing."""
 
     def run(self, path: Path, workers: int) -> AbstractContextManager[Running]:
         """Start it on the site that ``path`` describes, and end it."""
@@ -133,56 +131,30 @@ class Workers(Servers):
 
     def check(self, workers: int) -> None:
         """See Servers."""
-        _find_redis()
+        require("redis")
+        find_redis()
 
     @contextmanager
     def run(self, path: Path, workers: int) -> Iterator[Running]:
         """See Servers."""
+        from ..store import RedisStore
+
         site = Site.load(path)
-        with _redis(site.state, path.parent) as (url, redis):
-            RedisStore.create(url, SERVER)
+        with RedisServer(site.state) as redis:
+            RedisStore.create(redis.url, SERVER)
             options = {
                 "identity": f"{SERVER:x}",
                 "key": site.server_key,
                 "devices": site.devices,
                 "broker": site.broker,
-                "store": url,
+                "store": redis.url,
                 "workers": workers,
                 "app": f"{__name__}:{application.__name__}",
             }
             command = [sys.executable, "-m", "srup", "server"]
             command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
             with Process("server", command, path.parent, talks=False, environment={_SITE: str(path)}) as process:
-                yield Running({"servers": [process], "redis": [redis]}, PARTITIONS)
-
-
-def _find_redis() -> str:
-    path = shutil.which("redis-server") or shutil.which("redis-server", path="/usr/sbin:/usr/local/bin")
-    if path is None:
-        raise BenchError("redis-server is not installed (apt install redis-server)")
-    return path
-
-
-@contextmanager
-def _redis(state: Path, folder: Path) -> Iterator[tuple[str, Process]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings: dict[str, Any] = {"port": port, "bind": "127.0.0.1", "dir": state, "save": ""}
-    settings |= {"appendonly": "yes", "appendfsync": "always"}
-    command = [_find_redis(), *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
-    with Process("redis-server", command, folder, talks=False) as process:
-        deadline = time.monotonic() + _REDIS_START
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                process.check()
-                if time.monotonic() > deadline:
-                    raise process.failure("does not answer") from None
-                time.sleep(0.02)
-        yield f"redis://127.0.0.1:{port}/0", process
+                yield Running({"servers": [process], "redis": [redis.process]}, PARTITIONS)
 
 
 SERVERS: Final[dict[str, Servers]] = {"plain": Single("memory"), "sqlite": Single("sqlite"), "workers": Workers()}

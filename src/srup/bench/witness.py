@@ -12,7 +12,7 @@ from .site import SERVER
 
 __all__ = ["Witness", "find_witness"]
 
-# Parts of a message in hex (WIRE.md, "Every message").
+# Parts of a message in hex (docs/protocol/wire-format.md#every-message).
 _TYPE: Final = slice(2, 4)
 _SENDER: Final = slice(20, 36)
 _DATA: Final = "05"

@@ -3,7 +3,6 @@
 import json
 import math
 import signal
-import sys
 from typing import Annotated, Literal
 
 import typer
@@ -17,14 +16,14 @@ from ..bench.fleetbench import FleetBench, Load, Report
 from ..bench.processes import BenchError
 from ..bench.servers import SERVERS
 from ..keys import SCHEMES
-from .options import explained
-from .terminal import console, errors, fail
+from .apps import App
+from .endings import interrupt
+from .terminal import console, errors, explained, fail
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Measure a whole installation on this machine.", no_args_is_help=True)
+app = App(help="Measure a whole installation on this machine.")
 
-_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PER_PROCESS = 5000  # devices, if nobody says otherwise
 _NOTICEABLE = 50.0  # ms that the fleet may be behind its plan without a word
 
@@ -36,35 +35,42 @@ def _measure() -> None:
 
 @app.command()
 def fleet(
-    devices: Annotated[int, typer.Option(help="How many devices, each with a live connection.")] = 1000,
-    rate: Annotated[float, typer.Option(help="Values that they offer per second, all together.")] = 500.0,
-    seconds: Annotated[float, typer.Option(help="How long they offer them.")] = 10.0,
+    devices: Annotated[int, typer.Option(help="Number of devices, each with a live connection.")] = 1000,
+    rate: Annotated[
+        float, typer.Option(help="Values sent per second by all devices together, without waiting for answers.")
+    ] = 500.0,
+    seconds: Annotated[float, typer.Option(help="Duration of the load.")] = 10.0,
     workers: Annotated[
-        str | None, typer.Option(metavar="N,...", help="Server workers, such as 1,2,4: a run for each number.")
+        str | None, typer.Option(metavar="N,...", help="Numbers of server workers, such as 1,2,4; one run for each.")
     ] = None,
     server: Annotated[
         str | None,
-        typer.Option(help=f"What serves them: {', '.join(SERVERS)}; by default workers with --workers, else plain."),
+        typer.Option(
+            "--server-kind",
+            help=f"Kind of server: {', '.join(SERVERS)}; by default workers with --workers, else plain.",
+        ),
     ] = None,
-    scheme: Annotated[str, typer.Option(help=f"Of all keys: {', '.join(SCHEMES)}.")] = "rsa2048",
-    keys: Annotated[int, typer.Option(help="How many keys the devices share.")] = 64,
-    presigned: Annotated[bool, typer.Option("--presigned", help="Sign the values before the load begins.")] = False,
+    scheme: Annotated[str, typer.Option(help=f"Key scheme of all parties: {', '.join(SCHEMES)}.")] = "rsa2048",
+    keys: Annotated[int, typer.Option(help="Number of different keys that the devices share.")] = 64,
+    presigned: Annotated[bool, typer.Option("--presigned", help="Sign the values before the load starts.")] = False,
     arrivals: Annotated[
-        Literal["poisson", "fixed"], typer.Option(help="Values come at random times, or at equal distances.")
+        Literal["poisson", "fixed"], typer.Option(help="Send values at random times or at equal intervals.")
     ] = "poisson",
     processes: Annotated[
-        int | None, typer.Option(help=f"Processes that the devices live in; {_PER_PROCESS} devices each by default.")
+        int | None,
+        typer.Option(
+            help=f"Number of processes that run the devices; default: {_PER_PROCESS} devices each by default."
+        ),
     ] = None,
-    patience: Annotated[float, typer.Option(help="Seconds without progress until something counts as lost.")] = 15.0,
-    seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 2026,
+    patience: Annotated[float, typer.Option(help="Seconds without progress after which values count as lost.")] = 15.0,
+    seed: Annotated[int, typer.Option(help="Seed for the random send times.")] = 2026,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Join a fleet of real devices through a real Mosquitto, have it send values at a fixed rate, and update it.
 
     mosquitto_sub counts along. The exit code is 1 when anything was lost, repeated, out of order or not done.
     """
-    for ending in _ENDINGS:
-        signal.signal(ending, _end)
+    signal.signal(signal.SIGINT, interrupt)  # like the others: what was started ends with us, and once
     numbers = [1] if workers is None else _numbers(workers)
     kind = server or ("plain" if workers is None else "workers")
     if scheme not in SCHEMES:
@@ -92,13 +98,6 @@ def fleet(
     else:
         console.print(_shown(reports), highlight=False)
     raise typer.Exit(1 if any(report.complaints for report in reports) else 0)
-
-
-def _end(number: int, _frame: object) -> None:
-    """End, and everything that was started with us; a second signal must not interrupt that."""
-    for ending in _ENDINGS:
-        signal.signal(ending, signal.SIG_IGN)
-    sys.exit(128 + number)
 
 
 def _numbers(text: str) -> list[int]:
@@ -151,7 +150,7 @@ def _shown(reports: list[Report]) -> Group:
     first = f"({srup.BACKEND} backend), {reports[0].broker}, the {reports[0].server} server"
     told: list[RenderableType] = [
         f"[bold]srup {srup.__version__}[/] {first}",
-        f"{load.devices:,} devices with live connections and a disclosed pool of {load.pool} {load.scheme} keys",
+        f"{load.devices:,} devices with live connections and a published pool of {load.pool} {load.scheme} keys",
         f"values {signing}, {times}, for {load.seconds:g} seconds",
         _served(reports),
     ]

@@ -1,18 +1,41 @@
-"""How the demonstration looks in a terminal."""
+"""``srup demo``: the demonstration, and how it looks in a terminal."""
 
+from typing import Annotated
+
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from .. import BACKEND, __version__
-from ..demo import BrokerKind, Report, Scenario
+from .. import demo as demonstration
+from ..demo import Report, Scenario
+from ..extras import require
+from .apps import App
+from .options import BrokerKind
+from .terminal import console, explained
 
-__all__ = ["show"]
+__all__ = ["app", "show"]
+
+app = App()
 
 
-def show(console: Console, devices: int, scheme: str, broker: BrokerKind | None) -> bool:
-    """Run the demonstration, show it, and tell whether everything happened as it should."""
+@app.command()
+def demo(
+    devices: Annotated[int, typer.Option(envvar="DEVICES", help="Number of devices.")] = 25,
+    scheme: Annotated[str, typer.Option(help="Key scheme of all parties (see srup keygen).")] = "rsa2048",
+    kind: BrokerKind = "auto",
+) -> None:
+    """Join and update a fleet on this machine while an attacker interferes. Nothing leaves loopback."""
+    require("paho", "urllib3", *(["amqtt"] if kind == "amqtt" else []))
+    with explained():
+        passed = show(console, devices, scheme, None if kind == "auto" else kind)
+    raise typer.Exit(0 if passed else 1)
+
+
+def show(console: Console, devices: int, scheme: str, broker: demonstration.BrokerKind | None) -> bool:
+    """Run the demonstration and show it; return whether everything happened as expected."""
     console.print(f"[bold]srup {__version__}[/] demo: 1 server, {devices} devices, {BACKEND} backend", highlight=False)
     columns = (
         SpinnerColumn(finished_text="[green]✓[/]"),
@@ -40,11 +63,11 @@ def show(console: Console, devices: int, scheme: str, broker: BrokerKind | None)
     console.print(_devices(report, wide=console.width >= 70))
     console.print(_checks(report))
     console.print(
-        f"{report.messages} messages by the server and its devices, {report.attacks} by the attacker; "
+        f"{report.messages} messages from the server and its devices, {report.attacks} from the attacker; "
         f"{report.verified} signatures verified, {report.refused} messages refused; {report.seconds:.1f} seconds",
         highlight=False,
     )
-    good, bad = "[bold green]Everything happened as it should.[/]", "[bold red]Something went wrong: see ✗ above.[/]"
+    good, bad = "[bold green]Everything happened as expected.[/]", "[bold red]Something went wrong: see ✗ above.[/]"
     console.print(good if report.passed else bad)
     return report.passed
 
@@ -75,7 +98,7 @@ def _devices(report: Report, wide: bool) -> Table:
 
 
 def _checks(report: Report) -> Table:
-    table = Table(title="What had to happen, and what was seen")
+    table = Table(title="Expected and observed")
     table.add_column("")
     table.add_column("expected")
     table.add_column("seen", overflow="fold")

@@ -10,7 +10,10 @@ from rich.text import Text
 from ..joinvalue import JoinValue
 from .terminal import console
 
-__all__ = ["ValueBoard"]
+__all__ = ["VALUE_FORMS", "ValueBoard"]
+
+VALUE_FORMS: Final = ("mnemonic", "segno")
+"""The optional packages that make words and QR codes of a value."""
 
 _A_ROW: Final = 4  # words, and groups of digits
 _WORD: Final = 9  # columns; the longest word of the list has eight letters

@@ -1,75 +1,61 @@
 """``srup keyex``: run a key exchange service, decide who gets in, and enrol with one."""
 
 import io
+import json
 import os
+import ssl
 import sys
 import time
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from ..agent.enrolment import enter
-from ..errors import SrupError
-from ..keyex import Authority, ServiceFolder
-from ..keyex.forms import parse_identity, parse_key
+from ..agent.enrolment import load_or_enroll
+from ..agent.enrolment import renew as renew_in_time
+from ..files import complaint
+from ..keyex import Authority, Enrolment, ServiceFolder
+from ..keyex.enrolment import broker_url
+from ..keyex.forms import parse_key, parse_type
+from ..keys import PublicKey
+from ..printable import printable
+from ..transport import find_plugin
+from .apps import App
+from .endings import told_to_end
+from .options import IdentityArgument, Json
+from .options import identity as parse
+from .terminal import console, explained, show, tell
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    help="The key exchange service: who is who, and who may use the broker (docs/keyex.md).", no_args_is_help=True
-)
-console = Console()
-errors = Console(stderr=True)
+app = App(help="Key exchange service: register identities and control access to the broker (docs/keyex.md).")
 
-_RELOAD: Final = "now let the broker read it: kill -HUP $(cat {folder}/mosquitto.pid), or systemctl reload mosquitto"
+_RELOAD: Final = "now reload the broker: systemctl reload mosquitto, or pkill -HUP -x mosquitto -u {user}"
 
-Folder = Annotated[Path, typer.Option(help="Where the service keeps its keys and its database.")]
-IdentityText = Annotated[str, typer.Argument(metavar="IDENTITY", help="1 to 16 hexadecimal digits.")]
-AsServer = Annotated[bool, typer.Option("--server", help="It may act as a server.")]
+Folder = Annotated[Path, typer.Option(help="Folder of the service: its keys and its database.")]
+AsServer = Annotated[bool, typer.Option("--as-server", help="Allow this identity to act as a server.")]
 Names = Annotated[list[str] | None, typer.Option("--name", help="A host name or address that clients use; repeatable.")]
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """Show what is wrong and end with status 2."""
-    try:
-        yield
-    except (SrupError, OSError, ValueError) as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(2)
-
-
 def _say(message: str) -> None:
-    console.print(escape(message), highlight=False, soft_wrap=True)
+    show(message, most=None)
 
 
 def _open(folder: Path, **options: Any) -> Authority:
-    """Open the service in a folder; a new one is made where there is nothing."""
-    place = ServiceFolder(folder)
-    if not place.exists and (not folder.exists() or not any(folder.iterdir())):
-        identity = int.from_bytes(os.urandom(8), "big")
-        if folder.exists():
-            folder.rmdir()
-        ServiceFolder.create(folder, identity, time.time)
-        errors.print(escape(f"{folder}: a new key exchange service, identity {identity:x}"), highlight=False)
-    return place.open(clock=time.time, entropy=os.urandom, **options)
+    return ServiceFolder(folder).open(clock=time.time, entropy=os.urandom, **options)
 
 
 @contextmanager
 def _authority(folder: Path) -> Iterator[Authority]:
-    with _told():
+    with explained():
         authority = _open(folder)
         try:
             yield authority
@@ -80,7 +66,7 @@ def _authority(folder: Path) -> Iterator[Authority]:
 def _publish(folder: Path, authority: Authority) -> None:
     place = ServiceFolder(folder)
     if place.publish(authority):
-        _say(f"{place.broker}: access list and revocation list written; {_RELOAD.format(folder=place.broker)}")
+        _say(f"{place.broker}: access list and revocation list written; {_RELOAD.format(user=place.broker_user)}")
 
 
 def _when(seconds: float) -> str:
@@ -88,169 +74,235 @@ def _when(seconds: float) -> str:
 
 
 @app.command()
-def serve(
-    broker: Annotated[str, typer.Option(help="What clients connect to: mqtts://host:port, or a host for old clients.")],
-    folder: Folder = Path("keyex"),
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8443,
-    name: Names = None,
-    server: Annotated[str, typer.Option(help="The identity that clients are told to join.")] = "",
-    tls_cert: Annotated[Path | None, typer.Option(help="A certificate chain instead of one of our own.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM, not encrypted.")] = None,
-    plain_http: Annotated[bool, typer.Option("--plain-http", help="No TLS; only on loopback, for tests.")] = False,
-) -> None:
-    """Serve the HTTP routes, by default with TLS and a certificate of the service's own authority."""
-    try:
-        import uvicorn
+def create(folder: Folder = Path("keyex")) -> None:
+    """Create a key exchange service: identity, key, certificate authority and database."""
+    with explained():
+        identity = int.from_bytes(os.urandom(8), "big")
+        ServiceFolder.create(folder, identity, time.time)
+        _say(f"{folder}: a new key exchange service, identity {identity:x}")
 
-        from ..keyex.service import application, listen
-    except ModuleNotFoundError as error:
-        _fail(f"srup keyex serve needs {error.name}: pip install 'srup[keyex]'")
-    with _told():
-        if (tls_cert is None) != (tls_key is None):
-            raise ValueError("--tls-cert and --tls-key go together")
+
+@app.command()
+def serve(
+    broker: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help="Broker address given to clients: mqtts://host:port, or a host name for old clients."
+        ),
+    ],
+    folder: Folder = Path("keyex"),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8443,
+    name: Names = None,
+    server: Annotated[
+        int | None, typer.Option(parser=parse, metavar="HEX", help="The server that clients should join.")
+    ] = None,
+    cert: Annotated[Path | None, typer.Option(help="Certificate chain to use instead of our own, PEM.")] = None,
+    cert_key: Annotated[Path | None, typer.Option(help="Private key of --cert, PEM, not encrypted.")] = None,
+    plain_http: Annotated[
+        bool, typer.Option("--plain-http", help="Serve without TLS; loopback only, behind a proxy or for tests.")
+    ] = False,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS", help="Address of a reverse proxy whose X-Forwarded-For is trusted; repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Run the service, by default with TLS and a certificate from its own authority."""
+    import uvicorn
+
+    from ..keyex.service import Connections, application, configuration, listen
+
+    with explained(), ExitStack() as undo:
+        if (cert is None) != (cert_key is None):
+            raise ValueError("--cert and --cert-key go together")
         if plain_http and not host.startswith("127.") and host not in ("localhost", "::1"):
-            raise ValueError("--plain-http is only for 127.0.0.1, localhost and ::1: anyone on the way could lie (T15)")
-        default = parse_identity(server, "--server").number if server else None
-        authority = _open(folder, broker=broker, default_server=default)
+            raise ValueError(
+                "--plain-http is only for 127.0.0.1, localhost and ::1: anyone in between could forge answers (T15)"
+            )
+        broker_url(broker)  # what no client takes is refused here
+        proxies = [_address(proxy) for proxy in trusted_proxy or ()]
+        authority = _open(folder, broker=broker, default_server=server)
+        undo.callback(authority.close)
         place = ServiceFolder(folder)
         names = name or [host]
-        files = (tls_cert, tls_key) if tls_cert else place.https(names, time.time())
-        cert, key = (None, None) if plain_http else files
-        listener = listen(host, port)
+        files = (cert, cert_key) if cert else place.https(names, time.time())
+        if cert and cert_key:
+            _check_pair(cert, cert_key)
+        shown_cert, shown_key = (None, None) if plain_http else files
+        try:
+            listener = listen(host, port, Connections(proxies))
+        except OSError as error:
+            raise ValueError(f"cannot listen on {host}, port {port}: {complaint(error)}") from None
+        undo.pop_all()
 
-    config = uvicorn.Config(
-        app=application(authority, lambda: _keep_house(place, authority, names, config, own=tls_cert is None)),
-        ssl_certfile=cert,
-        ssl_keyfile=key,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=512,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=16384,
-        lifespan="on",
-    )
+    app = application(authority, lambda: _keep_house(place, authority, names, config, own=cert is None))
+    config = configuration(app, shown_cert, shown_key, proxies)
     where = f"[{host}]" if ":" in host else host
     scheme = "http" if plain_http else "https"
-    with listener:
+    running = uvicorn.Server(config)
+
+    def end(*_: object) -> None:
+        running.should_exit = True
+
+    running.handle_exit = end  # type: ignore[assignment]  # its own breaks the end off at a second Ctrl-C
+    with listener, closing(authority), told_to_end(end):
         _say(f"Key exchange service {authority.identity:x} at {scheme}://{where}:{listener.getsockname()[1]}")
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.flush()
-        try:
-            uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        finally:
-            authority.close()
+        running.run(sockets=[listener])
+
+
+def _check_pair(cert: Path, key: Path) -> None:
+    """ValueError unless these files are a certificate and its key, not encrypted."""
+    try:
+        # Without a password of ours OpenSSL would ask at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: b"")
+    except OSError as error:
+        raise ValueError(f"--cert {cert} and --cert-key {key} do not load: {complaint(error)}") from None
+
+
+def _address(text: str) -> str:
+    try:
+        network = ip_network(text)
+        return str(network if network.num_addresses > 1 else network.network_address)
+    except ValueError as error:
+        raise ValueError(f"--trusted-proxy: {error}") from None
 
 
 def _keep_house(place: ServiceFolder, authority: Authority, names: list[str], config: Any, *, own: bool) -> None:
     """Write what the broker reads as it is now, and renew our own certificate in time."""
-    place.publish(authority)
-    if own and config.ssl is not None:
-        cert, key = place.https(names, time.time())
-        config.ssl.load_cert_chain(cert, key)  # for the connections that come
+    try:
+        place.publish(authority)
+    finally:  # the one does not depend on the other
+        if own and config.ssl is not None:
+            cert, key = place.https(names, time.time())
+            config.ssl.load_cert_chain(cert, key)  # for the connections that come
 
 
 @app.command()
-def token(identity: IdentityText, folder: Folder = Path("keyex"), server: AsServer = False) -> None:
-    """Make a one-time enrolment token for IDENTITY, good for a day. Whoever has it can become that identity."""
+def token(identity: IdentityArgument, folder: Folder = Path("keyex"), server: AsServer = False) -> None:
+    """Make a one-time enrolment token for IDENTITY, valid for a day. Whoever holds it can enrol as that identity."""
     with _authority(folder) as authority:
-        made = authority.invite(parse_identity(identity).number, server)
+        made = authority.invite(identity, server)
         print(made)  # alone on standard output, to be piped
         if server:
             place = ServiceFolder(folder)
             if place.publish(authority):
-                errors.print(escape(_RELOAD.format(folder=place.broker)), highlight=False, soft_wrap=True)
+                tell(_RELOAD.format(user=place.broker_user))
 
 
 @app.command()
 def add(
-    identity: IdentityText,
+    identity: IdentityArgument,
     key: Annotated[Path, typer.Argument(help="The public key, PEM.")],
     folder: Folder = Path("keyex"),
     server: AsServer = False,
-    kind: Annotated[str, typer.Option("--type", help="What it registers as.")] = "device",
+    kind: Annotated[str, typer.Option("--type", help="Type to register it as.")] = "device",
 ) -> None:
-    """Register a key that you know to be IDENTITY's: the client finds itself registered."""
+    """Register a key that you know belongs to IDENTITY."""
     with _authority(folder) as authority:
-        number, public = parse_identity(identity).number, parse_key(key.read_text(errors="replace"))
-        authority.add(number, public, kind, server)
-        _say(f"{number:x} is registered: {public.scheme}, fingerprint {public.fingerprint}")
+        public = PublicKey.load(key)
+        authority.add(identity, public, parse_type(kind), server)
+        _say(f"{identity:x} is registered: {public.scheme}, fingerprint {public.fingerprint}")
         if server:
-            _say(f"signature for POST c2 (FLOWS.md): {b64encode(authority.endorse(public)).decode()}")
+            _say(f"signature for POST c2 (docs/keyex.md): {b64encode(authority.endorse(public)).decode()}")
         _publish(folder, authority)
 
 
+class Row(NamedTuple):
+    """Somebody whom the service knows. ``at`` is since when that holds, or for a token until when."""
+
+    identity: int
+    state: Literal["registered", "server", "revoked", "waiting", "token"]
+    type: str
+    at: float
+    fingerprint: str
+
+
+_STYLES: Final = {"registered": "green", "server": "green", "revoked": "red", "waiting": "yellow", "token": ""}
+
+
+def _rows(authority: Authority) -> Iterator[Row]:
+    for each in authority.registrations():
+        state: Any = "revoked" if each.revoked else "server" if each.server else "registered"
+        fingerprint = parse_key(each.key).fingerprint
+        yield Row(each.identity, state, each.type, each.revoked or each.since, fingerprint)
+    for waiting in authority.candidates():
+        yield Row(waiting.identity, "waiting", waiting.type, waiting.asked, waiting.fingerprint)
+    for out in authority.invitations():
+        yield Row(out.identity, "token", "server" if out.server else "", out.expires, "")
+
+
 @app.command("list")
-def show(folder: Folder = Path("keyex")) -> None:
-    """Show who is registered, who waits for you, and which tokens are out."""
+def list_all(folder: Folder = Path("keyex"), as_json: Json = False) -> None:
+    """List registered identities, keys that wait for approval, and unused tokens."""
     with _authority(folder) as authority:
-        table = Table("identity", "state", "type", "since or until", "fingerprint of the key")
-        for each in authority.registrations():
-            state = "[red]revoked[/]" if each.revoked else "[green]server[/]" if each.server else "[green]registered[/]"
-            table.add_row(
-                f"{each.identity:x}",
-                state,
-                escape(each.type),
-                _when(each.revoked or each.since),
-                parse_key(each.key).fingerprint,
-            )
-        for waiting in authority.candidates():
-            row = f"{waiting.identity:x}", "[yellow]waits[/]", escape(waiting.type), _when(waiting.asked)
-            table.add_row(*row, waiting.fingerprint)
-        for out in authority.invitations():
-            table.add_row(f"{out.identity:x}", "token", "server" if out.server else "", _when(out.expires), "")
+        if as_json:
+            for row in _rows(authority):
+                at = datetime.fromtimestamp(row.at, UTC).isoformat()
+                print(json.dumps(row._asdict() | {"identity": f"{row.identity:x}", "at": at}))
+            return
+        table = Table()
+        for name in ("identity", "state", "type", "since or until", "fingerprint of the key"):
+            table.add_column(name, overflow="fold")  # nothing is left out on a narrow terminal
+        for row in _rows(authority):
+            state = Text(row.state, _STYLES[row.state])
+            table.add_row(f"{row.identity:x}", state, Text(printable(row.type)), _when(row.at), row.fingerprint)
         wide = Console(width=max(console.width, 140)) if not console.is_terminal else console
         wide.print(table)
 
 
 @app.command()
 def approve(
-    identity: IdentityText,
-    fingerprint: Annotated[str, typer.Argument(help="Of its key, at least 32 digits; compare it with the device's.")],
+    identity: IdentityArgument,
+    fingerprint: Annotated[
+        str,
+        typer.Argument(
+            help="Fingerprint of the waiting key, at least its first 32 digits; compare it with the device's."
+        ),
+    ],
     folder: Folder = Path("keyex"),
     server: AsServer = False,
 ) -> None:
-    """Let a key in that waits."""
+    """Approve a waiting key."""
     with _authority(folder) as authority:
-        number = parse_identity(identity).number
-        authority.approve(number, fingerprint, server)
-        _say(f"{number:x} is registered")
+        authority.approve(identity, fingerprint, server)
+        _say(f"{identity:x} is registered")
         _publish(folder, authority)
 
 
 @app.command()
 def refuse(
-    identity: IdentityText,
-    fingerprint: Annotated[str | None, typer.Argument(help="Of one key; without it, of all that wait.")] = None,
+    identity: IdentityArgument,
+    fingerprint: Annotated[
+        str | None, typer.Argument(help="Fingerprint of one key, as for approve; default: all waiting keys.")
+    ] = None,
     folder: Folder = Path("keyex"),
 ) -> None:
-    """Send away what waits for IDENTITY, and make its token void. It may ask again."""
+    """Refuse a key that waits for IDENTITY, or all of them and cancel its token. The client may ask again."""
     with _authority(folder) as authority:
-        number = parse_identity(identity).number
-        gone = authority.refuse(number, fingerprint)
-        _say(f"{gone} waiting keys of {number:x} sent away, and its token, if there was one, is void")
+        gone = authority.refuse(identity, fingerprint)
+        void = "; its token, if any, is cancelled" if fingerprint is None else ""
+        _say(f"{gone} waiting {'key' if gone == 1 else 'keys'} of {identity:x} refused{void}")
 
 
 @app.command()
-def revoke(identity: IdentityText, folder: Folder = Path("keyex")) -> None:
-    """End the trust in IDENTITY, for ever."""
+def revoke(identity: IdentityArgument, folder: Folder = Path("keyex")) -> None:
+    """Revoke IDENTITY for good."""
     with _authority(folder) as authority:
-        number = parse_identity(identity).number
-        authority.revoke(number)
-        _say(f"{number:x} is revoked")
+        authority.revoke(identity)
+        _say(f"{identity:x} is revoked")
         _publish(folder, authority)
 
 
 @app.command()
 def crl(
     folder: Folder = Path("keyex"),
-    output: Annotated[Path | None, typer.Option(help="A file to write; default: standard output.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
 ) -> None:
-    """Write the list of revoked certificates, PEM."""
+    """Write the certificate revocation list, PEM."""
     with _authority(folder) as authority:
         text = authority.revocation_list().decode()
         if output is None:
@@ -264,29 +316,70 @@ def crl(
 def mosquitto(
     name: Annotated[list[str], typer.Option("--name", help="A host name or address of the broker; repeatable.")],
     folder: Folder = Path("keyex"),
-    port: Annotated[int, typer.Option(help="The port of the broker.")] = 8883,
-    address: Annotated[str, typer.Option(help="The address it listens on; default: all.")] = "",
-    user: Annotated[str, typer.Option(help="Who it runs as when root starts it; default: mosquitto.")] = "",
+    port: Annotated[int, typer.Option(help="Port that the broker listens on.")] = 8883,
+    host: Annotated[str, typer.Option(help="Address that the broker listens on; default: all.")] = "",
+    user: Annotated[
+        str, typer.Option(help="User that the broker runs as when root starts it; default: mosquitto.")
+    ] = "",
+    workers_port: Annotated[
+        int | None, typer.Option(help="A second port, for servers whose workers share a certificate.")
+    ] = None,
+    memory: Annotated[
+        int, typer.Option(metavar="MIB", help="Memory limit for everything the broker keeps for its clients.")
+    ] = 1024,
+    plugin: Annotated[
+        Path | None, typer.Option(help="Mosquitto's dynamic security plugin; default: searched in the usual folders.")
+    ] = None,
 ) -> None:
-    """Write Mosquitto's configuration: mutual TLS, one access list entry for each server, a pattern for all devices."""
+    """Write a configuration for Mosquitto: mutual TLS and an access list for servers and devices."""
     with _authority(folder) as authority:
         place = ServiceFolder(folder)
-        made = place.write_broker(authority, name, time.time(), port=port, address=address, user=user)
-        _say(f"{made} is written; start it with: mosquitto -c {made}")
+        options: dict[str, Any] = {"port": port, "address": host, "user": user}
+        options |= {"workers_port": workers_port, "memory": memory, "plugin": plugin}
+        made = place.write_broker(authority, name, time.time(), **options)
+        if plugin is None and find_plugin() is None:
+            tell(
+                "mosquitto_dynamic_security.so was not found: name it with --plugin, otherwise a device can fill "
+                "the broker's memory with subscriptions (docs/keyex.md)"
+            )
+        _say(f"{made} written; start the broker with: mosquitto -c {made}")
 
 
 @app.command("enroll")
 def enrol(
     url: Annotated[str, typer.Argument(help="https://host:port of the service.")],
-    identity: IdentityText,
-    folder: Annotated[Path, typer.Option(help="Where the enrolment goes.")],
-    token: Annotated[str | None, typer.Option(help="What srup keyex token has printed.", envvar="SRUP_TOKEN")] = None,
-    ca: Annotated[Path | None, typer.Option(help="Whom to believe, PEM; default: whom the token names.")] = None,
-    scheme: Annotated[str, typer.Option(help="Of the key, if there is no key.pem in the folder.")] = "rsa2048",
-    kind: Annotated[str, typer.Option("--type", help="What to register as.")] = "device",
+    identity: IdentityArgument,
+    folder: Annotated[Path, typer.Option(help="Folder to write the enrolment to.")],
+    token: Annotated[str | None, typer.Option(help="Token printed by srup keyex token.", envvar="SRUP_TOKEN")] = None,
+    ca: Annotated[Path | None, typer.Option(help="CA to trust, PEM; default: the one that the token names.")] = None,
+    scheme: Annotated[str, typer.Option(help="Scheme of the new key, if the folder has no key.pem.")] = "rsa2048",
+    kind: Annotated[str, typer.Option("--type", help="Type to register as.")] = "device",
+    as_json: Json = False,
 ) -> None:
-    """Enrol an identity: register its key and put key, certificate and addresses into a folder."""
-    with _told():
-        number = parse_identity(identity).number
-        made = enter(folder, url, number, token=token, ca_file=ca, scheme=scheme, kind=kind)
-        _say(f"{number:x} is enrolled in {folder}: broker {made.broker}, certificate until {_when(made.expires)}")
+    """Enrol an identity: register its key and write key, certificate and addresses to a folder."""
+    with explained():
+        made = load_or_enroll(folder, url, identity, token=token, ca_file=ca, scheme=scheme, kind=kind)
+        if not as_json:
+            _say(f"{identity:x} is enrolled in {folder}: broker {made.broker}, certificate until {_when(made.expires)}")
+        else:
+            _print_enrolment(made)
+
+
+@app.command()
+def renew(
+    folder: Annotated[Path, typer.Argument(help="Folder written by srup keyex enroll.")],
+    as_json: Json = False,
+) -> None:
+    """Renew the certificate of an enrolment folder if half of its lifetime has passed."""
+    with explained():
+        made = renew_in_time(folder)
+        if not as_json:
+            _say(f"{made.identity:x}: certificate until {_when(made.expires)}")
+        else:
+            _print_enrolment(made)
+
+
+def _print_enrolment(made: Enrolment) -> None:
+    """Print whose enrolment it is, and until when its certificate is good, as JSON."""
+    expires = datetime.fromtimestamp(made.expires, UTC).isoformat()
+    print(json.dumps({"identity": f"{made.identity:x}", "broker": made.broker, "expires": expires}))

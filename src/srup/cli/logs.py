@@ -1,7 +1,7 @@
 """The log of a command, on standard error: one entry a line, as text or as JSON, with nothing that steers a terminal.
 
 The library speaks to ``logging`` and gives what a line is about beside it (docs/observability.md); structlog makes JSON
-of that. What came from the network is escaped here whatever the line's author did (THREATS.md T17).
+of that. What came from the network is escaped here whatever the line's author did (T17).
 """
 
 import logging
@@ -9,20 +9,18 @@ import sys
 from collections.abc import MutableMapping
 from typing import Any, Final, Literal
 
-__all__ = ["escaped", "say", "show"]
+from srup.logs import LONGEST, TextFormatter, traceback_lines
+from srup.printable import printable
+
+__all__ = ["say", "show"]
 
 _LINES: Final = ("exception",)  # fields of several lines: JSON escapes their ends, and who reads them wants them
-
-
-def escaped(text: str) -> str:
-    """Return ``text`` with everything escaped that is no visible character or space."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def show(level: int, form: Literal["text", "json"] = "text") -> None:
     """Log what is as urgent as ``level``, in this form from now on; ModuleNotFoundError without structlog, for JSON."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Text("%(levelname)s %(name)s %(message)s") if form == "text" else _json())
+    handler.setFormatter(TextFormatter("%(levelname)s %(name)s %(message)s") if form == "text" else _json())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
@@ -31,21 +29,6 @@ def show(level: int, form: Literal["text", "json"] = "text") -> None:
 def say(line: str, style: str = "") -> None:
     """Log what a command has to tell and would show on a terminal."""
     logging.getLogger("srup.cli").log(logging.WARNING if style == "yellow" else logging.INFO, "%s", line)
-
-
-class _Text(logging.Formatter):
-    """One line, and those of a traceback behind it, which look like no other entry."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        message, *more = (escaped(line) for line in self._said(record))
-        return "\n".join([message, *(f"  | {line}" for line in more)])
-
-    def _said(self, record: logging.LogRecord) -> list[str]:
-        record.message = record.getMessage()
-        lines = [self.formatMessage(record)]
-        if record.exc_info:
-            lines += self.formatException(record.exc_info).splitlines()
-        return lines
 
 
 def _json() -> logging.Formatter:
@@ -71,6 +54,5 @@ def _escape(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> M
     """Escape once more than JSON does: who decodes a field may print it."""
     for name, value in entry.items():
         if isinstance(value, str):
-            lines = value.split("\n") if name in _LINES else [value]
-            entry[name] = "\n".join(map(escaped, lines))
+            entry[name] = "\n".join(traceback_lines(value)) if name in _LINES else printable(value, LONGEST, words=True)
     return entry

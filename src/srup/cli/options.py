@@ -1,50 +1,51 @@
 """The options that the commands share, and what they mean."""
 
-import importlib
-import importlib.util
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 import srup
 
-from ..transport import MqttTransport, Reactor
+from ..extras import require
+from ..identity import parse_identity
+from ..logs import Limiter
+from ..transport import MqttTransport
 from . import logs
-from .terminal import Terminal, fail
+from .terminal import Terminal, secret
 
 if TYPE_CHECKING:
     from ..agent import Agent, Refusal
     from ..monitor import Monitor
+    from ..transport import Reactor
 
 __all__ = [
     "BROKER_PASSWORD",
     "AuditDays",
     "Broker",
+    "BrokerKind",
     "BrokerUser",
     "CaFile",
     "CertFile",
     "CertKeyFile",
     "HasPassword",
     "Identity",
+    "IdentityArgument",
     "JoinTimeout",
+    "Json",
     "KeyFile",
     "LogFormat",
     "Metrics",
+    "RefusalLines",
     "audit_kept",
-    "explained",
     "identity",
     "key_of",
     "log_as",
     "monitoring",
-    "monitors",
     "policy",
-    "tell_refusal",
     "transport_of",
 ]
 
@@ -54,56 +55,50 @@ BROKER_PASSWORD: Final = "SRUP_BROKER_PASSWORD"  # noqa: S105 - the name of a va
 KEY_PASSWORD: Final = "SRUP_KEY_PASSWORD"  # noqa: S105 - the name of a variable
 """The environment variable with the password of our key."""
 
-_EXTRA: Final = ("paho", "mnemonic", "segno", "urllib3")
-
 
 def identity(text: str) -> int:
     """Read an identity in hex, as topics and key files spell it."""
     try:
-        number = int(text, 16)
-    except ValueError:
-        number = -1
-    if not 0 <= number < 1 << 64:
-        raise typer.BadParameter(f"{text!r} is no identity: a number of at most 16 hexadecimal digits")
-    return number
+        return parse_identity(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
-Identity = Annotated[int, typer.Option(parser=identity, metavar="HEX", help="Who we are.")]
-KeyFile = Annotated[Path, typer.Option(help="Our private key (see keygen).")]
+Identity = Annotated[int, typer.Option(parser=identity, metavar="HEX", help="Our identity.")]
+IdentityArgument = Annotated[
+    int, typer.Argument(parser=identity, metavar="IDENTITY", help="1 to 16 hexadecimal digits.")
+]
+KeyFile = Annotated[Path | None, typer.Option(help="Our private key file (see srup keygen).")]
 HasPassword = Annotated[bool, typer.Option("--password", help="Ask for the password of our key.")]
-Broker = Annotated[str, typer.Option(metavar="URL", help="mqtt://host:port or mqtts://host:port.")]
+Broker = Annotated[str | None, typer.Option(metavar="URL", help="mqtt://host:port or mqtts://host:port.")]
+BrokerKind = Annotated[
+    Literal["auto", "mosquitto", "amqtt"],
+    typer.Option("--broker-kind", help="Which broker to run; auto means Mosquitto if it is installed."),
+]
 BrokerUser = Annotated[
     str | None,
     typer.Option(metavar="NAME", help=f"A user of the broker; the password is asked for, or ${BROKER_PASSWORD}."),
 ]
-CaFile = Annotated[Path | None, typer.Option("--ca", help="Who vouches for the broker; else the system's.")]
-CertFile = Annotated[Path | None, typer.Option("--cert", help="Our certificate at the broker.")]
-CertKeyFile = Annotated[Path | None, typer.Option("--cert-key", help="Its key, if that is another file.")]
+CaFile = Annotated[Path | None, typer.Option("--ca", help="CA file for the broker; default: the system's CAs.")]
+CertFile = Annotated[Path | None, typer.Option("--cert", help="Our client certificate for the broker.")]
+CertKeyFile = Annotated[Path | None, typer.Option("--cert-key", help="The key of --cert, if it is in another file.")]
 AuditDays = Annotated[
-    float, typer.Option(min=0.0, metavar="DAYS", help="So long a store keeps what was accepted; 0 for good.")
+    float, typer.Option(min=0.0, metavar="DAYS", help="Days to keep audit rows; 0 keeps them forever.")
 ]
 JoinTimeout = Annotated[
-    float | None, typer.Option(min=1.0, metavar="SECONDS", help="How long a compared join may take (default: 900).")
+    float | None,
+    typer.Option(min=1.0, metavar="SECONDS", help="Time limit for a join that is compared (default: 900)."),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 Metrics = Annotated[
     str | None,
-    typer.Option(metavar="[HOST:]PORT", help="Answer /metrics, /healthz and /readyz here, by HTTP; PORT on loopback."),
+    typer.Option(
+        metavar="[HOST:]PORT", help="Serve /metrics, /healthz and /readyz here over HTTP; PORT alone means loopback."
+    ),
 ]
 LogFormat = Annotated[
-    Literal["text", "json"] | None, typer.Option(help="Log on standard error in this form, one entry a line.")
+    Literal["text", "json"] | None, typer.Option(help="Log to standard error in this format, one entry per line.")
 ]
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Let a mistake end the command with one line, a missing extra included."""
-    missing = next((name for name in _EXTRA if importlib.util.find_spec(name) is None), None)
-    if missing is not None:
-        fail(f"this command needs {missing}: pip install 'srup[cli]'")
-    try:
-        yield
-    except (srup.SrupError, OSError, ValueError) as error:
-        fail(str(error))
 
 
 def key_of(path: Path, has_password: bool) -> srup.PrivateKey:
@@ -114,7 +109,7 @@ def key_of(path: Path, has_password: bool) -> srup.PrivateKey:
 
 def _asked(question: str, variable: str) -> str:
     """Ask for a password once; the processes that this one starts find it where it is looked for."""
-    password: str = typer.prompt(question, hide_input=True)
+    password = secret(question)
     os.environ[variable] = password
     return password
 
@@ -131,21 +126,19 @@ def policy(join_timeout: float | None) -> srup.Policy:
 
 def transport_of(
     url: str,
-    ours: int,
     user: str | None,
     ca: Path | None,
     cert: Path | None,
     cert_key: Path | None,
-    client_id: str | None = None,
-    reactor: Reactor | None = None,
+    reactor: "Reactor | None" = None,
 ) -> MqttTransport:
-    """Return the way to the broker."""
+    """Return the way to the broker; whoever uses it names the session."""
+    require("paho")
     password = None
     if user is not None:
         password = os.environ.get(BROKER_PASSWORD) or _asked(f"Password of {user} at the broker", BROKER_PASSWORD)
     return MqttTransport(
         url,
-        client_id or f"srup-{ours:x}",
         username=user,
         password=password,
         ca_file=ca,
@@ -155,31 +148,38 @@ def transport_of(
     )
 
 
-def tell_refusal(terminal: Terminal, refusal: "Refusal") -> None:
-    """Tell the operator of a message that had no effect."""
-    if not isinstance(refusal.error, srup.ReplayError):  # brokers deliver twice
-        what = f"a message on {refusal.topic} is refused: {type(refusal.error).__name__}: {refusal.error}"
-        terminal.say(what, "yellow")
+class RefusalLines:
+    """Tells the operator of messages that had no effect; not of all that a stranger likes to send."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._say = terminal.say
+        self._limiter = Limiter(10)
+
+    def __call__(self, refusal: "Refusal") -> None:
+        """Tell of a message, if there were not too many like it."""
+        if isinstance(refusal.error, srup.ReplayError):  # brokers deliver twice
+            return
+        line = self._limiter.admit(type(refusal.error).__name__, time.monotonic())
+        if line.shown:
+            self._say(f"{refusal}{line.note()}", "yellow")
+
+    def close(self) -> None:
+        """Tell how many were left out."""
+        if left_out := self._limiter.left_out():
+            self._say(f"{left_out} more messages were refused", "yellow")
 
 
 def log_as(form: Literal["text", "json"] | None) -> bool:
     """Begin to log in this form, if there is one; tell whether there is."""
     if form is not None:
-        try:
-            logs.show(logging.INFO, form)
-        except ModuleNotFoundError as error:
-            fail(f"--log-format {form} needs {error.name}: pip install 'srup[cli]'")
+        logs.show(logging.INFO, form)
     return form is not None
 
 
 def monitoring(address: str | None, *agents: "Agent") -> "Monitor | None":
     """Return what shows agents, listening already; None without an address."""
-    return None if address is None else monitors().Monitor(address, *agents)
+    if address is None:
+        return None
+    from ..monitor import Monitor
 
-
-def monitors() -> ModuleType:
-    """Return srup.monitor, which needs more than other commands do."""
-    try:
-        return importlib.import_module("srup.monitor")
-    except ModuleNotFoundError as error:
-        fail(f"--metrics needs {error.name}: pip install 'srup[metrics]'")
+    return Monitor(address, *agents)

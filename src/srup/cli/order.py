@@ -1,180 +1,137 @@
-"""The commands that order devices about from outside, whichever worker of the server serves them."""
+"""The commands that post orders for devices, one for each verb (srup.agent.verbs), and show what became of them."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args, get_type_hints
 
 import typer
 
 import srup
 
-from .options import explained, identity
-from .terminal import console, fail, printable, tell
+from ..agent.verbs import VERBS, AboutUpdate, Order
+from ..messages import Data, DataKind
+from ..printable import printable
+from .apps import App
+from .fleets import OfServer, StoreOfServer, choose, chosen
+from .options import IdentityArgument, Json, identity
+from .terminal import LONGEST_LINE, console, explained, fail, tell
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Order the devices of a server whose workers share a Redis.", no_args_is_help=True)
+app = App(help="Command the devices of a server. It need not run now: it carries orders out when it does.")
 
+_USAGE: Final = "srup order --store PATH|URL --identity HEX, and then the command"
 _FAILED: Final = ("ACTION_UNKNOWN", "ACTION_FAIL", "JOIN_REFUSED")  # what an order came to that was answered
 
-_Device = Annotated[int, typer.Option(parser=identity, metavar="HEX", help="Which device.")]
-_Lifetime = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="After so long it is not done any more, or given up.")
+_Wait = Annotated[bool, typer.Option("--wait", help="Wait until the order has ended, and show its result.")]
+_Timeout = Annotated[
+    float | None,
+    typer.Option(min=0.0, metavar="SECONDS", help="Stop waiting (--wait) after this time; the order stays."),
 ]
-_Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end, and tell what it comes to.")]
-_Timeout = Annotated[float | None, typer.Option(min=0.0, metavar="SECONDS", help="Wait so long (--wait); it stands.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+_WAITING: Final = {"wait": (_Wait, False), "timeout": (_Timeout, None), "as_json": (Json, False)}
 
 
 @app.callback()
 def _options(
     context: typer.Context,
-    store: Annotated[str, typer.Option(metavar="URL", help="The Redis of the server: redis://host:port/db.")],
-    identity: Annotated[int, typer.Option(parser=identity, metavar="HEX", help="The server.")],
+    store: StoreOfServer = None,
+    identity: OfServer = None,
 ) -> None:
-    context.obj = store, identity
+    choose(context, store, identity)
 
 
-@app.command()
-def action(
-    context: typer.Context,
-    device: _Device,
-    number: Annotated[int, typer.Option("--action", metavar="ID", help="The number of the action, 0 to 255.")],
-    lifetime: _Lifetime = None,
-    wait: _Wait = False,
-    timeout: _Timeout = None,
-    as_json: _Json = False,
-) -> None:
-    """Let a device do an action."""
-    _order(context, lambda orders: orders.action(device, number, lifetime), wait, timeout, as_json)
+# What an order has that is not typed as it is posted, and how it is made of what is typed.
 
 
-@app.command()
-def identify(
-    context: typer.Context, device: _Device, wait: _Wait = False, timeout: _Timeout = None, as_json: _Json = False
-) -> None:
-    """Ask a device what it is."""
-    _order(context, lambda orders: orders.identify(device), wait, timeout, as_json)
-
-
-@app.command()
-def update(
-    context: typer.Context,
-    device: _Device,
-    url: Annotated[str, typer.Option(help="Where the device fetches the firmware.")],
-    file: Annotated[Path | None, typer.Option(help="The firmware, for its digest; it is not uploaded.")] = None,
-    digest: Annotated[str | None, typer.Option(metavar="SHA-256", help="Its digest, instead of the file.")] = None,
-    hold: Annotated[bool, typer.Option("--hold", help="Activate it only after: srup order activate.")] = False,
-    version: Annotated[int | None, typer.Option(help="Its version, a number that grows.")] = None,
-    lifetime: _Lifetime = None,
-    wait: _Wait = False,
-    timeout: _Timeout = None,
-    as_json: _Json = False,
-) -> None:
-    """Update the firmware of a device."""
+def _digest(
+    file: Annotated[Path | None, typer.Option(help="Firmware file, for its digest; it is not uploaded.")] = None,
+    digest: Annotated[str | None, typer.Option(metavar="SHA-256", help="The digest itself, instead of --file.")] = None,
+) -> str:
     if (file is None) == (digest is None):
         fail("the digest of the firmware is needed: name its --file or its --digest")
-
-    def post(orders: srup.Orders) -> srup.PostedOrder:
-        named = srup.file_digest(file) if file is not None else digest or ""
-        return orders.update(device, url, named, hold=hold, lifetime=lifetime, version=version)
-
-    _order(context, post, wait, timeout, as_json)
+    with explained():
+        return srup.file_digest(file) if file is not None else digest or ""
 
 
-@app.command()
-def activate(
-    context: typer.Context,
-    update: Annotated[str, typer.Argument(metavar="ID", help="The order of the update, or its token.")],
-    wait: _Wait = False,
-    timeout: _Timeout = None,
-    as_json: _Json = False,
-) -> None:
-    """Let a device activate what it was to hold."""
-    _order(context, lambda orders: orders.activate(update), wait, timeout, as_json)
+def _data(
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="The value: text, or a number with --kind.")],
+    kind: Annotated[DataKind, typer.Option(help="Type of the value; bytes are given in hex.")] = "text",
+) -> bytes:
+    read: dict[str, Callable[[str], Any]] = {"bytes": bytes.fromhex, "text": str, "float": float, "double": float}
+    try:
+        typed = read.get(kind, int)(value)
+    except ValueError:
+        fail(f"{printable(value)} is no value of the kind {kind}")
+    with explained():
+        return Data.encode_value(typed, kind)
 
 
-@app.command()
-def send(
-    context: typer.Context,
-    device: _Device,
-    name: Annotated[str, typer.Argument(help="The data_id.")],
-    value: Annotated[str, typer.Argument(help="The value: text, or a number with --kind.")],
-    kind: Annotated[str, typer.Option(help="bytes (in hex), text, int8 to uint64, float or double.")] = "text",
-    lifetime: _Lifetime = None,
-    wait: _Wait = False,
-    timeout: _Timeout = None,
-    as_json: _Json = False,
-) -> None:
-    """Send a device a value."""
-
-    def post(orders: srup.Orders) -> srup.PostedOrder:
-        read: dict[str, Callable[[str], Any]] = {"bytes": bytes.fromhex, "text": str, "float": float, "double": float}
-        return orders.send_data(device, name, read.get(kind, int)(value), kind, lifetime=lifetime)  # type: ignore[arg-type]
-
-    _order(context, post, wait, timeout, as_json)
+def _key(
+    key: Annotated[Path, typer.Argument(metavar="KEY", help="The public key of the device, PEM.")],
+) -> "srup.PublicKey":
+    with explained():
+        return srup.PublicKey.load(key)
 
 
-@app.command()
-def join(
-    context: typer.Context,
-    device: _Device,
-    server: Annotated[
-        int | None, typer.Option(parser=identity, metavar="HEX", help="The server to go to, if it is another one.")
-    ] = None,
-    wait: _Wait = False,
-    timeout: _Timeout = None,
-    as_json: _Json = False,
-) -> None:
-    """Command a device to join this server, or another one."""
-    _order(context, lambda orders: orders.command_join(device, server), wait, timeout, as_json)
+_MADE: Final[dict[str, Callable[..., Any]]] = {"digest": _digest, "data": _data, "key": _key}
 
 
-@app.command()
-def register(
-    context: typer.Context,
-    device: _Device,
-    key: Annotated[Path, typer.Option(help="The public key of the device.")],
-    wait: _Wait = False,
-    timeout: _Timeout = None,
-    as_json: _Json = False,
-) -> None:
-    """Register the key of a device: it may join."""
-    _order(context, lambda orders: orders.register(device, srup.PublicKey.load(key)), wait, timeout, as_json)
+def _typed(name: str, hint: Any, default: Any) -> Parameter:
+    """Return the argument or option for a detail of an order that is typed as it is posted."""
+    kind, shown = get_args(hint)
+    options: dict[str, Any] = {"help": shown.help, "metavar": shown.name, "min": shown.least, "max": shown.most}
+    if shown.is_identity:
+        options |= {"parser": identity, "metavar": "HEX"}
+    is_argument = default is Parameter.empty and shown.name is not None
+    if is_argument:
+        return _parameter(name, Annotated[kind, typer.Argument(**options)], default)
+    words = [f"--{name}"] if kind is bool else []
+    return _parameter(name, Annotated[kind, typer.Option(*words, **options)], default)
 
 
-@app.command()
-def remove(
-    context: typer.Context, device: _Device, wait: _Wait = False, timeout: _Timeout = None, as_json: _Json = False
-) -> None:
-    """Drop the key of a device, without telling it."""
-    _order(context, lambda orders: orders.remove(device), wait, timeout, as_json)
+def _parameter(name: str, hint: Any, default: Any = Parameter.empty) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, annotation=hint, default=default)
 
 
-@app.command()
-def revoke(
-    context: typer.Context, device: _Device, wait: _Wait = False, timeout: _Timeout = None, as_json: _Json = False
-) -> None:
-    """Put a device out for good and bar its key."""
-    _order(context, lambda orders: orders.revoke(device), wait, timeout, as_json)
+def _add_command(verb: type[Order]) -> None:
+    """Make the command of a verb: its details, and whether to wait for the end."""
+    hints = get_type_hints(verb, include_extras=True)
+    defaults = {each.name: Parameter.empty if each.default is MISSING else each.default for each in fields(verb)}
+    about = verb if issubclass(verb, AboutUpdate) else None  # then the order that it is about names the device
+    made = {} if about else {name: make for name, make in _MADE.items() if name in defaults}
+    parameters = [_parameter("context", typer.Context)] + ([] if about else [_parameter("device", IdentityArgument)])
+    for name, default in defaults.items():
+        if name in made:
+            parameters += signature(made[name]).parameters.values()
+        elif name != "device":
+            parameters.append(_typed(name, hints[name], default))
+    parameters += [_parameter(name, *each) for name, each in _WAITING.items()]
+
+    def command(context: typer.Context, wait: bool, timeout: float | None, as_json: bool, **typed: Any) -> None:
+        details = {
+            name: make(**{each: typed.pop(each) for each in signature(make).parameters}) for name, make in made.items()
+        }
+        with chosen(context, _USAGE) as fleet:
+            posted = fleet.post_about(about, **typed) if about else fleet.post(verb(**typed, **details))
+            if wait:
+                _follow(posted, timeout, as_json)
+            elif as_json:
+                print(json.dumps({"id": posted.id, "state": "POSTED"}))
+            else:
+                print(posted.id)
+
+    by_keyword = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters]
+    command.__signature__ = Signature(by_keyword)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in by_keyword}
+    settings = {"ignore_unknown_options": "data" in made}  # a value may be negative
+    app.command(verb.command, help=verb.__doc__, context_settings=settings)(command)
 
 
-@app.command()
-def terminate(
-    context: typer.Context, device: _Device, wait: _Wait = False, timeout: _Timeout = None, as_json: _Json = False
-) -> None:
-    """Put a device out; it may join again."""
-    _order(context, lambda orders: orders.terminate(device), wait, timeout, as_json)
-
-
-@app.command()
-def deregister(
-    context: typer.Context, device: _Device, wait: _Wait = False, timeout: _Timeout = None, as_json: _Json = False
-) -> None:
-    """Tell a device that it is out for good, and drop its key."""
-    _order(context, lambda orders: orders.deregister(device), wait, timeout, as_json)
+for _verb in VERBS.values():
+    _add_command(_verb)
 
 
 @app.command()
@@ -183,21 +140,21 @@ def result(
     order: Annotated[str, typer.Argument(metavar="ID", help="What ordering has printed.")],
     wait: _Wait = False,
     timeout: _Timeout = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Tell what an order has come to."""
-    with _orders(context) as orders:
-        posted = orders.find(order)
+    with chosen(context, _USAGE) as fleet:
+        posted = fleet.find(order)
         if not wait:
             raise typer.Exit(_told(posted, posted.report(), as_json))
         _follow(posted, timeout, as_json)
 
 
 @app.command()
-def waiting(context: typer.Context, as_json: _Json = False) -> None:
-    """Tell how many orders no worker has taken yet, by partition."""
-    with _orders(context) as orders:
-        counts = orders.waiting()
+def waiting(context: typer.Context, as_json: Json = False) -> None:
+    """Tell how many orders the server has not taken yet, by partition."""
+    with chosen(context, _USAGE) as fleet:
+        counts = fleet.waiting()
     if as_json:
         print(json.dumps({str(partition): count for partition, count in counts.items()}))
         return
@@ -205,33 +162,7 @@ def waiting(context: typer.Context, as_json: _Json = False) -> None:
         console.print(f"partition {partition}: {count}", highlight=False)
 
 
-@contextmanager
-def _orders(context: typer.Context) -> Iterator[srup.Orders]:
-    try:
-        with explained(), srup.Orders(*context.obj) as orders:
-            yield orders
-    except ModuleNotFoundError as error:
-        fail(str(error))
-
-
-def _order(
-    context: typer.Context,
-    post: Callable[[srup.Orders], srup.PostedOrder],
-    wait: bool,
-    timeout: float | None,
-    as_json: bool,
-) -> None:
-    with _orders(context) as orders:
-        posted = post(orders)
-        if wait:
-            _follow(posted, timeout, as_json)
-        elif as_json:
-            print(json.dumps({"id": posted.id, "state": "POSTED"}))
-        else:
-            print(posted.id)
-
-
-def _follow(posted: srup.PostedOrder, timeout: float | None, as_json: bool) -> None:
+def _follow(posted: "srup.PostedOrder", timeout: float | None, as_json: bool) -> None:
     """Tell each report as it comes; status 1 when the order failed, or is not over in time."""
     status = 0
     try:
@@ -249,7 +180,7 @@ def _follow(posted: srup.PostedOrder, timeout: float | None, as_json: bool) -> N
     raise typer.Exit(status)
 
 
-def _told(posted: srup.PostedOrder, report: srup.OrderReport, as_json: bool) -> int:
+def _told(posted: "srup.PostedOrder", report: "srup.OrderReport", as_json: bool) -> int:
     """Print a report; return the status of a command that ends with it."""
     failed = report.error is not None or report.value in _FAILED
     if as_json:
@@ -257,5 +188,5 @@ def _told(posted: srup.PostedOrder, report: srup.OrderReport, as_json: bool) -> 
     else:
         came_to = f"{report.error}: {report.text}" if report.error is not None else report.value
         known = [posted.id, report.state, None if came_to == report.state else came_to]
-        print(" ".join(printable(each) for each in known if each), flush=True)
+        print(" ".join(printable(each, LONGEST_LINE, words=True) for each in known if each), flush=True)
     return int(failed)

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -15,9 +16,13 @@ import typer
 
 import srup
 
-from ..transport import Transport
+from ..errors import SrupError
+from ..extras import require
+from ..printable import printable
 from . import logs
-from .joins import ValueBoard
+from .apps import App
+from .enrolled import Enrolled, OurIdentity, Party, party, required
+from .joins import VALUE_FORMS, ValueBoard
 from .options import (
     AuditDays,
     Broker,
@@ -26,61 +31,70 @@ from .options import (
     CertFile,
     CertKeyFile,
     HasPassword,
-    Identity,
     JoinTimeout,
     KeyFile,
     LogFormat,
     Metrics,
+    RefusalLines,
     audit_kept,
-    explained,
     identity,
-    key_of,
     log_as,
     monitoring,
-    monitors,
     policy,
-    tell_refusal,
-    transport_of,
 )
 from .store import is_redis
-from .terminal import Scene, Terminal, fail, tell
+from .systemd import Notifier, works
+from .terminal import Scene, Terminal, explained, fail, tell
 from .workers import Supervisor, application, end_with_supervisor
 
 if TYPE_CHECKING:
     from ..monitor import Monitor
 
-__all__ = ["server"]
+__all__ = ["app", "server"]
+
+app = App()
 
 
+@app.command()
 def server(
-    identity: Identity,
-    key: KeyFile,
-    devices: Annotated[Path, typer.Option(help="A folder with the devices' public keys, <identity in hex>.pem.")],
-    broker: Broker,
+    identity: OurIdentity = None,
+    key: KeyFile = None,
+    devices: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the devices' public keys, <identity in hex>.pem or .pem.pub; not needed with --enrolled."
+        ),
+    ] = None,
+    broker: Broker = None,
+    enrolled: Enrolled = None,
     admission: Annotated[
-        Literal["simple", "human", "observed"], typer.Option(help="What a device must go through to get in.")
+        Literal["simple", "human", "observed"], typer.Option(help="How devices are admitted.")
     ] = "simple",
     observer: Annotated[
         list[int] | None,
-        typer.Option(parser=identity, metavar="HEX", help="A device whose word counts; may be given several times."),
+        typer.Option(parser=identity, metavar="HEX", help="A device trusted to observe joins; repeatable."),
     ] = None,
     join_timeout: JoinTimeout = None,
     store: Annotated[
-        str | None, typer.Option(metavar="PATH|URL", help="Where state survives: an SQLite database, or redis://...")
+        str | None, typer.Option(metavar="PATH|URL", help="Where to keep state: an SQLite file, or redis://...")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="So many worker processes share the devices; needs Redis.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Number of worker processes that share the devices; needs Redis."),
     ] = None,
-    lease: Annotated[float, typer.Option(min=1.0, metavar="SECONDS", help="How long a worker's lease lasts.")] = 15.0,
+    lease: Annotated[float, typer.Option(min=1.0, metavar="SECONDS", help="Duration of a worker's lease.")] = 15.0,
     app: Annotated[
         str | None,
-        typer.Option(metavar="MODULE:FUNCTION", help="Called with the server (of each partition): adds its handlers."),
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Function that registers handlers; called with the server, or with the server of each partition.",
+        ),
     ] = None,
     audit_days: AuditDays = 30.0,
-    adopt: Annotated[bool, typer.Option("--adopt", help="Take over a store that may be an old copy.")] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Accept a store that may be an old copy.")] = False,
     witness: Annotated[
         Path | None,
-        typer.Option(help="A folder of this machine's own, not in its backups, by which an old copy of Redis is told."),
+        typer.Option(help="Local folder, not backed up, used to detect a restored Redis."),
     ] = None,
     password: HasPassword = False,
     broker_user: BrokerUser = None,
@@ -90,53 +104,125 @@ def server(
     metrics: Metrics = None,
     log_format: LogFormat = None,
 ) -> None:
-    """Run a server until Ctrl-C; where a person has to compare the value of a join, it asks here."""
+    """Run a server until Ctrl-C. Joins that a person must compare are shown here."""
     logged = log_as(log_format)
     with explained():
+        if admission == "observed" and not observer:
+            raise ValueError("--admission observed needs --observer HEX: a device trusted to observe joins")
         setup = application(app) if app is not None else None
-        keys = srup.KeyRing.load(devices)
+        files: dict[str, Any] = {"password": password, "broker_user": broker_user}
+        ours = party(enrolled, identity, key, broker, **files, ca=ca, cert=cert, cert_key=cert_key)
+        service = ours.enrolment.key_service() if ours.enrolment is not None and devices is None else None
+        skipped = None if _WORKER in os.environ else partial(_tell_skipped, logs.say if logged else tell)
+        keys = srup.KeyRing.load(required(devices, "--devices"), skipped) if service is None else srup.KeyRing()
         options: dict[str, Any] = {"devices": keys, "policy": policy(join_timeout), "admission": admission}
         options["audit_kept"] = audit_kept(audit_days)
-        link = partial(transport_of, broker, identity, broker_user, ca, cert, cert_key)
         if is_redis(store):
             if admission != "simple" and setup is None:
-                fail("workers have no terminal to compare values in: --app must moderate the joins")
-            private, say = key_of(key, password), logs.say if logged else tell
+                fail("workers have no terminal for comparing values: --app must moderate the joins")
+            if service is not None:
+                fail("--workers needs --devices; further devices are registered with srup order register")
+            say = logs.say if logged else tell
             if (number := os.environ.get(_WORKER)) is None:
                 if metrics is not None:
-                    monitors().Address.parse(metrics).after((workers or 1) - 1)
-                raise typer.Exit(_supervise(identity, store, workers or 1, say))
-            ours = metrics and str(monitors().Address.parse(metrics).after(int(number)))
-            raise typer.Exit(_share(identity, private, link, store, lease, adopt, witness, setup, options, ours, say))
+                    _metrics_address(metrics, (workers or 1) - 1)
+                folder = ListedKeys(required(devices, "--devices"), say)
+                raise typer.Exit(_supervise(ours.identity, store, workers or 1, say, folder))
+            at = metrics and _metrics_address(metrics, int(number))
+            folder = ListedKeys(required(devices, "--devices"), say)
+            raise typer.Exit(_share(ours, store, lease, adopt, witness, setup, options, at, say, folder))
         if workers is not None:
-            fail("workers share their state in a Redis: --store redis://host:port/db")
+            fail("--workers needs a shared store: --store redis://host:port/db")
         if witness is not None:
-            fail("a database has its witness beside it: --witness is for --store redis://host:port/db")
+            fail("--witness is only for --store redis://host:port/db; an SQLite store has its witness beside it")
         running = srup.Server(
-            identity,
-            key_of(key, password),
-            broker=link(),
+            ours.identity,
+            ours.key,
+            broker=ours.link(),
+            key_service=service,
             observers=observer or (),
             store=None if store is None else srup.SqliteStore(store, adopt=adopt),
             **options,
         )
+        changes = None if devices is None else running.reload_keys(keys)  # before it starts
         monitor = monitoring(metrics, running)
+    terminal = Terminal(logged, None if devices is None else lambda: listed.reload(running))
+    running.on_fault(lambda fault: terminal.end(1))
+    listed = ListedKeys(devices or Path(), terminal.say)
+    if terminal.asks:
+        require(*VALUE_FORMS)
     with ExitStack() as stack:
-        terminal = stack.enter_context(Terminal(logged))
+        stack.enter_context(terminal)
         moderation = Moderation(running, terminal)
+        stack.callback(moderation.close)
         if setup is not None:
             with explained():
                 setup(running)  # what it handles, the terminal does not tell
-        terminal.say(f"server {identity:x}: {len(keys)} {'device' if len(keys) == 1 else 'devices'} in {devices}")
+        known = f"{_devices(len(keys))} in {devices}"
+        terminal.say(
+            f"server {ours.identity:x}: {known if service is None else f'devices registered at {service.url}'}"
+        )
         if not terminal.asks:
-            terminal.say("this is no terminal: nobody can compare values here, and human-moderated joins are refused")
+            terminal.say("not a terminal: nobody can compare values here, so human-moderated joins are refused")
         if monitor is not None:
             stack.enter_context(monitor)
             terminal.say(f"metrics at {monitor.url}/metrics")
         with explained():
             stack.enter_context(running)
+        if changes is not None:
+            changes.add_done_callback(lambda done: listed.tell(done.result()))
+        stack.enter_context(Notifier(lambda: works(running.vitals())))
         terminal.run(moderation.look)
     raise typer.Exit(terminal.status)
+
+
+def _tell_skipped(say: Callable[[str, str], object], path: Path, why: str) -> None:
+    """Tell the operator of a file in the folder of keys that is none."""
+    say(f"{path} is skipped: {why}", "yellow")
+
+
+class ListedKeys:
+    """The keys of devices that a folder lists: what is changed there takes effect at the start and at SIGHUP."""
+
+    def __init__(self, folder: Path, say: Callable[[str, str], object]) -> None:
+        self._folder = folder
+        self._say = say
+
+    def load(self, skipped: Callable[[Path, str], object] = lambda path, why: None) -> srup.KeyRing | None:
+        """Read the folder again; None if anything is wrong there, which is told: then all stays as it is."""
+        try:
+            return srup.KeyRing.load(self._folder, skipped)
+        except SrupError as error:
+            self._say(f"the keys are not reloaded: {error}", "yellow")
+            return None
+
+    def read(self) -> srup.KeyRing | None:
+        """Read the folder again as :meth:`load` does, and tell what is in it."""
+        keys = self.load(partial(_tell_skipped, self._say))
+        if keys is not None:
+            self._say(f"{_devices(len(keys))} in {self._folder}", "")
+        return keys
+
+    def reload(self, server: srup.Server) -> None:
+        """Let what the folder lists now take effect, and tell what has changed when it has."""
+        if (keys := self.read()) is not None:
+            server.reload_keys(keys).add_done_callback(lambda done: self.tell(done.result()))
+
+    def tell(self, changes: "srup.agent.KeyChanges") -> None:
+        """Say what has changed."""
+        where = f"{self._folder}/"
+        for device in changes.added:
+            self._say(f"{device:x} may join: {where} has a key for it now", "")
+        for device in changes.replaced:
+            self._say(f"{device:x} has another key in {where} and is treated as a new device", "yellow")
+        for device in changes.removed:
+            self._say(f"{device:x} is no longer a member: its key was removed from {where}", "yellow")
+        for device, why in changes.refused.items():
+            self._say(f"{device:x} may not join: {why}", "yellow")
+
+
+def _devices(number: int) -> str:
+    return f"{number} {'device' if number == 1 else 'devices'}"
 
 
 _WORKER: Final = "SRUP_WORKER"
@@ -146,17 +232,22 @@ _RUN: Final = "SRUP_RUN"
 """The environment variable that names a run of the command to its workers."""
 
 
-def _supervise(identity: int, store: str | None, workers: int, say: Callable[[str, str], object]) -> int:
+def _supervise(
+    identity: int, store: str | None, workers: int, say: Callable[[str, str], object], folder: ListedKeys
+) -> int:
     """Run workers in processes of their own, which are this command again."""
     srup.Worker.check(store, identity)
     os.environ[_RUN] = secrets.token_hex(8)
-    return Supervisor([sys.executable, "-m", "srup", *sys.argv[1:]], workers, say, _WORKER).run()
+
+    def reload() -> bool:
+        return folder.read() is not None
+
+    with Notifier(lambda: True):
+        return Supervisor([sys.executable, "-m", "srup", *sys.argv[1:]], workers, say, _WORKER, reload).run()
 
 
 def _share(
-    identity: int,
-    key: srup.PrivateKey,
-    link: Callable[..., Transport],
+    ours: Party,
     store: str | None,
     lease: float,
     adopt: bool,
@@ -164,9 +255,10 @@ def _share(
     setup: Callable[[Any], object] | None,
     options: dict[str, Any],
     metrics: str | None,
-    say: Callable[[str], object],
+    say: Callable[[str, str], object],
+    folder: ListedKeys,
 ) -> int:
-    """Serve a share of the devices until SIGTERM."""
+    """Serve a share of the devices until SIGTERM; at SIGHUP, which the supervisor passes on, read the keys again."""
 
     def hear(server: srup.Server) -> None:
         if monitor is not None:
@@ -175,9 +267,9 @@ def _share(
             setup(server)
 
     worker = srup.Worker(
-        identity,
-        key,
-        broker=lambda client_id, reactor: link(client_id=client_id, reactor=reactor),
+        ours.identity,
+        ours.key,
+        broker=lambda _client_id, reactor: ours.link(reactor=reactor),
         store=store,
         setup=hear,
         ttl=lease,
@@ -186,29 +278,45 @@ def _share(
         **options,
     )
     monitor = None if metrics is None else _worker_monitor(metrics, worker)
+    worker.reload_keys(options["devices"], folder.tell)
+
+    def reload(_signal: int, _frame: object) -> None:
+        if (keys := folder.load()) is not None:
+            worker.reload_keys(keys, folder.tell)
+
+    signal.signal(signal.SIGHUP, reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the supervisor has let it wait until now
     end_with_supervisor()
     with nullcontext() if monitor is None else monitor:
         if monitor is not None:
-            say(f"metrics at {monitor.url}/metrics")
+            say(f"metrics at {monitor.url}/metrics", "")
         worker.run()
     return 0
 
 
-def _worker_monitor(address: str, worker: srup.Worker) -> "Monitor":
+def _metrics_address(first: str, number: int) -> str:
+    """Return where worker ``number`` shows its metrics, if worker 0 does at ``first``."""
+    from ..monitor import Address
+
+    return str(Address.parse(first).after(number))
+
+
+def _worker_monitor(address: str, worker: "srup.Worker") -> "Monitor":
     """Return what shows the servers of a worker, added up, and its leases."""
-    monitor: Monitor = monitors().Monitor(
+    from ..monitor import Collector, Monitor, trouble_by_reason
+
+    return Monitor(
         address,
-        collector=monitors().Collector(leases=lambda: {one.partition: one.remaining() for one in worker.leases}),
+        collector=Collector(leases=lambda: {one.partition: one.remaining() for one in worker.leases}),
         healthy={"worker": lambda: None if worker.alive else "one of its threads has ended"},
-        ready={"leases": lambda: "; ".join(worker.trouble.copy().values()) or None},
+        ready={"leases": lambda: trouble_by_reason(worker.trouble.copy())},
     )
-    return monitor
 
 
 _ANSWERS: Final[dict[str, tuple[str, Callable[[srup.PendingJoin], None]]]] = {
     "a": ("accept", lambda join: join.accept()),
     "r": ("refuse", lambda join: join.refuse()),
-    "f": ("fail (could not be compared)", lambda join: join.fail()),
+    "f": ("fail (cannot be compared)", lambda join: join.fail()),
 }
 _PROMPT: Final = ", ".join(f"{letter} {what}" for letter, (what, _) in _ANSWERS.items()) + ", then Enter:"
 
@@ -219,17 +327,22 @@ class Moderation:
     def __init__(self, server: srup.Server, terminal: Terminal) -> None:
         self._server = server
         self._terminal = terminal
+        self.close = (refusals := RefusalLines(terminal)).close
         self._shown: tuple[srup.PendingJoin, ValueBoard] | None = None
         self._answered: srup.PendingJoin | None = None
         say = terminal.say
         server.on_link(lambda connected, why: say(why if connected else f"not connected: {why}", "dim"))
         server.on_moderation(self._moderate)
         server.on_joined(self._joined)
-        server.on_not_joined(lambda device, status: say(f"{device:x} is not let in: {status.name}", "yellow"))
+        server.on_not_joined(self._not_joined)
         server.on_left(lambda device: say(f"{device:x} has left"))
-        server.on_deregistered(lambda device: say(f"{device:x} has left for good; its key is dropped"))
-        server.on_data()(lambda device, data_id, value: say(f"{device:x} sends {data_id}: {value!r}"))
-        server.on_refused(partial(tell_refusal, terminal))
+        server.on_deregistered(lambda device: say(f"{device:x} has deregistered; its key is deleted"))
+        server.on_data()(
+            lambda device, data_id, value: say(
+                f"{device:x} sends {printable(data_id, 100)}: {printable(repr(value), 300, words=True)}"
+            )
+        )
+        server.on_refused(refusals)
 
     def look(self) -> Scene | None:
         """Return the join that the operator is to decide about."""
@@ -243,7 +356,7 @@ class Moderation:
             self._shown = waiting[0], ValueBoard(waiting[0].value)
         join, board = self._shown
         left = max(0, round(join.expires - time.time()))
-        more = f"; {len(waiting) - 1} more behind it" if len(waiting) > 1 else ""
+        more = f"; {len(waiting) - 1} more waiting" if len(waiting) > 1 else ""
         heading = f"Is this what {join.device:x} shows? {left // 60}:{left % 60:02} left{more}"
         return Scene(join, partial(board.body, heading), _PROMPT, partial(self._answer, join))
 
@@ -262,7 +375,7 @@ class Moderation:
             return
         late = time.time() >= join.expires
         self._terminal.say(
-            f"the join of {join.device:x} is over: {'nobody answered in time' if late else 'it was withdrawn'}",
+            f"the join of {join.device:x} ended: {'nobody decided in time' if late else 'it was withdrawn'}",
             "yellow",
         )
 
@@ -270,14 +383,20 @@ class Moderation:
         if self._terminal.asks:
             self._terminal.wake()
         else:
-            self._terminal.say(f"{join.device:x} wants to be compared; refused, this is no terminal", "yellow")
+            self._terminal.say(
+                f"{join.device:x} wants a compared join: refused, because this is not a terminal", "yellow"
+            )
             join.refuse()
+
+    def _not_joined(self, device: int, status: srup.Status) -> None:
+        why = self._server.refusal_of(device)
+        self._terminal.say(f"{device:x} was not admitted: {status.name}{f': {why}' if why else ''}", "yellow")
 
     def _joined(self, device: int) -> None:
         self._terminal.say(f"{device:x} has joined", "green")
 
         def identified(answer: "Future[str]") -> None:
             if answer.exception() is None and answer.result():
-                self._terminal.say(f"{device:x} says it is: {answer.result()}")
+                self._terminal.say(f"{device:x} describes itself as: {answer.result()}")
 
         self._server.identify(device).add_done_callback(identified)

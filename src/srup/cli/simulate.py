@@ -1,34 +1,43 @@
 """``srup simulate``: fleets in simulated time, seed after seed, until something happens that must not."""
 
+import json
 import secrets
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from ..simulation import Options, Report, run
 from ..simulation.keychain import SCHEMES
-from .terminal import console, fail, printable
+from .apps import App
+from .options import Json
+from .terminal import console, fail, show
 
-__all__ = ["replay_command", "simulate"]
+__all__ = ["app", "replay_command", "simulate"]
+
+app = App()
 
 _TAIL = 40
 """How many lines of the trace are shown of a run that failed."""
 
 
+@app.command()
 def simulate(
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="The first seed, or the only one; default: by chance.")
+    seed: Annotated[int | None, typer.Option(min=0, help="The first (or only) seed; default: random.")] = None,
+    runs: Annotated[
+        int | None, typer.Option(min=1, help="Number of seeds; default: 1 with --seed, otherwise 20.")
     ] = None,
-    runs: Annotated[int | None, typer.Option(min=1, help="How many seeds. [default: 1 with --seed, else 20]")] = None,
-    devices: Annotated[int, typer.Option(min=1, max=64, help="How many devices there are.")] = 4,
-    steps: Annotated[int, typer.Option(min=0, help="How many things happen in a run.")] = 150,
-    scheme: Annotated[str, typer.Option(help=f"The scheme of all keys: {' or '.join(SCHEMES)}.")] = SCHEMES[0],
+    devices: Annotated[int, typer.Option(min=1, max=64, help="Number of devices.")] = 4,
+    steps: Annotated[int, typer.Option(min=0, help="Number of steps in a run.")] = 150,
+    scheme: Annotated[str, typer.Option(help=f"Key scheme of all parties: {' or '.join(SCHEMES)}.")] = SCHEMES[0],
     durable: Annotated[
         bool | None,
-        typer.Option("--durable/--volatile", help="With or without stores. [default: every other seed, the odd ones]"),
+        typer.Option("--durable/--volatile", help="With or without stores; default: with, for odd seeds."),
     ] = None,
-    trace: Annotated[bool, typer.Option("--trace", help="Show everything that happens.")] = False,
+    syndication: Annotated[
+        bool, typer.Option("--syndication", help="Simulate several owners who share devices with each other.")
+    ] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Show every event.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Let fleets live through faults, crashes and attacks in simulated time, and check everything that they do.
 
@@ -40,8 +49,12 @@ def simulate(
     failed = 0
     for number in range(first, first + (runs or (20 if seed is None else 1))):
         stores = number % 2 == 1 if durable is None else durable
-        report = run(number, Options(devices=devices, steps=steps, scheme=scheme, durable=stores))
-        _show(report, trace)
+        options = Options(devices=devices, steps=steps, scheme=scheme, durable=stores, syndication=syndication)
+        report = run(number, options)
+        if as_json:
+            print(json.dumps(_described(report, trace)), flush=True)
+        else:
+            _show(report, trace)
         failed += not report.passed
     if failed:
         raise typer.Exit(1)
@@ -53,7 +66,21 @@ def replay_command(report: Report) -> str:
     return (
         f"srup simulate --seed {report.seed} --devices {options.devices} --steps {options.steps} "
         f"--scheme {options.scheme} {'--durable' if options.durable else '--volatile'}"
+        f"{' --syndication' if options.syndication else ''}"
     )
+
+
+def _described(report: Report, everything: bool) -> dict[str, Any]:
+    """Return a report as JSON has it."""
+    described: dict[str, Any] = {
+        "seed": report.seed,
+        "passed": report.passed,
+        "seconds": report.seconds,
+        "counts": report.counts,
+    }
+    described |= {"violations": [str(each) for each in report.violations], "digest": report.digest}
+    described["again"] = replay_command(report)
+    return described | ({"trace": report.trace} if everything else {})
 
 
 def _show(report: Report, everything: bool) -> None:
@@ -75,4 +102,5 @@ def _show(report: Report, everything: bool) -> None:
 
 
 def _print(line: str) -> None:
-    console.print(escape(printable(line)), highlight=False, soft_wrap=True)
+    content = line.lstrip(" ")
+    show(" ".join(content.split()), before=(line[: len(line) - len(content)], ""), most=None)

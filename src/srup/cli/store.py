@@ -8,16 +8,20 @@ import typer
 
 import srup
 
-from .options import Identity, explained
-from .terminal import console, errors, printable
+from ..messages import SCHEMA
+from ..printable import printable
+from ..store.partition import MAX_PARTITIONS
+from .apps import App
+from .options import Identity, identity
+from .terminal import console, explained
 
 __all__ = ["app", "is_redis"]
 
-app = typer.Typer(help="Durable state of servers and devices.", no_args_is_help=True)
+app = App(help="Durable state of servers and devices.")
 
 
 def is_redis(store: str | None) -> bool:
-    """Tell whether a ``--store`` option names a Redis; otherwise it is the path of an SQLite database."""
+    """Return whether a ``--store`` option names a Redis; otherwise it is the path of an SQLite database."""
     return store is not None and store.partition("://")[0] in ("redis", "rediss", "unix")
 
 
@@ -26,7 +30,7 @@ def create(
     url: Annotated[str, typer.Argument(metavar="URL", help="redis://host:port/db of an empty Redis.")],
     identity: Identity,
     partitions: Annotated[
-        int, typer.Option(min=1, max=65536, help="How many parts the devices are split into, for good.")
+        int, typer.Option(min=1, max=MAX_PARTITIONS, help="Number of partitions; it cannot be changed later.")
     ] = 64,
 ) -> None:
     """Set up a Redis for the workers of a server. Nothing else ever begins an empty state."""
@@ -37,27 +41,31 @@ def create(
 
 @app.command()
 def audit(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="The SQLite database of a server that is not running.")],
-    identity: Identity,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="An SQLite database that is not in use, or a copy.")],
+    identity: Annotated[
+        int | None,
+        typer.Option(parser=identity, metavar="HEX", help="Identity that it must belong to; default: any."),
+    ] = None,
     since: Annotated[float, typer.Option(help="Unix time of the first row.")] = 0.0,
-    partner: Annotated[str | None, typer.Option(metavar="HEX", help="Only what came from this one.")] = None,
+    partner: Annotated[
+        int | None, typer.Option(parser=identity, metavar="HEX", help="Only messages from this peer.")
+    ] = None,
 ) -> None:
-    """Print the messages that were accepted, one JSON object a line, the oldest first."""
+    """Print the messages that were accepted, one JSON object a line, the oldest first; nothing is changed."""
+    names = {cls.layout.type: cls.__name__ for cls in SCHEMA[:]}
     with explained():
-        store = srup.SqliteStore(path, create=False)
+        store = srup.SqliteStore(path, read_only=True)
         store.open(identity)
         try:
-            for row in store.audit(since, None if partner is None else int(partner, 16)):
+            for row in store.audit(since, partner):
                 shown = {
                     "at": datetime.fromtimestamp(row.at, UTC).isoformat(),
                     "partner": f"{row.partner:x}",
                     "sequence_id": row.sequence_id,
-                    "type": row.type,
+                    "type": names.get(row.type, row.type),
                     "token": printable(row.token.decode("ascii", "backslashreplace")),
                     "outcome": row.outcome,
                 }
                 print(json.dumps(shown))
-        except BrokenPipeError:
-            errors.quiet = True
         finally:
             store.close()

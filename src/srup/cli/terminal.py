@@ -1,6 +1,6 @@
 """The terminal of an operator: lines that stay, a screen that does not, and what is typed.
 
-Lines are escaped here, so that nothing from the network steers the terminal (THREATS.md T17). What is secret appears on
+Lines are escaped here, so that nothing from the network steers the terminal (T17). What is secret appears on
 the alternate screen only, which has no scrollback and is wiped when it is left.
 """
 
@@ -12,20 +12,23 @@ import signal
 import sys
 import termios
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final, NamedTuple, NoReturn, Self
 
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.control import Control
-from rich.markup import escape
 from rich.screen import Screen
 from rich.text import Text
 
+from ..errors import SrupError
+from ..files import complaint
+from ..printable import printable
 from . import logs
+from .endings import has_terminal, told_to_end
 
-__all__ = ["Scene", "Terminal", "console", "errors", "fail", "printable", "tell"]
+__all__ = ["Scene", "Terminal", "console", "errors", "explained", "fail", "secret", "show", "tell"]
 
 console: Final = Console()
 errors: Final = Console(stderr=True)
@@ -38,24 +41,64 @@ MAX_LINES: Final = 500
 
 MAX_TYPED: Final = 400
 _TICK: Final = 1.0  # seconds; a remaining time is shown, and the window may have another size
-_ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ESCAPE, _DELETE, _ENTER = "\x1b", "\b\x7f", "\r\n"
 
 
 def fail(message: str) -> NoReturn:
     """End the command because of a mistake of the operator."""
-    errors.print(f"[red]error:[/] {escape(printable(message))}", highlight=False, soft_wrap=True)
+    show(message, to=errors, before=("error: ", "red"))
     raise typer.Exit(2)
 
 
+@contextmanager
+def explained() -> Iterator[None]:
+    """Let a mistake of the operator, or trouble outside this program, end the command with one line."""
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads what we print
+        raise
+    except OSError as error:
+        fail(complaint(error))
+    except (SrupError, ValueError) as error:
+        fail(str(error))
+
+
+def secret(question: str, confirm: bool = False) -> str:
+    """Ask for a password, which is not shown; with ``confirm`` twice."""
+    try:
+        answer: str = typer.prompt(question, hide_input=True, confirmation_prompt=confirm)
+    except typer.Abort as abort:
+        if isinstance(abort.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        fail(f"{question}: no answer")
+    return answer
+
+
 def tell(text: str, style: str = "") -> None:
-    """Print a line on stderr, escaped."""
-    errors.print(escape(printable(text)), style=style, highlight=False, soft_wrap=True)
+    """Show a line on standard error."""
+    show(text, style, to=errors)
 
 
-def printable(text: str) -> str:
-    """Return ``text`` with everything escaped that is no visible character or space, and not longer than a line."""
-    return logs.escaped(text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}...")
+def show(
+    text: str,
+    style: str = "",
+    *,
+    to: Console = console,
+    most: int | None = LONGEST_LINE,
+    before: tuple[str, str] = ("", ""),
+) -> None:
+    """Print one line, escaped and not longer than ``most``; ``before`` is a text of ours with a style of its own."""
+    to.print(_hanging(Text.assemble(before, (printable(text, most, words=True), style)), to), soft_wrap=True)
+
+
+def _hanging(line: Text, on: Console) -> Text:
+    """Indent what a terminal does not get into its first row: no part of a line must look like another one."""
+    if not on.is_terminal or line.cell_len <= on.width:
+        return line
+    rows = line.wrap(on, max(1, on.width - 2))
+    for row in rows:
+        row.rstrip()
+    return Text("\n  ").join(rows)
 
 
 class Scene(NamedTuple):
@@ -77,10 +120,11 @@ class Terminal:
 
     Ctrl-C, SIGTERM and SIGHUP end :meth:`run`. ``shows`` tells whether there is a screen, ``asks`` whether somebody can
     type as well. :meth:`say`, :meth:`wake` and :meth:`end` may be called from any thread. With ``logged`` the lines go
-    to the log where there is no screen, so that there is one stream of one form.
+    to the log where there is no screen, so that there is one stream of one form. ``reload`` is what SIGHUP asks a
+    service for: :meth:`run` calls it. Where we were started from a terminal, that terminal is gone, and we end.
     """
 
-    def __init__(self, logged: bool = False) -> None:
+    def __init__(self, logged: bool = False, reload: Callable[[], object] | None = None) -> None:
         self.shows = (
             sys.stdout is not None and sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal
         )
@@ -98,15 +142,15 @@ class Terminal:
         self._sleeper, self._waker = os.pipe()
         os.set_blocking(self._sleeper, False)
         os.set_blocking(self._waker, False)
-        self._before: dict[Any, Any] = {}
+        self._reload = None if has_terminal() else reload
+        self._reload_asked = False
+        self._signals: AbstractContextManager[None] = told_to_end(self._told)
         self._wakeup_fd = -1
         self._modes: list[Any] | None = None
         self._handlers: list[logging.Handler] = []
 
     def __enter__(self) -> Self:
-        heard = [ending for ending in _ENDINGS if signal.getsignal(ending) is not signal.SIG_IGN]  # nohup
-        # An exception out of the blue would leave the screen half drawn.
-        self._before = {ending: signal.signal(ending, lambda *_: self.end()) for ending in heard}
+        self._signals.__enter__()
         # Without it a signal that comes just before a wait begins is heard when the wait is over.
         self._wakeup_fd = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         if self.asks:
@@ -131,8 +175,7 @@ class Terminal:
             if self._modes is not None:
                 termios.tcsetattr(sys.stdin, termios.TCSAFLUSH, self._modes)
         signal.set_wakeup_fd(self._wakeup_fd)
-        for ending, handler in self._before.items():
-            signal.signal(ending, handler)
+        self._signals.__exit__(None, None, None)
 
     def say(self, line: str, style: str = "") -> None:
         """Show a line; later, if the alternate screen is up."""
@@ -143,7 +186,7 @@ class Terminal:
             with suppress(IndexError):
                 self._lines.popleft()
             self._dropped += 1
-        self._last = Text(printable(line), style)
+        self._last = Text(printable(line, LONGEST_LINE, words=True), style)
         self._lines.append(self._last)
         self.wake()
 
@@ -151,6 +194,13 @@ class Terminal:
         """Look again at what is to be shown."""
         with suppress(BlockingIOError):
             os.write(self._waker, b"\0")
+
+    def _told(self, ending: signal.Signals) -> None:
+        if ending is signal.SIGHUP and self._reload is not None:
+            self._reload_asked = True
+            self.wake()
+        else:
+            self.end()
 
     def end(self, status: int = 0) -> None:
         """Let :meth:`run` return, and the command end with ``status``."""
@@ -168,6 +218,9 @@ class Terminal:
             if self.asks:
                 selector.register(sys.stdin, selectors.EVENT_READ)
             while not self._over:
+                if self._reload_asked and self._reload is not None:
+                    self._reload_asked = False
+                    self._reload()
                 self._show(look())
                 ready = [key.fileobj for key, _ in selector.select(_TICK if self._scene else None)]
                 if self._sleeper in ready:
@@ -255,7 +308,7 @@ class Terminal:
         if dropped:
             console.print(f"({dropped} lines were dropped)", style="yellow", highlight=False)
         while self._lines:
-            console.print(self._lines.popleft(), soft_wrap=True)
+            console.print(_hanging(self._lines.popleft(), console), soft_wrap=True)
 
 
 class _LogLines(logging.Handler):

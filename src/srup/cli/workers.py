@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from .endings import has_terminal, told_to_end
+
 __all__ = ["Supervisor", "application", "end_with_supervisor"]
 
 PAUSES: Final = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -26,17 +28,17 @@ def application(name: str) -> Callable[[Any], object]:
     """Import ``module:function``, from this folder too. ValueError says what is wrong with the name."""
     module, colon, function = name.partition(":")
     if not (module and colon and function):
-        raise ValueError(f"an application is module:function, not {name!r}")
+        raise ValueError(f"--app must be module:function, not {name!r}")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         found = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
-        raise ValueError(f"the application {name!r} cannot be imported: {error}") from None
+        raise ValueError(f"--app {name!r} cannot be imported: {error}") from None
     except AttributeError:
-        raise ValueError(f"the application {name!r}: {module} has no {function}") from None
+        raise ValueError(f"--app {name!r}: {module} has no {function}") from None
     if not callable(found):
-        raise ValueError(f"the application {name!r} cannot be called with a server")
+        raise ValueError(f"--app {name!r} is not callable")
     return found  # type: ignore[no-any-return]
 
 
@@ -54,10 +56,18 @@ def end_with_supervisor() -> None:
 class Supervisor:
     """``count`` processes of ``command``. What they print goes to our own output; each is told by its number.
 
-    ``variable`` is the environment variable in which each finds its number, from 0.
+    ``variable`` is the environment variable in which each finds its number, from 0. At SIGHUP ``reload`` is called, and
+    if it returns True the processes get SIGHUP, too.
     """
 
-    def __init__(self, command: Sequence[str], count: int, say: Callable[[str, str], object], variable: str) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        count: int,
+        say: Callable[[str, str], object],
+        variable: str,
+        reload: Callable[[], bool],
+    ) -> None:
         self._command = command
         self._variable = variable
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * count
@@ -66,24 +76,35 @@ class Supervisor:
         self._began = [0.0] * count
         self._say = say
         self._ended = threading.Event()
+        self._reload = reload
+        self._reload_asked = False
+        self._has_terminal = has_terminal()  # when it is gone, nobody can tell
 
     def run(self) -> int:
-        """Run until SIGINT, SIGTERM or SIGHUP; return the exit status of a command that was ended by it."""
-        ending: list[int] = []
+        """Run until a signal tells us to end; return the exit status."""
+        with told_to_end(self._told):
+            try:
+                while not self._ended.is_set():
+                    if self._reload_asked:
+                        self._reload_asked = False
+                        if self._reload():
+                            self._pass_on(signal.SIGHUP)
+                    self._look()
+                    self._ended.wait(0.2)
+            finally:
+                self._end()
+        return 0
 
-        def end(number: int, _frame: object) -> None:
-            ending.append(number)
+    def _told(self, ending: signal.Signals) -> None:
+        if ending is signal.SIGHUP and not self._has_terminal:
+            self._reload_asked = True
+        else:
             self._ended.set()
 
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, end)
-        try:
-            while not self._ended.is_set():
-                self._look()
-                self._ended.wait(0.2)
-        finally:
-            self._end()
-        return 128 + ending[0] if ending and ending[0] != signal.SIGINT else 0
+    def _pass_on(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            if process is not None:
+                process.send_signal(number)
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -94,15 +115,19 @@ class Supervisor:
                 pause = PAUSES[min(self._deaths[number], len(PAUSES) - 1)]
                 self._due[number] = now + pause
                 how = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
-                self._say(f"worker {number + 1} ended ({how}) after {lasted:.0f} s; again in {pause:.0f} s", "yellow")
+                self._say(
+                    f"worker {number + 1} ended ({how}) after {lasted:.0f} s; restarting in {pause:.0f} s", "yellow"
+                )
                 self._processes[number] = process = None
             if process is None and now >= self._due[number]:
                 self._began[number] = now
-                # Ctrl-C at the terminal is for us; we tell the workers.
+                # Ctrl-C at the terminal is for us; we tell the workers. SIGHUP waits until a worker can take it.
                 environment = os.environ | {self._variable: str(number)}
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
                 self._processes[number] = subprocess.Popen(  # noqa: S603
                     self._command, env=environment, stdin=subprocess.PIPE, start_new_session=True
                 )
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 self._say(f"worker {number + 1} of {len(self._processes)}: process {self._processes[number].pid}", "")  # type: ignore[union-attr]
 
     def _end(self) -> None:

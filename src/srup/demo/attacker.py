@@ -8,9 +8,9 @@ from .. import tokens
 from ..codec import decode, encode
 from ..errors import DecodeError
 from ..keys import PrivateKey
-from ..messages import Action
+from ..messages import Action, JoinRequest
 from ..transport import Delivery, MqttTransport, device_topic
-from ..transport.topics import EVERYTHING
+from ..transport.topics import EVERYTHING, join_topic
 
 __all__ = ["Attacker"]
 
@@ -72,6 +72,18 @@ class Attacker:
             action_id=action_id,
         )
         return encode(message, self._key)
+
+    def impersonate(self, device: int, server: int) -> bytes:
+        """Ask a server to let us in as this device, which we are not; return what was sent."""
+        now = time.time()
+        message = JoinRequest(
+            sequence_id=int(now * 1e6) + 1_000_000,
+            sender_id=device,
+            token=tokens.bind(device, server, now + 300, bytes(tokens.NONCE_SIZE)),
+        )
+        wire = encode(message, self._key)
+        self._transport.publish(join_topic(server, device), wire)
+        return wire
 
     def publish(self, device: int, wire: bytes) -> None:
         """Put bytes on a device's topic."""

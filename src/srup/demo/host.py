@@ -1,18 +1,14 @@
 """An HTTPS server on loopback for one firmware file, with a certificate of its own, and able to lie."""
 
-import ipaddress
 import ssl
 import threading
-from datetime import UTC, datetime, timedelta
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import parse_qs, urlsplit
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from ..keyex.certificates import CertificateAuthority
 
 __all__ = ["FirmwareHost"]
 
@@ -22,28 +18,13 @@ _CHUNK: Final = 1 << 16
 
 
 def _make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Write a key and a certificate for 127.0.0.1 that vouches for itself; return the paths (certificate, key)."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "srup demo firmware host")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(_ADDRESS))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
+    """Write a key and a certificate for this host, its authority behind it; return the paths (certificate, key)."""
+    authority = CertificateAuthority.create("srup demo", time.time())
+    key, chain = authority.issue_host([_ADDRESS], time.time())
     certificate_path, key_path = folder / "host.crt", folder / "host.key"
-    certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    certificate_path.write_bytes(chain)
     key_path.touch(mode=0o600)
-    key_path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    key_path.write_bytes(key)
     return certificate_path, key_path
 
 

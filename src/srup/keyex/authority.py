@@ -1,4 +1,4 @@
-"""Who is who: the decisions of the key exchange service (FLOWS.md, "Key exchange service"; THREATS.md, T14 and T15).
+"""Who is who: the decisions of the key exchange service (docs/protocol/flows.md#key-exchange-service; T14, T15).
 
 An identity gets in by one of three doors, all of which the operator opens: a one-time token that was made for it, the
 approval of a key that asked, or a key that the operator adds himself. There is one registration per identity, for ever:
@@ -11,6 +11,7 @@ import logging
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 
 from ..errors import KeyServiceError
 from ..keys import PrivateKey, PublicKey
-from .certificates import DAY, Access, CertificateAuthority, is_certifiable, requested_key
+from .certificates import DAY, SKEW, Access, CertificateAuthority, is_certifiable, requested_key
 from .forms import Identity
 from .proof import endorsement, enrolment, is_signed, rotation, sign, signing_key
 from .store import Candidate, Invitation, Issued, Registration, Rotation, Store
@@ -31,6 +32,7 @@ log: Final = logging.getLogger("srup.keyex")
 SERVICE_TYPE: Final = "KeyEx"
 _SERVER_TYPES: Final = frozenset({"c2", "server", SERVICE_TYPE.lower()})
 _SHORTEST_PREFIX: Final = 32  # digits of a fingerprint that name a key: 128 bits, which nobody can make another key for
+_MOST_ENDORSED: Final = 1024  # signatures over servers' keys that are kept; making one takes longer than all else
 _MOST_CERTIFICATES: Final = 16  # of one identity at a time; renewing in time takes three
 
 
@@ -46,8 +48,9 @@ class EnrolmentPolicy:
     approval: bool = True
     """Whether a key may ask at all; without it only tokens and the operator's own additions let anybody in."""
     max_candidates: int = 1000
+    """Altogether. Where there are too many, the oldest from the address with the most goes."""
     max_candidates_each: int = 8
-    """For one identity: somebody else may ask for the name of a device, and must not displace it alone."""
+    """For one identity: others may ask for the name of a device, and must not displace it from one address."""
     max_rotations: int = 100
     """Of one identity; all are kept, so that whoever pinned the first key can follow."""
 
@@ -74,7 +77,7 @@ def _bad(field: str, reason: str) -> KeyServiceError:
 
 
 def _digest_of(key: PublicKey) -> bytes:
-    return sha256(signing_key(key)).digest()
+    return bytes.fromhex(key.signing_fingerprint)
 
 
 class Authority:
@@ -106,36 +109,40 @@ class Authority:
         self._store = store
         self._clock = clock
         self._entropy = entropy
+        self._list = "", b""  # the number of the revocation list, and the list
+        self._vouch = lru_cache(_MOST_ENDORSED)(self._endorse)
 
-    # What clients ask. The routes of FLOWS.md:
+    # What clients ask. The routes of deployed services:
 
     def register(
-        self, identity: Identity, key: PublicKey, kind: str, token: str | None = None, proof: bytes | None = None
+        self,
+        identity: Identity,
+        key: PublicKey,
+        kind: str,
+        token: str | None = None,
+        proof: bytes | None = None,
+        origin: str = "",
     ) -> Registered:
         """Register a key, or say again what was said when it was registered.
 
         With a token, ``proof`` is the key's signature over :func:`~srup.keyex.proof.enrolment`. Without one the key
-        becomes a candidate and is refused until the operator has approved it.
+        becomes a candidate from ``origin``, an address, and is refused until the operator has approved it.
         """
         now = self._clock()
-        with self._store.writing():
-            if self._known(identity, key):
-                return self._registered()
-            if token is None:
-                self._propose(identity.number, key, kind, now)
+        if self._known(identity, key):
+            return self._registered()
         if token is None:
+            self._propose(identity.number, key, kind, origin, now)
             raise _refused(f"waits for the operator, who must approve the key with fingerprint {key.fingerprint}")
         if proof is None:
             raise _bad("proof", "is missing: a token needs the key's signature")
+        self._invited(identity.number, token, now)  # a stranger gets no further, and has taken no lock
         if not is_signed(key, enrolment(identity.number, token), proof):
             raise _bad("proof", "is not a signature of this key over this registration")
         with self._store.writing():
             if self._known(identity, key):
                 return self._registered()
-            invitation = self._store.invitation(identity.number)
-            digest = sha256(token.encode()).digest()
-            if invitation is None or invitation.digest != digest or invitation.expires <= now:
-                raise _refused("is not good for this identity: wrong, used or expired", "token")
+            invitation = self._invited(identity.number, token, now)
             self._enter(identity.number, key, kind, invitation.server, now)
         log.info("%x is registered by token: %s, type %a", identity.number, key.fingerprint, kind)
         return self._registered()
@@ -173,11 +180,13 @@ class Authority:
     def _certificate(self, identity: int, key: PublicKey, wanted: PublicKey, now: float) -> bytes:
         lifetime = self.policy.certificate_lifetime
         public = signing_key(wanted)
-        for issued in self._store.issued(identity):
-            fresh = issued.key == _digest_of(key) and issued.expires - now > lifetime / 2
-            if fresh and _key_in(issued.pem) == public:
+        present = [issued for issued in self._store.issued(identity) if issued.expires > now]
+        for issued in present:
+            begun = issued.issued <= now + SKEW  # else the clock was ahead then
+            fresh = begun and issued.key == _digest_of(key) and issued.expires - now > lifetime / 2
+            if fresh and issued.pem and _key_in(issued.pem) == public:
                 return issued.pem
-        if sum(issued.expires > now for issued in self._store.issued(identity)) >= _MOST_CERTIFICATES:
+        if len(present) >= _MOST_CERTIFICATES:
             raise _bad("csr", "there are too many certificates of this identity; wait until one expires")
         certificate = self.certificates.certify_client(identity, wanted, now, lifetime)
         pem = certificate.public_bytes(serialization.Encoding.PEM)
@@ -203,7 +212,7 @@ class Authority:
         registration, key = self._trusted(identity, 404)
         if not registration.server:
             raise KeyServiceError(404, "identity", "is no server")
-        return key, self.endorse(key)
+        return key, self._vouch(registration.key)
 
     def register_server(self, identity: Identity, key: PublicKey, signature: bytes) -> None:
         """Confirm a server that the operator has added, and that shows the signature he was given for it."""
@@ -215,7 +224,7 @@ class Authority:
         if not is_signed(self.key.public_key, endorsement(key), signature):
             raise _bad("signature", "is not the service's over this key")
 
-    # Beyond FLOWS.md:
+    # Routes of ours:
 
     def rotate(self, identity: Identity, new: PublicKey, signature: bytes, new_signature: bytes) -> None:
         """Put ``new`` in the place of the registered key; both have signed :func:`~srup.keyex.proof.rotation`.
@@ -246,26 +255,37 @@ class Authority:
         return self._store.rotations(identity.number)
 
     def revocation_list(self) -> bytes:
-        """Return the PEM list of certificates that the broker must not accept.
+        """Return the PEM list of certificates that the broker must not accept, signed anew if it is not of today.
 
-        Those of revoked identities are in it, and those that were issued for a key which another has replaced. It is
-        made again when that changes, and every day.
+        Those of revoked identities are in it, and those that were issued for a key which another has replaced. Signing
+        takes as long as the list is; what strangers ask for is :meth:`signed_list`.
         """
-        with self._store.writing():
-            good = {
-                registration.identity: _digest_of(PublicKey.from_pem(registration.key))
-                for registration in self._store.registrations()
-                if registration.revoked is None
-            }
-            serials = [entry.serial for entry in self._store.issued() if good.get(entry.identity) != entry.key]
-            now = self._clock()
-            state = sha256(repr((sorted(serials), int(now // DAY))).encode()).hexdigest()
-            if self._store.setting("revocation state") != state:
-                number = int(self._store.setting("revocation number") or 0) + 1
-                text = self.certificates.revocation_list(serials, number, now).decode()
-                for name, value in (("number", str(number)), ("state", state), ("list", text)):
-                    self._store.set(f"revocation {name}", value)
-            return (self._store.setting("revocation list") or "").encode()
+        while (state := self._list_state()) != self._store.setting("revocation state"):
+            number = int(self._store.setting("revocation number") or 0)
+            serials = self._store.revoked_serials()
+            text = self.certificates.revocation_list(serials, number + 1, self._clock()).decode()
+            with self._store.writing():
+                if number == int(self._store.setting("revocation number") or 0):  # else another process was faster
+                    for name, value in (("number", str(number + 1)), ("state", state), ("list", text)):
+                        self._store.set(f"revocation {name}", value)
+        return self.signed_list()
+
+    def signed_list(self) -> bytes:
+        """Return the revocation list as :meth:`revocation_list` made it last, here or in another process."""
+        number = self._store.setting("revocation number") or ""
+        if number != self._list[0]:
+            self._list = number, (self._store.setting("revocation list") or "").encode()
+        if not self._list[1]:
+            raise KeyServiceError(0, "", "no revocation list was signed yet")
+        return self._list[1]
+
+    @property
+    def is_list_signed(self) -> bool:
+        """Whether the revocation list is of today and nothing was revoked since."""
+        return self._list_state() == self._store.setting("revocation state")
+
+    def _list_state(self) -> str:
+        return f"{self._store.revocations} {int(self._clock() // DAY)}"
 
     # What the operator does.
 
@@ -293,26 +313,34 @@ class Authority:
 
     def approve(self, identity: int, fingerprint: str, server: bool = False) -> None:
         """Register the candidate whose key has this fingerprint, of which the first 32 digits are enough."""
-        wanted = fingerprint.lower()
-        if len(wanted) < _SHORTEST_PREFIX:
-            raise _bad("fingerprint", f"give at least its first {_SHORTEST_PREFIX} digits")
         with self._store.writing():
             self._check_free(identity)
-            found = [each for each in self._store.candidates(identity) if each.fingerprint.startswith(wanted)]
-            if len(found) != 1:
-                raise KeyServiceError(404, "fingerprint", f"no key with it waits for {identity:x}")
-            candidate = found[0]
+            candidate = self._candidate(identity, fingerprint)
             self._enter(identity, PublicKey.from_pem(candidate.key), candidate.type, server, self._clock())
         log.info("%x is approved: %s, type %a", identity, candidate.fingerprint, candidate.type)
 
     def refuse(self, identity: int, fingerprint: str | None = None) -> int:
-        """Drop the candidate with this fingerprint, or all for an identity, and its token; return how many there were.
+        """Drop the candidate with this fingerprint (as for :meth:`approve`), or all for an identity and its token.
 
-        They may ask again.
+        Return how many candidates there were; they may ask again. KeyServiceError when there is nothing to drop.
         """
         with self._store.writing():
-            self._store.disinvite(identity)
-            return self._store.dismiss(identity, fingerprint)
+            if fingerprint is not None:
+                return self._store.dismiss(identity, self._candidate(identity, fingerprint).fingerprint)
+            gone = self._store.dismiss(identity)
+            if not self._store.disinvite(identity) and not gone:
+                raise KeyServiceError(404, "identity", f"no key waits for {identity:x}, and no token for it is out")
+            return gone
+
+    def _candidate(self, identity: int, fingerprint: str) -> Candidate:
+        """Return the candidate that an operator names; KeyServiceError when that is none, or could be another one."""
+        wanted = fingerprint.lower()
+        if len(wanted) < _SHORTEST_PREFIX:
+            raise _bad("fingerprint", f"give at least its first {_SHORTEST_PREFIX} digits; srup keyex list shows it")
+        found = [each for each in self._waiting(identity) if each.fingerprint.startswith(wanted)]
+        if len(found) != 1:
+            raise KeyServiceError(404, "fingerprint", f"no key with it waits for {identity:x}; see srup keyex list")
+        return found[0]
 
     def revoke(self, identity: int) -> None:
         """End the trust in an identity, for ever. The broker learns it by :meth:`revocation_list`."""
@@ -330,7 +358,7 @@ class Authority:
 
     def candidates(self) -> list[Candidate]:
         """Return the keys that wait for the operator, the oldest first."""
-        return self._store.candidates()
+        return self._waiting()
 
     def invitations(self) -> list[Invitation]:
         """Return the tokens that are out."""
@@ -339,16 +367,22 @@ class Authority:
 
     def servers(self) -> set[int]:
         """Return who may act as a server at the broker: registered servers, and those with a token."""
-        registered = {each.identity for each in self._store.registrations() if each.server and each.revoked is None}
-        return registered | {each.identity for each in self.invitations() if each.server}
+        return {*self._store.servers(), *(each.identity for each in self.invitations() if each.server)}
+
+    def devices(self) -> set[int]:
+        """Return who may be a device at the broker: those who are registered, and those with a token."""
+        return {*self._store.devices(), *(each.identity for each in self.invitations() if not each.server)}
 
     def revoked(self) -> set[int]:
         """Return who is revoked."""
-        return {each.identity for each in self._store.registrations() if each.revoked is not None}
+        return set(self._store.revoked())
 
     def endorse(self, server_key: PublicKey) -> bytes:
         """Return the service's signature over the SHA-256 of a server's PEM."""
-        return sign(self.key, endorsement(server_key))
+        return self._endorse(server_key.to_pem().decode())
+
+    def _endorse(self, pem: str) -> bytes:
+        return sign(self.key, endorsement(PublicKey.from_pem(pem)))
 
     def expire(self) -> None:
         """Forget what has expired; to be called now and then."""
@@ -365,12 +399,11 @@ class Authority:
     def _registered(self) -> Registered:
         default = self._default_server
         if default is None:
-            servers = (each for each in self._store.registrations() if each.server and each.revoked is None)
-            default = next((each.identity for each in servers), None)
+            default = next(iter(self._store.servers()), None)
         return Registered(self.broker, self.key.public_key, default)
 
     def _known(self, identity: Identity, key: PublicKey) -> bool:
-        """Tell whether this very key is registered for this identity; raise if another is."""
+        """Return whether this very key is registered for this identity; raise if another is."""
         if identity.number == self.identity:
             raise _refused("is the service's own")
         registration = self._store.registration(identity.number)
@@ -383,8 +416,19 @@ class Authority:
             raise _refused("is registered with another key")
         return True
 
+    def _invited(self, identity: int, token: str, now: float) -> Invitation:
+        invitation = self._store.invitation(identity)
+        digest = sha256(token.encode()).digest()
+        if invitation is None or invitation.digest != digest or invitation.expires <= now:
+            raise _refused("is not good for this identity: wrong, used or expired", "token")
+        return invitation
+
+    def _waiting(self, identity: int | None = None) -> list[Candidate]:
+        since = self._clock() - self.policy.candidate_lifetime
+        return [candidate for candidate in self._store.candidates(identity) if candidate.asked > since]
+
     def _check_unused(self, key: PublicKey, field: str = "key") -> None:
-        if self._store.owner_of(_digest_of(key)) is not None or signing_key(key) == signing_key(self.key.public_key):
+        if _digest_of(key) == _digest_of(self.key.public_key) or self._store.owner_of(_digest_of(key)) is not None:
             raise _refused("was registered before, for this or another identity", field)
 
     def _check_free(self, identity: int) -> None:
@@ -393,15 +437,19 @@ class Authority:
         if self._store.registration(identity) is not None:
             raise _refused(f"{identity:x} is registered, or revoked; it never gets another registration")
 
-    def _propose(self, identity: int, key: PublicKey, kind: str, now: float) -> None:
+    def _propose(self, identity: int, key: PublicKey, kind: str, origin: str, now: float) -> None:
         if not self.policy.approval:
             raise _refused("needs an enrolment token", "token")
         invitation = self._store.invitation(identity)
         if identity == self._default_server or (invitation is not None and invitation.expires > now):
             raise _refused("is reserved for the holder of its enrolment token", "token")
-        self._store.expire(now, now - self.policy.candidate_lifetime)
-        candidate = Candidate(identity, key.fingerprint, key.to_pem().decode(), kind, now)
-        self._store.propose(candidate, self.policy.max_candidates_each, self.policy.max_candidates)
+        if any(each.fingerprint == key.fingerprint for each in self._waiting(identity)):
+            return
+        candidate = Candidate(identity, key.fingerprint, key.to_pem().decode(), kind, now, origin)
+        with self._store.writing():
+            if self._store.registration(identity) is None:
+                self._store.expire(now, now - self.policy.candidate_lifetime)
+                self._store.propose(candidate, self.policy.max_candidates_each, self.policy.max_candidates)
         log.info("%x asks to be registered: %s, type %a", identity, key.fingerprint, kind)
 
     def _enter(self, identity: int, key: PublicKey, kind: str, server: bool, now: float) -> None:

@@ -5,6 +5,7 @@ common name, after it was compared with the identity. There are two kinds, and n
 has no host name and may only authenticate clients, a host's names hosts and may only authenticate servers.
 """
 
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -18,23 +19,35 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..errors import InvalidKeyError, KeyServiceError
+from ..identity import parse_identity
 from ..keys import PrivateKey, PublicKey
-from .forms import HEX
 from .proof import signing_key
 
-__all__ = ["DAY", "Access", "CertificateAuthority", "is_certifiable", "request_certificate", "requested_key", "tls_pem"]
+__all__ = [
+    "DAY",
+    "SKEW",
+    "Access",
+    "CertificateAuthority",
+    "check_host_names",
+    "is_certifiable",
+    "request_certificate",
+    "requested_key",
+    "tls_pem",
+]
 
 DAY: Final = 86400.0
+SKEW: Final = 300.0
+"""Seconds by which a broker's clock may be behind; certificates are good from so long before they are issued."""
 _CERTIFIABLE: Final = ("rsa", "p256", "ed25519")  # what TLS of today takes for a client's certificate
-_SKEW: Final = 300.0  # seconds by which a broker's clock may be behind
 _AUTHORITY_LIFETIME: Final = 3650 * DAY
 _LIST_LIFETIME: Final = 90 * DAY  # OpenSSL lets nobody in when the list is older than it says
+_HOST: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
 _MAX_REQUEST: Final = 16384
 _PEM: Final = serialization.Encoding.PEM
 
 
 def is_certifiable(scheme: str) -> bool:
-    """Tell whether a client's certificate can be for a key of this scheme."""
+    """Return whether a client's certificate can be for a key of this scheme."""
     return scheme.startswith(_CERTIFIABLE)
 
 
@@ -124,6 +137,11 @@ class CertificateAuthority:
         usage = ExtendedKeyUsageOID.SERVER_AUTH
         return self._certify(_name("srup host"), public, now, lifetime, usage, alternatives)
 
+    def issue_host(self, names: Iterable[str], now: float) -> tuple[bytes, bytes]:
+        """Return a new key and, with ours behind it, its certificate for these host names and addresses, both PEM."""
+        key = PrivateKey.generate("p256")
+        return tls_pem(key), self.certify_host(names, key, now).public_bytes(_PEM) + self.pem
+
     def _certify(
         self,
         subject: x509.Name,
@@ -148,17 +166,17 @@ class CertificateAuthority:
 
     def revocation_list(self, serials: Iterable[int], number: int, now: float) -> bytes:
         """Return the PEM of a list of these certificates' serial numbers (RFC 5280, section 5), good for 90 days."""
+        entry = x509.RevokedCertificateBuilder().revocation_date(_date(now - SKEW))
+        # add_revoked_certificate copies the whole list each time.
+        entries = [entry.serial_number(serial).build() for serial in serials]
         builder = (
-            x509.CertificateRevocationListBuilder()
+            x509.CertificateRevocationListBuilder(revoked_certificates=entries)
             .issuer_name(self.certificate.subject)
-            .last_update(_date(now - _SKEW))
+            .last_update(_date(now - SKEW))
             .next_update(_date(now + _LIST_LIFETIME))
             .add_extension(x509.CRLNumber(number), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
-        for serial in serials:
-            revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(_date(now - _SKEW))
-            builder = builder.add_revoked_certificate(revoked.build())
         return builder.sign(self._key, SHA256()).public_bytes(_PEM)
 
     def __repr__(self) -> str:
@@ -174,18 +192,30 @@ def _builder(
         .issuer_name(issuer)
         .public_key(public)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(_date(now - _SKEW))
+        .not_valid_before(_date(now - SKEW))
         .not_valid_after(_date(now) + timedelta(seconds=lifetime))
     )
 
 
+def check_host_names(names: Iterable[str]) -> None:
+    """Raise ValueError for the first of these that no certificate of a host can name."""
+    for name in names:
+        _host(name)
+
+
 def _host(name: str) -> x509.GeneralName:
-    if not name or name.strip() != name or "*" in name:
-        raise ValueError(f"{name!a} is no host name; a wildcard would be too many")
+    """Return the form in which a certificate names a host that clients connect to; ValueError if none does by this."""
     try:
-        return x509.IPAddress(ip_address(name))
+        address = ip_address(name)
     except ValueError:
+        if len(name) > 253 or not _HOST.fullmatch(name):
+            raise ValueError(
+                f"{name[:80]!a} is no host name: letters, digits, '-' and '.', without port, wildcard or https://"
+            ) from None
         return x509.DNSName(name)
+    if address.is_unspecified:
+        raise ValueError(f"{name} is every address, and none that a client connects to; give --name")
+    return x509.IPAddress(address)
 
 
 # --- requests
@@ -235,4 +265,7 @@ def requested_key(pem: bytes, identity: int) -> PublicKey:
 
 
 def _is_name_of(name: str | bytes, identity: int) -> bool:
-    return isinstance(name, str) and HEX.fullmatch(name) is not None and int(name, 16) == identity
+    try:
+        return isinstance(name, str) and parse_identity(name) == identity
+    except ValueError:
+        return False

@@ -1,4 +1,4 @@
-"""Asking a key exchange service (FLOWS.md, "Key exchange service"; THREATS.md, T15).
+"""Asking a key exchange service (docs/protocol/flows.md#f-91; T15).
 
 Nothing is believed before TLS has shown whom it comes from, and keys once known change only by a rotation that the old
 key has signed. Redirects are not followed. Failures to get an answer are TransportError, refusals and answers that must
@@ -7,28 +7,29 @@ not be believed KeyServiceError.
 
 import binascii
 import json
-import socket
 import ssl
-import threading
 from base64 import b64decode, b64encode, urlsafe_b64decode
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from hashlib import sha256
-from http.client import HTTPConnection, HTTPException
+from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from ..errors import KeyServiceError, TransportError
+from ..extras import require
 from ..keys import PrivateKey, PublicKey
+from ..leash import Leash
+from ..printable import printable, why
+from ..urls import Address
 from .certificates import Access, request_certificate
 from .forms import parse_identity, parse_key
 from .proof import endorsement, enrolment, is_signed, rotation, sign, signing_key
 
-__all__ = ["BASE", "KeyService", "Welcome"]
+__all__ = ["BASE", "KeyService", "Welcome", "trusted"]
 
 BASE: Final = "/KeyEx/register"
 """Where the routes begin."""
@@ -46,10 +47,6 @@ class Welcome(NamedTuple):
     server: int | None
 
 
-def _printable(text: object) -> str:
-    return ascii(str(text)[:_WORST])[1:-1]
-
-
 def _untrue(reason: str) -> KeyServiceError:
     return KeyServiceError(0, "", f"the key exchange service's answer is not to be believed: {reason}")
 
@@ -58,26 +55,25 @@ class KeyService:
     """The service at ``url``, ``https://host:port``.
 
     ``ca`` is the PEM of the authorities to trust (default: the system's); :meth:`pinned` takes a fingerprint. Plain
-    ``http`` is for tests: only to this machine itself, and only with ``allow_http``. ValueError for another URL.
+    ``http`` is for tests: only to this machine itself, and only with ``allow_http``. ValueError for another URL,
+    ModuleNotFoundError without urllib3.
     """
 
     def __init__(self, url: str, *, ca: bytes | None = None, allow_http: bool = False) -> None:
-        parts = urlsplit(url)
-        if "@" in parts.netloc or parts.query or parts.fragment or parts.path not in ("", "/", BASE, f"{BASE}/"):
-            raise ValueError("a key exchange service's url is https://host:port")
+        require("urllib3")
         try:
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            raise ValueError("the key exchange service's url has no valid port") from None
-        if not host or parts.scheme not in ("https", "http"):
-            raise ValueError("a key exchange service's url is https://host:port")
-        if parts.scheme == "http" and not (allow_http and _is_loopback(host)):
+            address = Address.parse(url)
+        except ValueError as error:
+            raise ValueError(f"a key exchange service's url is https://host:port; this one {error}") from None
+        if "#" in url or address.target not in ("/", BASE, f"{BASE}/"):
+            raise ValueError("a key exchange service's url is https://host:port; this one goes on after the port")
+        if address.scheme == "http" and not (allow_http and _is_loopback(address.host)):
             raise ValueError("plain http is refused: anyone on the way could put other keys in (T15)")
-        self.url = f"{parts.scheme}://{parts.netloc}"
+        self.url = f"{address.scheme}://{urlsplit(url).netloc}"
         self.ca = ca
-        self._host = host
-        self._port = port or (443 if parts.scheme == "https" else 80)
-        self._tls = _context(ca) if parts.scheme == "https" else None
+        self._host = address.host
+        self._port = address.port
+        self._tls = trusted(ca) if address.scheme == "https" else None
 
     @classmethod
     def pinned(cls, url: str, token: str) -> Self:
@@ -95,14 +91,14 @@ class KeyService:
         stranger._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         stranger._tls.check_hostname = False
         stranger._tls.verify_mode = ssl.CERT_NONE
-        pem = stranger._ask("GET", "/ca", 200)
+        answer = stranger._ask("GET", "/ca", 200)
         try:
-            digest = sha256(x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)).digest()
+            authority = x509.load_pem_x509_certificate(answer)
         except ValueError:
-            digest = b""
-        if digest != wanted:
+            authority = None
+        if authority is None or authority.fingerprint(SHA256()) != wanted:
             raise _untrue("its authority is not the one that the token names")
-        return cls(url, ca=pem)
+        return cls(url, ca=authority.public_bytes(serialization.Encoding.PEM))  # not the answer: more may be in it
 
     # The routes.
 
@@ -134,17 +130,17 @@ class KeyService:
         csr = request_certificate(identity, tls_key)
         request = {"identity": f"{identity:x}", "csr": _text(csr), "signature": _text(sign(key, csr))}
         answer = self._json("POST", "/access", 200, request)
-        access = Access(_bytes(answer, "certificate"), _bytes(answer, "CA_certificate"))
         try:
-            certificate = x509.load_pem_x509_certificate(access.certificate)
-            certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(access.authority))
+            certificate = x509.load_pem_x509_certificate(_bytes(answer, "certificate"))
+            authority = x509.load_pem_x509_certificate(_bytes(answer, "CA_certificate"))
+            certificate.verify_directly_issued_by(authority)
             form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
             ours = certificate.public_key().public_bytes(*form) == signing_key(tls_key.public_key)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, InvalidSignature):
             ours = False
         if not ours:
             raise _untrue("the certificate is not for our key, or not by the authority that came with it")
-        return access
+        return Access(*(each.public_bytes(serialization.Encoding.PEM) for each in (certificate, authority)))
 
     def key_of(self, identity: int, pinned: PublicKey | None = None) -> PublicKey:
         """Return the key of an identity; one other than ``pinned`` only if signed rotations lead to it."""
@@ -176,7 +172,7 @@ class KeyService:
 
     def type_of(self, identity: int) -> str:
         """Return the type that an identity registered as."""
-        return _printable(self._ask("GET", f"/get_type/{identity:x}", 200).decode(errors="replace"))
+        return printable(self._ask("GET", f"/get_type/{identity:x}", 200).decode(errors="replace"), _WORST)
 
     def server_key(self, identity: int, service_key: PublicKey, pinned: PublicKey | None = None) -> PublicKey:
         """Return the key of a server, for which the service vouches; see :meth:`key_of`."""
@@ -211,52 +207,35 @@ class KeyService:
         return answer
 
     def _ask(self, method: str, path: str, expected: int, request: Mapping[str, str] | None = None) -> bytes:
+        import urllib3
+
         body = None if request is None else json.dumps(request).encode()
-        headers = {"User-Agent": "srup", "Connection": "close"}
+        headers = {"User-Agent": "srup", "Accept-Encoding": "identity", "Connection": "close"}
         if body is not None:
             headers["Content-Type"] = "application/json"
+        pool = urllib3.HTTPConnectionPool(self._host, self._port)
         try:
-            with self._connected() as connection:
-                connection.request(method, BASE + path, body, headers)
-                answer = connection.getresponse()
-                content = answer.read(_MAX_ANSWER + 1)
-        except (OSError, HTTPException) as error:
-            said = _printable(getattr(error, "strerror", None) or error or type(error).__name__)
-            raise TransportError(f"key exchange service at {self.url}: {said}") from None
+            with (
+                Leash("the answer", 3 * _TIMEOUT, self._failure) as leash,
+                leash.request(pool, method, BASE + path, headers, body, timeout=_TIMEOUT, tls=self._tls) as answer,
+            ):
+                content = b""
+                while (more := _MAX_ANSWER + 1 - len(content)) and (part := answer.read(more)):
+                    content += part  # only the read after the last one tells that the answer was cut
+                leash.check()
+        except urllib3.exceptions.HTTPError as error:
+            raise self._failure(why(error)) from None
         if len(content) > _MAX_ANSWER:
             raise _untrue("it is too long")
         if answer.status != expected:
             raise _refusal(answer.status, content)
         return content
 
-    @contextmanager
-    def _connected(self) -> Iterator[HTTPConnection]:
-        """Connect. Whatever drips after that is cut when the time is over."""
-        connection = HTTPConnection(self._host, self._port, timeout=_TIMEOUT)
-        raw = socket.create_connection((self._host, self._port), _TIMEOUT)
-        with raw.dup() as handle:
-            cut = threading.Timer(3 * _TIMEOUT, _cut, (handle,))
-            cut.daemon = True
-            cut.start()
-            try:
-                connection.sock = raw
-                if self._tls is not None:
-                    connection.sock = self._tls.wrap_socket(raw, server_hostname=self._host)
-                yield connection
-            finally:
-                cut.cancel()
-                connection.close()
-                raw.close()
+    def _failure(self, reason: str) -> TransportError:
+        return TransportError(f"key exchange service at {self.url}: {reason}")
 
     def __repr__(self) -> str:
         return f"<KeyService {self.url}>"
-
-
-def _cut(handle: socket.socket) -> None:
-    try:
-        handle.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return  # it has ended by itself
 
 
 def _is_loopback(host: str) -> bool:
@@ -266,7 +245,8 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _context(ca: bytes | None) -> ssl.SSLContext:
+def trusted(ca: bytes | None) -> ssl.SSLContext:
+    """Return how TLS trusts these authorities, PEM, or the system's; ValueError when there are none in it."""
     if ca is None:
         return ssl.create_default_context()
     try:
@@ -274,7 +254,7 @@ def _context(ca: bytes | None) -> ssl.SSLContext:
             raise ValueError
         return ssl.create_default_context(cadata=ca.decode("ascii"))
     except (ssl.SSLError, ValueError):
-        raise ValueError("ca holds no PEM certificates") from None
+        raise ValueError("it holds no PEM certificates to trust") from None
 
 
 def _refusal(status: int, content: bytes) -> KeyServiceError:
@@ -284,9 +264,9 @@ def _refusal(status: int, content: bytes) -> KeyServiceError:
     except (ValueError, RecursionError, TypeError, KeyError):
         return KeyServiceError(status, "", f"the key exchange service answers with HTTP status {status}")
     return (
-        KeyServiceError(status, "", f"the key exchange service refuses: {_printable(reason)}")
+        KeyServiceError(status, "", f"the key exchange service refuses: {printable(str(reason), _WORST)}")
         if not field
-        else (KeyServiceError(status, _printable(field), _printable(reason).removeprefix(f"{field}: ")))
+        else (KeyServiceError(status, printable(field), printable(str(reason), _WORST).removeprefix(f"{field}: ")))
     )
 
 
@@ -330,4 +310,4 @@ def _key(answer: Any, name: str) -> PublicKey:
     try:
         return parse_key(text)
     except KeyServiceError as error:
-        raise _untrue(f"{name}: {_printable(error.reason)}") from None
+        raise _untrue(f"{name}: {printable(error.reason)}") from None

@@ -6,6 +6,7 @@ file                what it is
 key.pem             the identity's private key
 client.pem          the key for TLS and the certificate for it, which the broker wants to see; replaced as one
 ca.pem              who signs the broker's certificate
+server.pub          the public key of the server to join, for software that reads no enrolment.json
 enrolment.json      the rest: identity, addresses, and the keys that are pinned; written last, so an enrolment is there
                     whole or not at all
 next.pem            only while the key is being changed: the one that comes
@@ -15,20 +16,25 @@ All have mode 0600, and keys are not encrypted.
 """
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
-from urllib.parse import urlsplit
 
 from cryptography import x509
 
-from ..errors import InvalidKeyError, KeyServiceError
+from ..errors import InvalidKeyError, KeyServiceError, TransportError
+from ..files import complaint, write_file
+from ..identity import parse_identity
 from ..keys import PrivateKey, PublicKey
+from ..transport.mqtt import parse_url
 from .certificates import is_certifiable, tls_pem
 from .client import KeyService
-from .disk import write_file
+from .folders import locked
 
-__all__ = ["Enrolment", "enroll", "rotate"]
+__all__ = ["Enrolment", "broker_url", "changing", "enroll", "rotate"]
 
 _VERSION: Final = 1
 _CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
@@ -94,11 +100,12 @@ class Enrolment:
             return self
         return replace(self, server=welcome.server, server_key=service.server_key(welcome.server, self.service_key))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the folder's files; one that exists is taken over only if it belongs to this identity.
 
         Raises KeyServiceError naming the file.
         """
+        folder = Path(folder)
         document = {
             "version": _VERSION,
             "url": self.url,
@@ -113,47 +120,55 @@ class Enrolment:
             "trust": None if self.trust is None else self.trust.decode(),
         }
         try:
-            if (folder / "enrolment.json").exists() and self.load(folder).identity != self.identity:
-                raise KeyServiceError(0, "", f"{folder} holds the enrolment of another identity")
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_file(folder / "ca.pem", self.authority)
-            write_file(folder / "client.pem", tls_pem(self.tls_key) + self.certificate)
-            write_file(folder / "key.pem", self.key.to_pem())
-            write_file(folder / "enrolment.json", json.dumps(document, indent=1) + "\n")
+            with locked(folder):
+                if (folder / "enrolment.json").exists() and self.load(folder).identity != self.identity:
+                    raise KeyServiceError(0, "", f"{folder} holds the enrolment of another identity")
+                write_file(folder / "ca.pem", self.authority)
+                write_file(folder / "client.pem", tls_pem(self.tls_key) + self.certificate)
+                write_file(folder / "key.pem", self.key.to_pem())
+                if self.server_key is not None:
+                    write_file(folder / "server.pub", self.server_key.to_pem())
+                write_file(folder / "enrolment.json", json.dumps(document, indent=1) + "\n")
         except OSError as error:
             raise _unusable(folder, error) from None
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
         """Read what :meth:`save` has written. Raises KeyServiceError naming the file."""
+        folder = Path(folder)
         path = folder / "enrolment.json"
         try:
             document = json.loads(path.read_text())
             if document["version"] != _VERSION:
                 raise ValueError(f"it has version {document['version']!r}, and this srup knows {_VERSION}")
             client = (folder / "client.pem").read_bytes()
-            begin = client.index(_CERTIFICATE)
+            private, begin, certificate = client.partition(_CERTIFICATE)
             key = PrivateKey.load(folder / "key.pem")
             server, trust = document["server"], document["trust"]
-            return cls(
+            made = cls(
                 url=document["url"],
                 allow_http=document["allow_http"] is True,
-                identity=int(document["identity"], 16),
+                identity=parse_identity(document["identity"]),
                 type=document["type"],
                 key=key,
-                tls_key=PrivateKey.from_pem(client[:begin]),
-                broker=document["broker"],
-                service=int(document["service"], 16),
+                tls_key=PrivateKey.from_pem(private),
+                broker=broker_url(document["broker"]),
+                service=parse_identity(document["service"]),
                 service_key=PublicKey.from_pem(document["service_key"]),
-                server=None if server is None else int(server, 16),
+                server=None if server is None else parse_identity(server),
                 server_key=None if server is None else PublicKey.from_pem(document["server_key"]),
-                certificate=client[begin:],
+                certificate=begin + certificate,
                 authority=(folder / "ca.pem").read_bytes(),
                 trust=None if trust is None else trust.encode(),
             )
+            made.key_service()
+            for name, pem in (("client.pem", made.certificate), ("ca.pem", made.authority)):
+                _check_certificate(name, pem)
+            return made
         except OSError as error:
             raise _unusable(folder, error) from None
-        except (ValueError, KeyError, TypeError, AttributeError, InvalidKeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, InvalidKeyError, KeyServiceError) as error:
             raise KeyServiceError(0, "", f"{folder}: {error}; remove enrolment.json and enrol again") from None
 
 
@@ -192,7 +207,7 @@ def enroll(
         type=kind,
         key=key,
         tls_key=tls_key,
-        broker=_broker_url(welcome.broker),
+        broker=broker_url(welcome.broker),
         service=service.status(),
         service_key=welcome.service_key,
         server=named,
@@ -204,12 +219,32 @@ def enroll(
     )
 
 
-def rotate(folder: Path, new: PrivateKey | None = None) -> Enrolment:
+@contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Let nobody else change the enrolment in a folder meanwhile: what was read is still so when it is written.
+
+    Raises KeyServiceError naming the folder when there is none.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except OSError as error:
+            raise _unusable(folder, error) from None
+        yield
+
+
+def rotate(folder: str | os.PathLike[str], new: PrivateKey | None = None) -> Enrolment:
     """Change the key of the identity in a folder to ``new``, or finish a change that was interrupted; save, and return.
 
     The new key is on disk before the service hears of it. Raises KeyServiceError, and TransportError when the service
     is not to be reached; call it again then, without ``new``.
     """
+    path = Path(folder)
+    with changing(path):
+        return _rotate(path, new)
+
+
+def _rotate(folder: Path, new: PrivateKey | None) -> Enrolment:
     present = Enrolment.load(folder)
     coming = folder / "next.pem"
     if coming.exists():
@@ -232,13 +267,24 @@ def rotate(folder: Path, new: PrivateKey | None = None) -> Enrolment:
     return changed
 
 
-def _broker_url(text: str) -> str:
-    """Return the URL of a broker that is named by URL, host and port, or host. Never one without TLS."""
+def _check_certificate(name: str, pem: bytes) -> None:
+    try:
+        x509.load_pem_x509_certificate(pem)
+    except ValueError:
+        raise ValueError(f"{name} holds no certificate") from None
+
+
+def broker_url(text: str) -> str:
+    """Return the URL of a broker that is named by URL, host and port, or host. KeyServiceError for one without TLS."""
     url = text if "://" in text else f"mqtts://{text}"
-    if urlsplit(url).scheme != "mqtts":
-        raise KeyServiceError(0, "", f"the service names a broker without TLS, {text[:100]!a}")
+    try:
+        scheme, _, _ = parse_url(url)
+    except TransportError as error:
+        raise KeyServiceError(0, "", f"no broker is named by {text[:100]!a}: {error}") from None
+    if scheme != "mqtts":
+        raise KeyServiceError(0, "", f"a broker without TLS is named, {text[:100]!a}")
     return url
 
 
 def _unusable(folder: Path, error: OSError) -> KeyServiceError:
-    return KeyServiceError(0, "", f"{error.filename or folder}: {error.strerror or error}")
+    return KeyServiceError(0, "", complaint(error, folder))

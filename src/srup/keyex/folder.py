@@ -3,36 +3,44 @@
 ====================  ==================================================================================================
 file                  what it is
 ====================  ==================================================================================================
-keyex.db              the database (see :mod:`srup.keyex.store`)
+keyex.db              the database, and beside it its log and its lock (see :mod:`srup.keyex.store`)
 service.key           the key with which the service signs; RSA, because deployed clients know nothing else
 ca.key, ca.pem        the certificate authority
 https.key, https.pem  the service's own certificate, made when it is started and renewed while it runs
-broker/               Mosquitto's configuration: mosquitto.conf, acl, crl.pem, ca.pem, server.pem, server.key
+broker/               Mosquitto's configuration: mosquitto.conf, access lists and filters.json, crl.pem, ca.pem,
+                      server.pem, server.key
+broker/data/          where Mosquitto keeps its sessions
 ====================  ==================================================================================================
 
-Keys and the database have mode 0600 and are not encrypted: whoever reads them is the service.
+Keys and the database have mode 0600 and are not encrypted: whoever reads them is the service. Only ``broker/data/``
+belongs to the user that Mosquitto runs as. That user may read ``broker/`` (the key by way of its group) and write
+nothing there, so whoever takes the broker over cannot make the service write elsewhere.
 """
 
 import os
 import pwd
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 
 from ..errors import InvalidKeyError, KeyServiceError
+from ..files import PUBLIC, complaint, sync_folder, write_file
+from ..identity import parse_identity
 from ..keys import PrivateKey
-from ..transport import access_list, broker_configuration
+from ..transport import access_list, broker_configuration, filter_list, find_plugin
 from .authority import Authority
 from .certificates import DAY, CertificateAuthority, tls_pem
-from .disk import write_file
+from .folders import is_own_file, take_folder
 from .store import Store
 
-__all__ = ["ServiceFolder"]
+__all__ = ["ServiceFolder", "account_of"]
 
 _DEFAULT_USER: Final = "mosquitto"  # whom a Mosquitto that root has started becomes by itself
 _RENEW_BEFORE: Final = 90 * DAY  # a host's certificate is good for 397 days
@@ -41,16 +49,19 @@ _RENEW_BEFORE: Final = 90 * DAY  # a host's certificate is good for 397 days
 class ServiceFolder:
     """A folder as above, at ``path``. KeyServiceError names the file that is missing or wrong."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.broker = path / "broker"
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.broker = self.path / "broker"
 
     @classmethod
-    def create(cls, path: Path, identity: int, clock: Callable[[], float], key: PrivateKey | None = None) -> Self:
+    def create(
+        cls, path: str | os.PathLike[str], identity: int, clock: Callable[[], float], key: PrivateKey | None = None
+    ) -> Self:
         """Make the folder of a new service, in one step; ``key`` must be RSA (default: a new one).
 
-        KeyServiceError if there is one.
+        KeyServiceError if there is one, or anything else.
         """
+        path = Path(path)
         key = key or PrivateKey.generate()
         if not key.scheme.startswith("rsa"):
             raise KeyServiceError(0, "", f"the service's key must be RSA for deployed clients, not {key.scheme}")
@@ -62,7 +73,7 @@ class ServiceFolder:
             raise _unusable(path, error) from None
         try:
             write_file(fresh / "ca.key", authority.key_pem)
-            write_file(fresh / "ca.pem", authority.pem, 0o644)
+            write_file(fresh / "ca.pem", authority.pem, PUBLIC)
             write_file(fresh / "service.key", key.to_pem())
             store = Store(fresh / "keyex.db")
             with store.writing():
@@ -70,7 +81,10 @@ class ServiceFolder:
             store.close()
             fresh.chmod(0o711)  # Mosquitto, as a user of its own, must get through to broker/
             fresh.rename(path)
+            sync_folder(path.parent)
         except OSError as error:
+            if path.exists():
+                raise KeyServiceError(0, "", f"{path} is there already; nothing is changed in it") from None
             raise _unusable(path, error) from None
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -84,18 +98,25 @@ class ServiceFolder:
     def open(self, *, clock: Callable[[], float], entropy: Callable[[int], bytes], **options: Any) -> Authority:
         """Return the authority of the folder; ``options`` are those of :class:`~srup.keyex.authority.Authority`."""
         if not self.exists:
-            raise KeyServiceError(0, "", f"{self.path} is not the folder of a key exchange service")
+            raise KeyServiceError(
+                0, "", f"{self.path} holds no key exchange service; srup keyex create --folder {self.path} makes one"
+            )
         certificates = self._certificates()
         try:
             key = PrivateKey.load(self.path / "service.key")
         except InvalidKeyError as error:
             raise KeyServiceError(0, "", str(error)) from None
         store = Store(self.path / "keyex.db")
-        identity = store.setting("identity")
-        if identity is None:
+        try:
+            identity = store.setting("identity")
+            if identity is None:
+                raise KeyServiceError(0, "", f"{self.path / 'keyex.db'} has lost the service's identity")
+            return Authority(
+                store, certificates, parse_identity(identity), key, clock=clock, entropy=entropy, **options
+            )
+        except BaseException:
             store.close()
-            raise KeyServiceError(0, "", f"{self.path / 'keyex.db'} has lost the service's identity")
-        return Authority(store, certificates, int(identity, 16), key, clock=clock, entropy=entropy, **options)
+            raise
 
     def _certificates(self) -> CertificateAuthority:
         try:
@@ -112,26 +133,42 @@ class ServiceFolder:
         """
         return self._host_certificate(self.path / "https.pem", self.path / "https.key", names, now)
 
-    def _host_certificate(self, cert: Path, key: Path, names: Sequence[str], now: float) -> tuple[Path, Path]:
+    def _host_certificate(
+        self, cert: Path, key: Path, names: Sequence[str], now: float, mode: int = 0o600, group: int = -1
+    ) -> tuple[Path, Path]:
         certificates = self._certificates()
         private = _key_at(key)
         if private is None or not _serves(cert, private, certificates, names, now):
-            private = PrivateKey.generate("p256")
-            pem = certificates.certify_host(names, private, now).public_bytes(serialization.Encoding.PEM)
-            write_file(key, tls_pem(private))
-            write_file(cert, pem + certificates.pem, 0o644)
+            pem, chain = certificates.issue_host(names, now)
+            write_file(key, pem, mode, group)
+            write_file(cert, chain, PUBLIC)
+        elif group != key.stat().st_gid and group != -1:
+            write_file(key, tls_pem(private), mode, group)
         return cert, key
 
     def publish(self, authority: Authority) -> bool:
-        """Write the revocation list and the access list for the broker, if :meth:`write_broker` has made its folder.
+        """Write the revocation list and the access lists for the broker, if :meth:`write_broker` has made its folder.
 
-        The broker reads them at SIGHUP. Return whether there was a folder.
+        The broker reads them at SIGHUP, and the list of filters when it starts. Return whether there was a folder.
         """
-        if not self.broker.is_dir():
-            return False
         try:
-            write_file(self.broker / "crl.pem", authority.revocation_list(), 0o644)
-            write_file(self.broker / "acl", access_list(authority.servers(), authority.revoked()), 0o644)
+            found = self.broker.lstat()
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISDIR(found.st_mode):
+            raise KeyServiceError(0, "", f"{self.broker} is no folder, or a link to one; remove it")
+        if found.st_uid not in (os.geteuid(), self.path.stat().st_uid):
+            raise KeyServiceError(
+                0,
+                "",
+                f"{self.broker} belongs to another user, who may have put links there; srup keyex mosquitto mends it",
+            )
+        servers, revoked = authority.servers(), authority.revoked()
+        try:
+            write_file(self.broker / "crl.pem", authority.revocation_list(), PUBLIC)
+            write_file(self.broker / "acl", access_list(servers, revoked), PUBLIC)
+            write_file(self.broker / "acl.servers", access_list(servers, revoked, devices=False), PUBLIC)
+            write_file(self.broker / "filters.json", filter_list(authority.devices()), PUBLIC)
         except OSError as error:
             raise _unusable(self.broker, error) from None
         return True
@@ -142,46 +179,71 @@ class ServiceFolder:
         names: Sequence[str],
         now: float,
         *,
-        port: int = 8883,
-        address: str = "",
         user: str = "",
+        plugin: str | os.PathLike[str] | None = None,
+        **options: Any,
     ) -> Path:
         """Write everything that Mosquitto needs to serve at these host names; return its ``mosquitto.conf``.
 
-        ``user`` is who it runs as when root starts it, and owns the key then: ``mosquitto`` unless it is given or does
-        not exist. ValueError for bad values.
+        ``user`` is who it runs as when root starts it: ``mosquitto`` unless it is given or does not exist. That user
+        owns the folder for the broker's data and may read its key, and nothing more. ``plugin`` is Mosquitto's dynamic
+        security plugin (default: where systems have it, if they do). ``options`` are those of
+        :func:`~srup.transport.broker_configuration`. ValueError for bad values.
         """
         if not user and os.geteuid() == 0 and _DEFAULT_USER in {entry.pw_name for entry in pwd.getpwall()}:
             user = _DEFAULT_USER
+        if plugin is not None and not Path(plugin).is_file():
+            raise ValueError(f"{plugin} is no file; mosquitto_dynamic_security.so comes with Mosquitto")
+        found = plugin or find_plugin()
+        library = Path(found).absolute() if found else ""
+        text = broker_configuration(self.broker, user=user, plugin=library, **options)
         try:
-            self.broker.mkdir(exist_ok=True)
-            self.broker.chmod(0o755)
-            text = broker_configuration(self.broker, port, address, user)
-            _, key = self._host_certificate(self.broker / "server.pem", self.broker / "server.key", names, now)
-            write_file(self.broker / "ca.pem", authority.certificates.pem, 0o644)
-            write_file(self.broker / "mosquitto.conf", text, 0o644)
-            if user and os.geteuid() == 0:
-                shutil.chown(key, user)
-                shutil.chown(self.broker, user)  # its sessions and its process id go there
-        except (OSError, LookupError) as error:
+            ours = self.path.stat()
+            account = account_of(user) if user and os.geteuid() == 0 else None
+            uid, gid = (account.pw_uid, account.pw_gid) if account else (ours.st_uid, ours.st_gid)
+            take_folder(self.broker, 0o755, ours.st_uid, ours.st_gid)
+            take_folder(self.broker / "data", 0o700, uid, gid)
+            self._move_sessions()
+            shared = (0o640, gid) if account else (0o600, -1)
+            self._host_certificate(self.broker / "server.pem", self.broker / "server.key", names, now, *shared)
+            write_file(self.broker / "ca.pem", authority.certificates.pem, PUBLIC)
+            write_file(self.broker / "mosquitto.conf", text, PUBLIC)
+        except OSError as error:
             raise _unusable(self.broker, error) from None
         self.publish(authority)
         return self.broker / "mosquitto.conf"
 
+    def _move_sessions(self) -> None:
+        """Keep the sessions of a broker that had its data among its configuration."""
+        old, new = self.broker / "mosquitto.db", self.broker / "data" / "mosquitto.db"
+        if old.is_file() and not old.is_symlink() and not new.exists():
+            old.rename(new)
+
+    @property
+    def broker_user(self) -> str:
+        """The name of the user that the broker runs as, or the number if it has none. Raises OSError."""
+        data = self.broker / "data"
+        try:
+            return data.owner()
+        except LookupError:
+            return str(data.stat().st_uid)
+
 
 def _key_at(path: Path) -> PrivateKey | None:
     try:
-        return PrivateKey.load(path)
+        return PrivateKey.load(path) if is_own_file(path) else None
     except InvalidKeyError:
         return None
 
 
 def _serves(path: Path, key: PrivateKey, certificates: CertificateAuthority, names: Sequence[str], now: float) -> bool:
+    if not is_own_file(path):
+        return False
     try:
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
         certificate.verify_directly_issued_by(certificates.certificate)
         alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (OSError, ValueError, TypeError, x509.ExtensionNotFound):
+    except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
         return False
     encoding = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     own = certificate.public_key().public_bytes(*encoding) in key.public_key.to_pem()
@@ -189,6 +251,13 @@ def _serves(path: Path, key: PrivateKey, certificates: CertificateAuthority, nam
     return own and named == set(names) and certificate.not_valid_after_utc.timestamp() - now > _RENEW_BEFORE
 
 
-def _unusable(path: Path, error: Exception) -> KeyServiceError:
-    where = getattr(error, "filename", None) or path
-    return KeyServiceError(0, "", f"{where}: {getattr(error, 'strerror', None) or error}")
+def _unusable(path: Path, error: OSError) -> KeyServiceError:
+    return KeyServiceError(0, "", complaint(error, path))
+
+
+def account_of(user: str) -> pwd.struct_passwd:
+    """Return the entry of a user of this machine; KeyServiceError if there is none."""
+    try:
+        return pwd.getpwnam(user)
+    except LookupError:
+        raise KeyServiceError(0, "", f"this machine has no user {user!a:.80}; --user names the broker's") from None

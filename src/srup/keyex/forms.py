@@ -1,11 +1,11 @@
-"""What requests must look like (FLOWS.md, "Key exchange service"): a JSON object in, checked values out, or a 400.
+"""What requests must look like (docs/protocol/flows.md#f-82): a JSON object in, checked values out, or a 400.
 
 ====================  ==================================================================================================
 field                 form
 ====================  ==================================================================================================
 identity              1 to 16 hexadecimal digits; leading zeros and capitals are another spelling of the same identity
 key, new_key          a PEM public key, with or without header, footer and newlines
-type                  1 to 32 characters: letters, digits, ``_``, ``-``, ``.``
+type                  1 to 32 characters: letters, digits, ``_``, ``-``, ``.``, and single spaces between them
 csr                   a PEM certificate signing request in base64
 signature, ...        base64
 token                 what ``srup keyex token`` has printed, or its first part
@@ -22,17 +22,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from ..errors import InvalidKeyError, KeyServiceError
+from ..identity import parse_identity as number_of
 from ..keys import PublicKey
 
-__all__ = ["FORMS", "HEX", "MAX_BODY", "Form", "Identity", "parse_identity", "parse_key", "read"]
+__all__ = ["FORMS", "MAX_BODY", "Form", "Identity", "parse_identity", "parse_key", "parse_type", "read"]
 
 MAX_BODY: Final = 32768
 """The longest request in bytes; the largest that is of use has about half of that."""
 
-HEX: Final = re.compile("[0-9a-fA-F]{1,16}")
-"""How an identity may be spelled."""
-
-_TYPE: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+_TYPE: Final = re.compile(r"(?=.{1,32}\Z)[A-Za-z0-9_.-]+(?: [A-Za-z0-9_.-]+)*")
 _TOKEN: Final = re.compile(r"([A-Za-z0-9_-]{32})(?:\.[A-Za-z0-9_-]{43})?")
 
 
@@ -49,9 +47,10 @@ def _bad(field: str, reason: str) -> KeyServiceError:
 
 def parse_identity(text: str, field: str = "identity") -> Identity:
     """Read an identity. Raises KeyServiceError naming ``field``."""
-    if not HEX.fullmatch(text):
-        raise _bad(field, "is not 1 to 16 hexadecimal digits")
-    return Identity(int(text, 16), text)
+    try:
+        return Identity(number_of(text), text)
+    except ValueError:
+        raise _bad(field, "is not 1 to 16 hexadecimal digits") from None
 
 
 def parse_key(text: str, field: str = "key") -> PublicKey:
@@ -65,9 +64,10 @@ def parse_key(text: str, field: str = "key") -> PublicKey:
         raise _bad(field, str(error)) from None
 
 
-def _parse_type(text: str, field: str) -> str:
+def parse_type(text: str, field: str = "type") -> str:
+    """Read what an identity registers as. Raises KeyServiceError naming ``field``."""
     if not _TYPE.fullmatch(text):
-        raise _bad(field, "is not 1 to 32 letters, digits, '_', '-' and '.'")
+        raise _bad(field, "is not 1 to 32 letters, digits, '_', '-' and '.', with single spaces between them")
     return text
 
 
@@ -92,7 +92,7 @@ FIELDS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "identity": parse_identity,
     "key": parse_key,
     "new_key": parse_key,
-    "type": _parse_type,
+    "type": parse_type,
     "csr": _parse_base64,
     "signature": _parse_base64,
     "new_signature": _parse_base64,

@@ -1,9 +1,9 @@
 """Signatures of the key exchange service and its clients: over what, and by which scheme.
 
 An RSA key signs with PSS (MGF1-SHA256, SHA-256, the longest salt; any length is accepted), as deployed clients do.
-A key with another scheme signs the same bytes as it signs a message (WIRE.md, "Other schemes").
+A key with another scheme signs the same bytes as it signs a message (docs/protocol/wire-format.md#signatures-and-keys).
 
-Beyond FLOWS.md, whose signatures are over an identity or a PEM, a :func:`statement` is signed. It begins with words
+Beyond what deployed clients sign, an identity or a PEM, a :func:`statement` is signed. It begins with words
 that neither of those, nor a message, begins with, so a signature made for one purpose never serves another.
 """
 
@@ -32,7 +32,7 @@ def sign(key: PrivateKey, signed: bytes) -> bytes:
 
 
 def is_signed(public: PublicKey, signed: bytes, signature: bytes) -> bool:
-    """Tell whether ``signature`` is one of this key over ``signed``."""
+    """Return whether ``signature`` is one of this key over ``signed``."""
     key = public.sealing_key()
     if not isinstance(key, rsa.RSAPublicKey):
         return public.verifier.verify(_LENGTHS + signature + signed, len(_LENGTHS), len(signature))
@@ -59,7 +59,7 @@ def rotation(identity: int, old: PublicKey, new: PublicKey) -> bytes:
 
 
 def endorsement(server_key: PublicKey) -> bytes:
-    """Return what the service signs for a server: the SHA-256 of its PEM (FLOWS.md, ``c2``)."""
+    """Return what the service signs for a server: the SHA-256 of its PEM (docs/protocol/flows.md#f-86)."""
     return sha256(server_key.to_pem()).digest()
 
 

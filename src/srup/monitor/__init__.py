@@ -3,8 +3,11 @@
 Needs the extra ``srup[metrics]``.
 """
 
-from .endpoint import Address, Monitor
-from .health import STUCK_AFTER, Problem, liveness, readiness
-from .metrics import Collector
+from ..extras import missing_named
 
-__all__ = ["STUCK_AFTER", "Address", "Collector", "Monitor", "Problem", "liveness", "readiness"]
+with missing_named():
+    from .endpoint import Address, Monitor
+    from .health import STUCK_AFTER, Problem, liveness, readiness, trouble_by_reason
+    from .metrics import Collector
+
+__all__ = ["STUCK_AFTER", "Address", "Collector", "Monitor", "Problem", "liveness", "readiness", "trouble_by_reason"]

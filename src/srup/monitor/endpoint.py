@@ -1,8 +1,8 @@
 """An HTTP server that answers ``/metrics``, ``/healthz`` and ``/readyz``, and that its clients cannot hurt.
 
 It is for a network that one trusts, and listens on loopback unless told otherwise: there is no TLS and no password.
-Still, a client that is slow, silent or many costs only itself: connections are few, their time is limited, each request
-is answered once and the connection closed.
+Still, a client that is slow, silent or many costs only itself: connections are few, their time is limited, who has not
+asked yet gives way to who comes, and the connection is closed after one answer.
 """
 
 import json
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from socketserver import TCPServer
 from typing import Any, Final, NamedTuple, Self
 
@@ -22,7 +23,7 @@ from prometheus_client import CollectorRegistry, MetricsHandler, ProcessCollecto
 
 from ..agent import Agent, Vitals
 from ..errors import TransportError
-from .health import STUCK_AFTER, Problem, liveness, readiness
+from .health import STUCK_AFTER, Problem, liveness, merged, readiness
 from .metrics import Collector
 
 __all__ = ["Address", "Monitor"]
@@ -33,7 +34,7 @@ Check = Callable[[], str | None]
 """Tells why a part is not as it should be, or None."""
 
 MAX_CLIENTS: Final = 16
-"""How many connections there are at most; those that are too many are closed at once."""
+"""How many connections there are at most. When one more comes, the oldest that has not asked anything is closed."""
 
 PATIENCE: Final = 10.0
 """How long a connection lasts at most, in seconds, whatever its client does."""
@@ -154,7 +155,7 @@ def _asked(checks: Mapping[str, Check]) -> list[dict[str, str]]:
 
 
 def _report(problems: list[dict[str, str]]) -> dict[str, Any]:
-    return {"ok": not problems, "problems": problems}
+    return {"ok": not problems, "problems": merged(problems)}
 
 
 class _Server(ThreadingHTTPServer):
@@ -166,7 +167,8 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 32
 
     def __init__(self, address: Address, handler: type[BaseHTTPRequestHandler]) -> None:
-        self._clients: dict[socket.socket, float] = {}  # since when
+        self._clients: dict[socket.socket, float] = {}  # since when, the oldest first
+        self._silent: set[socket.socket] = set()  # those that have not asked anything yet
         self._lock = threading.Lock()
         family, *_, place = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         self.address_family = family
@@ -178,18 +180,32 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Take a client unless there are too many."""
+        """Take a client, in place of the oldest silent one if there are too many; not if all of them are answered."""
         with self._lock:
             if len(self._clients) >= MAX_CLIENTS:
-                return False
+                oldest = next((client for client in self._clients if client in self._silent), None)
+                if oldest is None:
+                    return False
+                self._forget(oldest)
+                _hang_up(oldest)
             self._clients[request] = time.monotonic()
+            self._silent.add(request)
         return True
+
+    def asks(self, request: Any) -> None:
+        """Note that a client has asked: it gives way to nobody."""
+        with self._lock:
+            self._silent.discard(request)
 
     def shutdown_request(self, request: Any) -> None:
         """Let a client go."""
         with self._lock:
-            self._clients.pop(request, None)
+            self._forget(request)
         super().shutdown_request(request)
+
+    def _forget(self, client: socket.socket) -> None:
+        self._clients.pop(client, None)
+        self._silent.discard(client)
 
     def service_actions(self) -> None:
         """Let those go that have been here for too long: their threads find the connection closed."""
@@ -197,8 +213,7 @@ class _Server(ThreadingHTTPServer):
         with self._lock:
             for client, since in self._clients.items():
                 if now - since > PATIENCE:
-                    with suppress(OSError):
-                        client.shutdown(socket.SHUT_RDWR)
+                    _hang_up(client)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log what went wrong with a client: its hanging up is ordinary."""
@@ -206,16 +221,24 @@ class _Server(ThreadingHTTPServer):
         log.log(logging.DEBUG if ordinary else logging.ERROR, "a client of the monitor", exc_info=not ordinary)
 
 
+def _hang_up(client: socket.socket) -> None:
+    """End a connection: the thread that reads from it finds it closed."""
+    with suppress(OSError):
+        client.shutdown(socket.SHUT_RDWR)
+
+
 class _Handler(MetricsHandler):
     """Answers one request."""
 
     monitor: Monitor
+    server: _Server
     timeout = PATIENCE
     server_version = "srup"
     sys_version = ""
 
     def do_GET(self) -> None:
         """Answer."""
+        self.server.asks(self.request)
         path = self.path.partition("?")[0]
         if path == "/metrics":
             super().do_GET()
@@ -225,6 +248,14 @@ class _Handler(MetricsHandler):
             self._tell(self.monitor.readiness())
         else:
             self.send_error(404, explain="There are /metrics, /healthz and /readyz.")
+
+    do_HEAD = do_GET
+
+    def end_headers(self) -> None:
+        """End the headers; of an answer to HEAD there is no more."""
+        super().end_headers()
+        if self.command == "HEAD":
+            self.wfile = BytesIO()
 
     def _tell(self, report: Mapping[str, Any]) -> None:
         body = json.dumps(report).encode() + b"\n"

@@ -39,9 +39,10 @@ COUNTERS: Final[Mapping[str, tuple[str, str]]] = {
     "unanswered": ("srup_requests_unanswered", "Requests of ours whose time was over before the answer came"),
     "data refused": ("srup_values_refused", "Values of ours that the partner does not know"),
     "key refused": ("srup_keys_refused", "New keys of partners that were not taken"),
-    "unopened": ("srup_join_values_unopened", "Sealed join values that did not open"),
+    "unopened": ("srup_join_values_unopened", "Sealed values of joins and syndications that did not open"),
     "firmware changed": ("srup_firmware_changed", "Firmware that was no longer what had been fetched"),
     "not stored": ("srup_commits_failed", "Attempts to make a turn durable that the store refused"),
+    "not audited": ("srup_audit_rows_left_out", "Audit rows that were not written, because a partner caused too many"),
     "leases lost": ("srup_leases_lost", "Agents that stopped because another worker has their partition"),
     "faults": ("srup_faults", "Things that raised where nothing should; each is in the log"),
 }
@@ -61,7 +62,7 @@ class Gauge(NamedTuple):
 
 
 GAUGES: Final[Mapping[str, Gauge]] = {
-    "srup_agents": Gauge("Agents that run", lambda vitals: vitals.runs),
+    "srup_agents": Gauge("Agents that run", lambda vitals: vitals.runs and vitals.alive),
     "srup_agents_connected": Gauge("Those with a link to the broker", lambda vitals: vitals.runs and vitals.connected),
     "srup_agents_storing": Gauge(
         "Those whose store writes, or that have none", lambda vitals: vitals.runs and vitals.store_error is None

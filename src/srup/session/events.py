@@ -18,6 +18,7 @@ __all__ = [
     "DevicesMissing",
     "DevicesShared",
     "Event",
+    "FetchCancelled",
     "FetchRequested",
     "HumanJoinRequested",
     "IdentificationRefused",
@@ -25,6 +26,7 @@ __all__ = [
     "JoinAnswered",
     "JoinCommandAnswered",
     "JoinCommanded",
+    "JoinExplained",
     "JoinRequested",
     "JoinValueReceived",
     "JoinWithdrawn",
@@ -78,24 +80,30 @@ class Unanswered(Event):
 
 @dataclass(frozen=True, slots=True)
 class JoinRequested(Event):
-    """Server: a device wants to join; say ``answer_join``."""
+    """Server: a device wants to join; call ``answer_join``."""
 
 
 @dataclass(frozen=True, slots=True)
 class HumanJoinRequested(Event):
-    """Server: a device wants to join and to be compared by a person; say ``show_value``, then ``answer_join``.
+    """Server: a device wants to join and to be compared by a person; call ``show_value``, then ``answer_join``.
 
-    It fails by itself at ``expires``.
+    It fails by itself at ``expires``, a time of the session's clock. ``signer`` is the beginning of the
+    fingerprint of the key that has signed the request: the value is to be sealed to that one.
     """
 
     expires: float
+    signer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedJoinRequested(Event):
-    """Server: a device wants to join and to be observed; say ``show_value`` and ``observe``, then ``answer_join``."""
+    """Server: a device wants to join and to be observed; call ``show_value`` and ``observe``, then ``answer_join``.
+
+    ``signer`` is that of HumanJoinRequested.
+    """
 
     observer: int
+    signer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +150,7 @@ class JoinCommanded(Event):
 
 @dataclass(frozen=True, slots=True)
 class ObservationRequested(Event):
-    """Device: compare what ``device`` shows with this value; say ``answer_observation``."""
+    """Device: compare what ``device`` shows with this value; call ``answer_observation``."""
 
     device: int
     sealed: bytes = field(repr=False)
@@ -150,9 +158,20 @@ class ObservationRequested(Event):
 
 @dataclass(frozen=True, slots=True)
 class JoinAnswered(Event):
-    """Both sides: a join came to its end with ``status``; the device is a member if it is JOIN_SUCCESS."""
+    """Both sides: a join came to its end with ``status``; the device is a member if it is JOIN_SUCCESS.
+
+    ``reason`` is, on the server, why it is not.
+    """
 
     status: Status
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinExplained(Event):
+    """The device: the server says in words, printable ASCII, why it does not let us in; its status comes separately."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +186,7 @@ class Deregistered(Event):
 
 @dataclass(frozen=True, slots=True)
 class ActionRequested(Event):
-    """The partner wants an action done; say ``answer_action``."""
+    """The partner wants an action done; call ``answer_action``."""
 
     action_id: int
 
@@ -181,7 +200,7 @@ class ActionAnswered(Event):
 
 @dataclass(frozen=True, slots=True)
 class DataReceived(Event):
-    """The partner sent a value; say ``refuse_data`` when nobody knows its ``data_id``."""
+    """The partner sent a value; call ``refuse_data`` when nobody knows its ``data_id``."""
 
     data_id: str
     data: bytes
@@ -211,7 +230,7 @@ class TokenChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class KeyOffered(Event):
-    """The partner wants another key to count for it; check ``data`` (see srup.rotation) and say ``answer_key``."""
+    """The partner wants another key to count for it; check ``data`` (see srup.rotation) and call ``answer_key``."""
 
     data: bytes
 
@@ -232,30 +251,46 @@ class Identified(Event):
 
 @dataclass(frozen=True, slots=True)
 class FetchRequested(Event):
-    """Device: fetch this firmware; say ``fetched`` or ``fetch_failed``."""
+    """Device: fetch this firmware; call ``fetched`` or ``fetch_failed``."""
 
     url: str
     digest: str
 
 
 @dataclass(frozen=True, slots=True)
+class FetchCancelled(Event):
+    """Device: fetch no more for this order.
+
+    The server was told ``status``, if it was told anything, and ``why``.
+    """
+
+    digest: str
+    status: Status | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class ActivationRequested(Event):
-    """Device: check the digest again and activate; say ``activated`` or ``activation_failed``."""
+    """Device: check the digest again and activate; call ``activated`` or ``activation_failed``."""
 
     digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateChanged(Event):
-    """Server: an update took a step; ``status`` is the device's answer where it gave one."""
+    """Server: an update took a step; ``status`` is the device's answer where it gave one.
+
+    ``reason`` says why it failed, in printable ASCII: the device's words, or why the order does not stand any more.
+    """
 
     state: UpdateState
     status: Status | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SyndicationOffered(Event):
-    """Syndication device: register at the key service ``url`` and join there; say ``answer_init``."""
+    """Syndication device: register at the key service ``url`` and join there; call ``answer_init``."""
 
     url: str
     sealed: bytes
@@ -263,7 +298,7 @@ class SyndicationOffered(Event):
 
 @dataclass(frozen=True, slots=True)
 class SyndicationRequested(Event):
-    """Away server: a syndication device wants to begin; say ``accept_syndication`` or ``refuse_syndication``."""
+    """Away server: a syndication device wants to begin; call ``accept_syndication`` or ``refuse_syndication``."""
 
     sealed: bytes
 
@@ -289,7 +324,7 @@ class DevicesShared(Event):
 
 @dataclass(frozen=True, slots=True)
 class DevicesMissing(Event):
-    """Home server: these numbers of the list have not come; if the device ``repeats`` it, say ``request_list``."""
+    """Home server: these numbers of the list have not come; if the device ``repeats`` it, call ``request_list``."""
 
     numbers: tuple[int, ...]
     repeats: bool
@@ -297,7 +332,7 @@ class DevicesMissing(Event):
 
 @dataclass(frozen=True, slots=True)
 class SyndicatedDataReceived(Event):
-    """Home server: a value of the shared device ``source``; say ``refuse_data`` when nobody knows its ``data_id``."""
+    """Home server: a value of the shared device ``source``; call ``refuse_data`` when nobody knows its ``data_id``."""
 
     source: int
     data_id: str
@@ -321,7 +356,7 @@ class IdentificationRefused(Event):
 
 @dataclass(frozen=True, slots=True)
 class SyndicatedActionRequested(Event):
-    """Away server: home wants an action of the shared device ``target``; say ``allow`` or ``refuse``."""
+    """Away server: home wants an action of the shared device ``target``; call ``allow`` or ``refuse``."""
 
     target: int
     action_id: int
@@ -329,14 +364,14 @@ class SyndicatedActionRequested(Event):
 
 @dataclass(frozen=True, slots=True)
 class SyndicatedIdRequested(Event):
-    """Away server: home wants to know what the shared device ``target`` is; say ``allow`` or ``refuse``."""
+    """Away server: home wants to know what the shared device ``target`` is; call ``allow`` or ``refuse``."""
 
     target: int
 
 
 @dataclass(frozen=True, slots=True)
 class SyndicatedC2Requested(Event):
-    """Away server: a request of home's; carry it out and say ``allow``, or say ``refuse``."""
+    """Away server: a request of home's; carry it out and call ``allow``, or call ``refuse``."""
 
     req_id: int
     data: bytes

@@ -4,8 +4,21 @@
 """
 
 from .ledger import Ledger, Violation
-from .schedule import Report, run
+from .options import Options
+from .report import Report, run
 from .simulator import START, Clock, Simulator
-from .world import Options, World
+from .syndication import SyndicationWorld
+from .world import World
 
-__all__ = ["START", "Clock", "Ledger", "Options", "Report", "Simulator", "Violation", "World", "run"]
+__all__ = [
+    "START",
+    "Clock",
+    "Ledger",
+    "Options",
+    "Report",
+    "Simulator",
+    "SyndicationWorld",
+    "Violation",
+    "World",
+    "run",
+]

@@ -4,7 +4,7 @@ He has the key of one registered device, the mole, keys that nobody knows, and t
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -12,13 +12,15 @@ from .. import messages, tokens
 from ..codec import Frame, decode, encode
 from ..errors import SrupError
 from ..keys import PrivateKey
+from ..transport import MemoryNetwork
 from ..transport.topics import device_topic, join_topic
 from ..wire import IDENTIFICATION_RESPONSE, JOIN_OBSERVER, KEY_ROTATION, Status
 
 if TYPE_CHECKING:
-    from .world import World
+    from .base import BaseWorld
+    from .party import Party
 
-__all__ = ["Attacker"]
+__all__ = ["ATTACKS", "REPERTOIRE", "Attacker", "Repertoire"]
 
 _Chance = random.Random
 
@@ -62,6 +64,19 @@ _REQUESTS: Final = (
 )
 
 
+class Repertoire(NamedTuple):
+    """What an attacker forges in the name of servers and of devices, and with which content."""
+
+    commands: tuple[type[messages.Message], ...]
+    requests: tuple[type[messages.Message], ...]
+    bodies: Mapping[type[messages.Message], Callable[[_Chance, int], dict[str, Any]]]
+    kept: frozenset[type[messages.Message]] = frozenset()
+    """What the attacker keeps for later: messages that begin or end something."""
+
+
+REPERTOIRE: Final = Repertoire(_COMMANDS, _REQUESTS, _BODIES)
+
+
 class Stolen(NamedTuple):
     """A key that does not count any more from then on: for its ``owner``, at one server or, for None, at all."""
 
@@ -72,12 +87,27 @@ class Stolen(NamedTuple):
 
 
 class Attacker:
-    """``mole`` is the registered identity whose ``key`` he has."""
+    """``mole`` is the registered identity whose ``key`` he has, ``network`` the broker that he owns."""
 
-    def __init__(self, world: "World", mole: int, key: PrivateKey, chance: random.Random) -> None:
+    def __init__(
+        self,
+        world: "BaseWorld",
+        network: MemoryNetwork,
+        mole: int,
+        chance: random.Random,
+        servers: Collection[int],
+        devices: Collection[int],
+        elsewhere: Sequence[MemoryNetwork] = (),
+        repertoire: Repertoire | None = None,
+    ) -> None:
         self.mole = mole
-        self.key = key
+        self.key = world.key("mole", 0)
         self._world = world
+        self._network = network
+        self._servers = servers
+        self._devices = devices
+        self._elsewhere = elsewhere
+        self._repertoire = repertoire or REPERTOIRE
         self._chance = chance
         self._unknown = world.key("stranger", 0)
         self._stolen: list[Stolen] = []
@@ -86,37 +116,64 @@ class Attacker:
         """Get a key of ``owner`` that does not count any more from then on; at one ``server``, or nowhere."""
         self._stolen.append(Stolen(at, key, owner, server))
 
-    def attack(self, way: str) -> bool:
-        """Do something in one way, named as below; tell whether it was possible."""
-        made = getattr(self, f"_{way}")()
+    def steal_retired(self, party: "Party") -> None:
+        """Get the key that a party changes just now, as soon as it does not count any more."""
+        overlap = self._world.policy.key_overlap + 60.0
+        self.steal(party.key, self._world.clock.now + overlap, party.identity)
+
+    def attack(self, kind: str) -> bool:
+        """Do something of a kind that ``ATTACKS`` names; return whether it was possible."""
+        made = ATTACKS[kind](self)
         if made is None:
             return False
         topic, wire = made
-        self._world.note(f"the attacker ({way}) > {topic}: {len(wire)} bytes")
+        self._world.note(f"the attacker ({kind}) > {topic}: {len(wire)} bytes")
         self._world.counts["attacks"] += 1
-        self._world.network.inject(topic, wire)
+        self._network.inject(topic, wire)
         return True
 
-    # The ways.
+    # The kinds of attacks.
 
-    def _replay(self) -> tuple[str, bytes] | None:
+    def replay(self) -> tuple[str, bytes] | None:
         """Something that was said before, once more."""
         return self._overheard()
 
-    def _redirect(self) -> tuple[str, bytes] | None:
+    def recall(self) -> tuple[str, bytes] | None:
+        """Something that begins or ends something and was said before, mostly a late one."""
+        kept = [heard for heard in self._network.log[-500:] if self._is_kept(heard[1])]
+        if not kept:
+            return None
+        return kept[max(0, len(kept) - 1 - int(self._chance.expovariate(1 / 5)))]
+
+    def _is_kept(self, wire: bytes) -> bool:
+        with suppress(SrupError):
+            return messages.SCHEMA[decode(wire).type] in self._repertoire.kept
+        return False
+
+    def redirect(self) -> tuple[str, bytes] | None:
         """Something that was just said, to somebody else."""
-        log = self._world.network.log
+        log = self._network.log
         if not log:
             return None
         topic, wire = log[-self._chance.randrange(1, min(6, len(log)) + 1)]
-        others = [device_topic(device) for device in self._world.devices if device_topic(device) != topic]
+        others = [device_topic(device) for device in self._devices if device_topic(device) != topic]
         return self._chance.choice(others) if others and self._chance.random() < 0.8 else self._topic(), wire
 
-    def _truncate(self) -> tuple[str, bytes] | None:
+    def smuggle(self) -> tuple[str, bytes] | None:
+        """Something that was said on another network, to whoever has the topic here, or to somebody else."""
+        logs = [network.log for network in self._elsewhere if network.log]
+        if not logs:
+            return None
+        log = self._chance.choice(logs)
+        topic, wire = log[-self._chance.randrange(1, min(20, len(log)) + 1)]
+        return (topic if self._chance.random() < 0.5 else self._topic()), wire
+
+    def truncate(self) -> tuple[str, bytes] | None:
+        """The beginning of something that was said before."""
         heard = self._overheard()
         return None if heard is None else (heard[0], heard[1][: self._chance.randrange(len(heard[1]) or 1)])
 
-    def _flip(self) -> tuple[str, bytes] | None:
+    def flip(self) -> tuple[str, bytes] | None:
         """Something that was said before, with one bit changed."""
         heard = self._overheard()
         if heard is None or not heard[1]:
@@ -126,16 +183,16 @@ class Attacker:
         altered[self._chance.randrange(len(wire))] ^= 1 << self._chance.randrange(8)
         return topic, bytes(altered)
 
-    def _forge(self) -> tuple[str, bytes] | None:
+    def forge(self) -> tuple[str, bytes] | None:
         """Something in another's name, signed by a key that nobody knows, or by the mole's."""
         return self._message(self._chance.choice(self._victims()), self._chance.choice((self._unknown, self.key)))
 
-    def _speak(self) -> tuple[str, bytes] | None:
+    def speak(self) -> tuple[str, bytes] | None:
         """Something of the mole's own, wherever he likes."""
         topic, wire = self._message(self.mole, self.key)
         return (topic if self._chance.random() < 0.3 else self._topic()), wire
 
-    def _stale(self) -> tuple[str, bytes] | None:
+    def stale(self) -> tuple[str, bytes] | None:
         """Something in the name of whoever has had a key that does not count any more."""
         usable = [stolen for stolen in self._stolen if stolen.at <= self._world.clock.now]
         if not usable:
@@ -146,11 +203,11 @@ class Attacker:
     # How.
 
     def _victims(self) -> list[int]:
-        return [party.identity for party in self._world.parties]
+        return [*self._servers, *self._devices]
 
     def _overheard(self) -> tuple[str, bytes] | None:
         """Return a message that went over the wire: mostly a late one, sometimes any."""
-        log = self._world.network.log
+        log = self._network.log
         if not log:
             return None
         back = (
@@ -159,19 +216,19 @@ class Attacker:
         return log[max(0, len(log) - 1 - back)]
 
     def _topic(self) -> str:
-        device = self._chance.choice([*self._world.devices, self.mole])
+        device = self._chance.choice([*self._devices, self.mole])
         if self._chance.random() < 0.3:
-            return join_topic(self._chance.choice(list(self._world.servers)), device)
+            return join_topic(self._chance.choice(list(self._servers)), device)
         return device_topic(device)
 
     def _message(self, sender: int, key: PrivateKey, recipient: int | None = None) -> tuple[str, bytes]:
         """Make a message that is right in everything but its signature, or in almost everything, and say where to."""
         chance, world = self._chance, self._world
-        devices = list(world.devices)
+        devices = list(self._devices)
         if recipient is None:
-            recipient = chance.choice(devices if sender in world.servers else list(world.servers))
-        cls = chance.choice(_COMMANDS if sender in world.servers else _REQUESTS)
-        topic = device_topic(recipient if sender in world.servers else sender)
+            recipient = chance.choice(devices if sender in self._servers else list(self._servers))
+        cls = chance.choice(self._repertoire.commands if sender in self._servers else self._repertoire.requests)
+        topic = device_topic(recipient if sender in self._servers else sender)
         if cls in _JOINS:
             topic = join_topic(recipient, sender)
         meant = recipient if chance.random() < 0.8 else chance.choice(self._victims())
@@ -181,7 +238,7 @@ class Attacker:
             heard = self._frame()
             token = chance.choice((b"a token", b"srup5:junk", heard.token if heard else token))
             sequence_id = chance.choice((1, (1 << 64) - 1, sequence_id))
-        body = _BODIES[cls](chance, recipient if sender in world.servers else chance.choice(devices))
+        body = self._repertoire.bodies[cls](chance, recipient if sender in self._servers else chance.choice(devices))
         return topic, encode(cls(sequence_id=sequence_id, sender_id=sender, token=token, **body), key)
 
     def _frame(self) -> Frame | None:
@@ -190,3 +247,17 @@ class Attacker:
         with suppress(SrupError):
             return None if heard is None else decode(heard[1])
         return None
+
+
+ATTACKS: Final[dict[str, Callable[[Attacker], tuple[str, bytes] | None]]] = {
+    "replay": Attacker.replay,
+    "recall": Attacker.recall,
+    "redirect": Attacker.redirect,
+    "smuggle": Attacker.smuggle,
+    "truncate": Attacker.truncate,
+    "flip": Attacker.flip,
+    "forge": Attacker.forge,
+    "speak": Attacker.speak,
+    "stale": Attacker.stale,
+}
+"""What an attacker can do: each returns where to he sends what, or None if it is not possible now."""

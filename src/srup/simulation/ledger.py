@@ -6,7 +6,7 @@ never ends, or ends with an answer that is not true.
 """
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -63,15 +63,24 @@ class Order:
         """Whether it was carried out with success."""
         return any(effect.good for effect in self.effects)
 
+    @property
+    def ended(self) -> bool:
+        """Whether whoever gave it has been told its end."""
+        return self.told or (self.answer is not None and self.answer.done())
+
     def lives(self) -> set[int]:
         """Return in which lives of its target it was carried out, or tried."""
         return {effect.life for effect in self.effects}
 
 
 class Ledger:
-    """All orders of a run and the ``violations`` found so far; ``counts`` tells how many orders and effects."""
+    """All orders of a run and the ``violations`` found so far; ``counts`` tells how many orders and effects.
 
-    def __init__(self) -> None:
+    ``clock`` returns what time it is in the world.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self.orders: list[Order] = []
         self.violations: list[Violation] = []
         self.counts: Counter[str] = Counter()
@@ -97,7 +106,6 @@ class Ledger:
         target: int,
         what: Hashable,
         *,
-        now: float,
         local: float,
         life: int,
         durable: bool,
@@ -117,19 +125,37 @@ class Ledger:
             others = self._by_content.get((kind, what), [])
             meant = ", ".join(f"{other.target:x}" for other in others if other.issuer == issuer)
             if meant:
-                self.violate(now, "redirected", f"{shown}; it was meant for {meant}")
+                self.violate("redirected", f"{shown}; it was meant for {meant}")
             else:
-                self.violate(now, "forged", f"{shown}, who never ordered it")
+                self.violate("forged", f"{shown}, who never ordered it")
             return None
         if local > order.until:
-            self.violate(now, "late", f"{shown}; it expired {local - order.until:.1f} seconds ago")
+            self.violate("late", f"{shown}; it expired {local - order.until:.1f} seconds ago")
         if valid is not None and order.signer not in valid:
-            self.violate(now, "revoked", f"{shown}; the key {order.signer[:8]} that signed it does not count any more")
+            self.violate("revoked", f"{shown}; the key {order.signer[:8]} that signed it does not count any more")
         if order.effects and (durable or life in order.lives()):
-            self.violate(now, "repeated", f"{shown}; it has done so before, at {order.effects[-1].at:.3f}")
-        order.effects.append(Effect(now, life, good))
+            self.violate("repeated", f"{shown}; it has done so before, at {order.effects[-1].at:.3f}")
+        order.effects.append(Effect(self._clock(), life, good))
         return order
 
-    def violate(self, now: float, name: str, what: str) -> None:
+    def check_ended(self, lives: Mapping[int, int], told: Collection[str]) -> None:
+        """Check that orders have come to an end, and that what was made durable was not lost in a crash.
+
+        ``lives`` are the present lives of those who gave the orders, ``told`` the kinds whose end is told after a
+        restart.
+        """
+        for order in self.orders:
+            life, answer = lives[order.issuer], order.answer
+            if answer is not None and not answer.done() and life == order.life:
+                self.violate("lost", f"{order} never ends")
+            if not order.accepted or order.excused:
+                continue
+            failed = answer is not None and answer.done() and answer.exception() is not None
+            if order.kind == "data" and not order.effects and not order.told and not failed:
+                self.violate("lost", f"{order} was never taken, and nobody was told")
+            elif order.kind in told and not order.ended and life > order.life:
+                self.violate("lost", f"{order} has come to no end that was told after a restart")
+
+    def violate(self, name: str, what: str) -> None:
         """Enter a violation."""
-        self.violations.append(Violation(now, name, what))
+        self.violations.append(Violation(self._clock(), name, what))

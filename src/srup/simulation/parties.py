@@ -1,224 +1,25 @@
-"""The legitimate parties: a device or server that runs, dies and starts anew, and what its owner keeps meanwhile.
-
-What outlives a process is what the documentation tells an owner to store: keys, the version floor, whom to join. In a
-durable world a ``store`` keeps everything else.
-"""
+"""The parties of a fleet: servers with their operators, and devices with their owners."""
 
 import hashlib
-from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING
 
-from ..agent import Agent, Device, PendingJoin, Server
-from ..agent.base import Outcome, Refusal
-from ..agent.turn import Handling
-from ..errors import PolicyError, StoreError
+from ..agent import Device, PendingJoin, Server
+from ..errors import PolicyError
 from ..joinvalue import JoinValue
 from ..keyring import KeyRing
 from ..keys import PrivateKey, PublicKey
-from ..records import Changes
-from ..store import MemoryStore
-from ..transport import MemoryTransport
 from ..wire import Status
-from .simulator import Clock
+from .environment import Link, Wire
+from .oracle import DeviceView, ServerView
+from .party import ACTIONS, Party
 
 if TYPE_CHECKING:
-    from .ledger import Order
     from .world import World
 
-__all__ = ["ACTIONS", "Crash", "DeviceParty", "Party", "ServerParty"]
-
-ACTIONS: Final = 256
-"""Each order to a partner has an action id of its own, so there cannot be more between two."""
-
-START_TIME: Final = 0.001
-"""How many seconds a process takes to start anew."""
-
-_Result = TypeVar("_Result")
-
-
-class Crash(BaseException):
-    """A process dies in the middle of something. No fence catches it."""
-
-
-class Wire(MemoryTransport):
-    """A party's link: everything that it sends is noted, and it may die before or after it has been sent."""
-
-    def __init__(self, party: "Party") -> None:
-        super().__init__(party.world.network, party.name)
-        self._party = party
-
-    def publish(self, topic: str, payload: bytes, on_settled: Callable[[], object] | None = None) -> None:
-        """See :meth:`MemoryTransport.publish`."""
-        self._party.may_die()
-        self._party.world.sent(self._party, topic, payload)
-        super().publish(topic, payload, on_settled)
-        self._party.may_die()
-
-
-class Disk(MemoryStore):
-    """A party's store: it outlives its processes, which may die before or after something has been written to it.
-
-    ``full`` is how many of the next turns are not written.
-    """
-
-    def __init__(self, party: "Party") -> None:
-        super().__init__()
-        self._party = party
-        self.full = 0
-
-    def commit(self, changes: Changes) -> None:
-        """See :meth:`MemoryStore.commit`."""
-        if not changes:
-            return
-        if self._party.stepping:
-            self._party.may_die()
-            if self.full > 0:
-                self.full -= 1
-                raise StoreError("the disk is full")
-        super().commit(changes)
-        if self._party.stepping and not changes.keys and not changes.barred:
-            self._party.recorded(changes)
-            self._party.may_die()
-
-
-class Party:
-    """Whoever has an identity and a key. ``life`` counts its processes; ``agent`` is the one that runs if it is ``up``.
-
-    ``fuse`` is after how many more messages, effects and commits it dies; None for not at all.
-    """
-
-    agent: Agent
-
-    def __init__(self, world: "World", identity: int, skew: float) -> None:
-        self.world = world
-        self.identity = identity
-        self.name = f"{identity:x}"
-        self.clock = Clock(ahead_of=world.clock, skew=skew)
-        self.generation = 0
-        self.key = world.key(self.name, 0)
-        self.next_key: PrivateKey | None = None
-        self.life = 0
-        self.up = False
-        self.fuse: int | None = None
-        self.cut = False
-        self.stepping = False
-        self.store: Disk | None = None
-        self.renew_store()
-
-    def renew_store(self) -> None:
-        """Begin with an empty store, if there are any in this world."""
-        self.store = Disk(self) if self.world.options.durable else None
-        self.given: list[tuple[Order, int]] = []  # orders that are not durable yet, and after how many commits they are
-        self.called: dict[tuple[int, str], int] = {}  # what handlers were called for, and in which life the last time
-        self.unrecorded: set[tuple[int, str]] = set()  # what of it is not known to have ended
-        self.ended: set[tuple[int, str]] = set()  # what of that has ended
-
-    @property
-    def durable(self) -> bool:
-        """Whether what it knows outlives its process."""
-        return self.store is not None
-
-    def boot(self) -> None:
-        """Start a process."""
-        self.life += 1
-        self.fuse = None
-        if self.life > 1:
-            self.world.advance(self.world.clock.now + START_TIME)
-        self.world.note(f"{self.name} starts, life {self.life}")
-        self.agent = self.make(Wire(self))
-        self.agent.on_refused(self._refused)
-        self.agent.on_outcome(self._outcome)
-        self.agent.start(threads=False)
-        self.up = True
-
-    def make(self, wire: Wire) -> Agent:
-        """Return the agent of a new process, with its handlers."""
-        raise NotImplementedError
-
-    def options(self, wire: Wire) -> dict[str, Any]:
-        """Return the arguments that both kinds of agents have."""
-        options: dict[str, Any] = {
-            "broker": wire,
-            "policy": self.world.policy,
-            "clock": self.clock,
-            "entropy": self.world.entropy(self.name, self.life),
-        }
-        return options if self.store is None else options | {"store": self.store}
-
-    def die(self) -> None:
-        """Let the process end without a word."""
-        if self.up:
-            self.world.note(f"{self.name} dies")
-            self.world.network.kill(self.name)
-            self.world.dead.append(self.agent)
-            self.up = False
-            self.given.clear()
-            self.ended.clear()
-
-    def may_die(self) -> None:
-        """Die here if it is time."""
-        if self.fuse is not None:
-            self.fuse -= 1
-            if self.fuse < 0:
-                raise Crash
-
-    def done(self, effect: Callable[[bool], _Result]) -> _Result:
-        """Carry out an effect; it is possible to die just before and just after it.
-
-        It is told whether that may have happened before: not with a store, unless a process ended in the middle of it.
-        """
-        handling = self.agent.handling
-        again = self._begin_handling(handling) if self.durable and handling is not None else not self.durable
-        self.may_die()
-        result = effect(again)
-        self.may_die()
-        if handling is not None:
-            self.ended.add((handling.partner, handling.id))
-        return result
-
-    def _begin_handling(self, handling: Handling) -> bool:
-        """Check that a handler may be called for this; tell whether it may have been called for it before."""
-        name = handling.partner, handling.id
-        life = self.called.get(name)
-        if life is not None and (name not in self.unrecorded or life == self.life or not handling.again):
-            self.world.violate("repeated", f"a handler of {self} is called again for {name[0]:x} {name[1]:.40}")
-        self.called[name] = self.life
-        self.unrecorded.add(name)
-        return life is not None
-
-    def given_order(self, order: "Order") -> None:
-        """Take note of an order that this party gives: it counts from the next turn that is durable."""
-        if self.durable:
-            self.given.append((order, 2 if self.agent._unsaved else 1))
-
-    def recorded(self, changes: Changes) -> None:
-        """Take note that a turn is durable, and which handlers it knows to have ended."""
-        known = {(partner, f"{partner:x}/{number}") for partner, number in changes.finished}
-        known |= {(partner, token.hex()) for partner, token in changes.ended}
-        known |= {(record.partner, record.token.hex()) for record in changes.exchanges}
-        self.unrecorded -= self.ended & known
-        self.ended -= known
-        for order, turns in self.given:
-            order.accepted = turns == 1
-        self.given = [(order, turns - 1) for order, turns in self.given if turns > 1]
-
-    def _outcome(self, outcome: Outcome) -> None:
-        self.done(lambda again: None if again and self.durable else self.world.outcome(self, outcome))
-
-    def new_key(self) -> PrivateKey:
-        """Make the next key of this party."""
-        self.generation += 1
-        return self.world.key(self.name, self.generation)
-
-    def _refused(self, refusal: Refusal) -> None:
-        self.world.note(f"{self.name} refuses a message on {refusal.topic}: {type(refusal.error).__name__}")
-        self.world.counts[type(refusal.error).__name__] += 1
-
-    def __str__(self) -> str:
-        return self.name
+__all__ = ["DeviceParty", "ServerParty"]
 
 
 class ServerParty(Party):
@@ -231,8 +32,10 @@ class ServerParty(Party):
 
     agent: Server
 
+    world: "World"
+
     def __init__(self, world: "World", identity: int, skew: float, admission: str, observers: tuple[int, ...]) -> None:
-        super().__init__(world, identity, skew)
+        super().__init__(world, identity, skew, [Link(world.network, f"{identity:x}", f"{identity:x}")])
         self.admission = admission
         self.observers = observers
         self.ring = KeyRing()
@@ -261,7 +64,7 @@ class ServerParty(Party):
         agent.on_moderation(lambda pending: None)  # decide() finds it
         agent.on_joined(self._joined)
         agent.on_left(lambda device: self.done(lambda again: self.world.note(f"{self}: {device:x} has left")))
-        agent.on_update(lambda order: self.done(lambda again: self.world.update_told(order)))
+        agent.on_update(lambda order: self.done(lambda again: self.world.operators.update_told(order)))
         agent.on_key_changed(self._store)
         return agent
 
@@ -280,7 +83,7 @@ class ServerParty(Party):
     def register(self, identity: int, key: PublicKey) -> None:
         """Register a device's key, instead of any that it had."""
         self.folder[identity] = key
-        self.world.become_new(self.identity, identity)
+        self.world.oracle.become_new(self.identity, identity)
         if self.up or not self.durable:
             self.ring.replace(identity, key)
         else:
@@ -294,17 +97,19 @@ class ServerParty(Party):
     def rotate(self, key: PrivateKey) -> "Future[frozenset[int]]":
         """Change the server's key."""
         self.next_key = key
-        self.world.offered.add((self.identity, None, key.public_key.fingerprint))
+        self.world.oracle.offers_key(self.identity, None, key.public_key.fingerprint)
         future = self.agent.rotate_key(key, self.world.ROLLOUT)
         life = self.life
 
         def changed(done: "Future[frozenset[int]]") -> None:
             if self.life == life and done.exception() is None:
                 self.world.note(f"{self} has a new key; {sorted(done.result())} have taken it")
-                self.world.check_rollout(self, done.result(), key)
-                known = [device.server_keys.get(self.identity) for device in self.world.devices.values()]
-                if set(known) <= {None, key.public_key}:  # else somebody still believes the old one
-                    self.world.leak(self, self.key, self.world.policy.key_overlap + 60.0)
+                devices = self.world.devices
+                known = {device: party.server_keys.get(self.identity) for device, party in devices.items()}
+                believed = {device: known[device] for device in devices if device in done.result()}
+                self.world.oracle.key_spread(self.identity, key.public_key, believed)
+                if set(known.values()) <= {None, key.public_key}:  # else somebody still believes the old one
+                    self.world.attacker.steal_retired(self)
                 self.key, self.next_key = key, None
 
         future.add_done_callback(changed)
@@ -324,14 +129,39 @@ class ServerParty(Party):
             self.world.note(f"{self} about {pending.device:x}: {decision.__name__}")
 
     def _joined(self, device: int) -> None:
-        told_late = self.agent.handling is not None and self.agent.handling.again
-        self.done(lambda again: self.world.joined_at(self, device, told_late))
+        told_late = self.told_late
+        self.done(lambda again: self._let_in(device, told_late))
+
+    def _let_in(self, device: int, told_late: bool) -> None:
+        self.world.note(f"{self} lets {device:x} in")
+        if told_late:
+            return
+        self.world.oracle.let_in(
+            self.identity,
+            device,
+            local=self.clock.now,
+            valid=self.keys_of(device),
+            banned=device in self.banned,
+            vouched=self.admission == "simple" or device in self.vouched,
+        )
+        self.vouched.discard(device)
 
     def _act(self, device: int, action: int) -> bool:
         return self.done(lambda again: self.world.effect(self, "action", device, action, again, self.keys_of(device)))
 
     def _take(self, device: int, name: str, text: str) -> None:
         self.done(lambda again: self.world.effect(self, "data", device, (name, text), again, self.keys_of(device)))
+
+    def view(self) -> ServerView:
+        """Return what can be seen of it in the end."""
+        return ServerView(
+            identity=self.identity,
+            key=self.key.public_key,
+            members=self.agent.members,
+            registered=[device for device in self.world.devices if self.ring.get(device) is not None],
+            banned=self.banned,
+            admission=self.admission,
+        )
 
     def _decide(self, device: int) -> Status:
         if device in self.banned:
@@ -342,7 +172,8 @@ class ServerParty(Party):
 
     def _store(self, device: int, key: PublicKey) -> None:
         self.may_die()
-        self.world.key_changed(self, device, key)
+        self.world.note(f"{self} stores a new key of {device:x}")
+        self.world.oracle.key_changed(self.identity, device, key.fingerprint)
 
 
 class DeviceParty(Party):
@@ -353,8 +184,10 @@ class DeviceParty(Party):
 
     agent: Device
 
+    world: "World"
+
     def __init__(self, world: "World", identity: int, skew: float, join: str, observer: int | None) -> None:
-        super().__init__(world, identity, skew)
+        super().__init__(world, identity, skew, [Link(world.network, f"{identity:x}", f"{identity:x}")])
         self.join_kind = join
         self.observer = observer
         self.server = self.configured = next(iter(world.servers))
@@ -368,7 +201,6 @@ class DeviceParty(Party):
         self.out = True  # it was refused or has left, and does not ask again by itself
         self.shown: JoinValue | None = None
         self.offering = False  # whether the answer to the offer of the next key is due
-        self.leaving: set[int] = set()  # servers that have not confirmed that it leaves
 
     def make(self, wire: Wire) -> Device:
         """See :meth:`Party.make`."""
@@ -405,6 +237,12 @@ class DeviceParty(Party):
         agent.on_deregistered(self._deregistered)
         return agent
 
+    def can_start(self) -> bool:
+        """See :meth:`Party.can_start`; point the device at a server that it knows, if there is one."""
+        if self.server not in self.server_keys:
+            self.server = next(iter(self.server_keys), self.server)
+        return self.server in self.server_keys
+
     def boot(self) -> None:
         """See :meth:`Party.boot`. Whoever starts a device wants in."""
         self.wanted = True
@@ -412,11 +250,19 @@ class DeviceParty(Party):
         super().boot()
         self.server = self.agent.server
 
+    def stepped(self) -> None:
+        """See :meth:`Party.stepped`: notice when it has turned to another server."""
+        before, server = self.server, self.agent.server
+        if server != before and not self.agent.debug.commit_failed:
+            self.world.note(f"{self} turns from {before:x} to {server:x}")
+            self.world.oracle.turned(self.identity, before, server, local=self.clock.now)
+            self.server, self.wanted = server, True
+
     def rotate(self, key: PrivateKey) -> "Future[None]":
         """Change the device's key; the old one is kept until the server has taken the new one."""
         self.next_key = key
         self.offering = True
-        self.world.offered.add((self.identity, self.server, key.public_key.fingerprint))
+        self.world.oracle.offers_key(self.identity, self.server, key.public_key.fingerprint)
         future = self.agent.rotate_key(key)
         life = self.life
 
@@ -426,14 +272,14 @@ class DeviceParty(Party):
             self.offering = False
             if done.exception() is None:
                 self.world.note(f"{self} has a new key")
-                self.world.leak(self, self.key, self.world.policy.key_overlap + 60.0)
+                self.world.attacker.steal_retired(self)
                 self.key, self.next_key = key, None
-                self.world.spread(self)
+                self.world.operators.spread(self)
 
         future.add_done_callback(changed)
         return future
 
-    def insist(self) -> None:
+    def offer_again(self) -> None:
         """Offer the next key again, which the server may have taken already (:meth:`Device.rotate_key`)."""
         if self.next_key is not None and self.up and self.agent.joined and not self.offering:
             self.rotate(self.next_key)
@@ -446,7 +292,19 @@ class DeviceParty(Party):
 
     def _activate(self, path: Path) -> bool:
         actual = hashlib.sha256(path.read_bytes()).hexdigest()
-        return self.done(lambda again: self.world.activated(self, path.name, actual, again))
+        return self.done(lambda again: self._activated(path.name, actual, again))
+
+    def _activated(self, digest: str, actual: str, again: bool) -> bool:
+        good = not self.world.chance(0.1)
+        self.world.note(f"{self} activates {digest[:8]}{'' if good else ', and fails'}")
+        version = self.world.oracle.activated(
+            *(self.identity, digest, actual, self.floor), local=self.clock.now, again=again, good=good
+        )
+        if good:
+            self.active = digest
+            if self.floor is not None and version is not None:
+                self.floor = max(self.floor, version)
+        return good
 
     def _show(self, value: JoinValue) -> None:
         self.shown = value
@@ -454,8 +312,10 @@ class DeviceParty(Party):
     def _joined(self) -> None:
         self.shown = None
         self.out = not self.durable
-        self.world.joined(self)
-        self.insist()
+        self.world.note(f"{self} has joined {self.server:x}")
+        self.world.oracle.joined(self.identity, self.server, local=self.clock.now, wanted=self.wanted)
+        self.wanted = True
+        self.offer_again()
 
     def _not_joined(self, status: Status | None) -> None:
         self.shown = None
@@ -465,8 +325,13 @@ class DeviceParty(Party):
     def _left(self, server: int) -> None:
         self.shown = None
         self.out = True
-        told_late = self.agent.handling is not None and self.agent.handling.again
-        self.done(lambda again: self.world.left(self, server, told_late))
+        told_late = self.told_late
+        self.done(lambda again: self._has_left(server, told_late))
+
+    def _has_left(self, server: int, told_late: bool) -> None:
+        self.world.note(f"{self} has left {server:x}")
+        if not told_late:
+            self.world.oracle.left(self.identity, server, local=self.clock.now)
 
     def _observe(self, device: int) -> str | None:
         seen = self.world.devices.get(device)
@@ -479,8 +344,22 @@ class DeviceParty(Party):
 
     def _store(self, server: int, key: PublicKey) -> None:
         self.may_die()
-        self.world.key_changed(self, server, key)
+        self.world.note(f"{self} stores a new key of {server:x}")
+        self.world.oracle.key_changed(self.identity, server, key.fingerprint)
+        self.server_keys[server] = key
 
     def _deregistered(self, server: int) -> None:
         self.world.note(f"{self} and {server:x} part for good")
         self.server_keys.pop(server, None)
+
+    def view(self) -> DeviceView:
+        """Return what can be seen of it in the end."""
+        return DeviceView(
+            identity=self.identity,
+            up=self.up,
+            joined=self.server if self.up and self.agent.joined else None,
+            server=self.server,
+            wanted=self.wanted,
+            join=self.join_kind,
+            server_keys=self.server_keys,
+        )

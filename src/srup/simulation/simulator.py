@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from ..agent import Agent
-from ..agent.base import Refusal
+from ..agent import Agent, Refusal
 from ..transport import MemoryNetwork
 
 __all__ = ["START", "Clock", "Simulator"]
@@ -18,11 +17,16 @@ _MINIMUM: Final = 0.001  # seconds that pass at least between two rounds: roundi
 
 
 class Clock:
-    """Simulated Unix time: that of the world, or a clock that goes ``skew`` seconds before another one."""
+    """Simulated Unix time: that of the world, or a clock that goes ``skew`` seconds before another one.
+
+    It can be set: the world's by ``now``, another one by its ``skew``.
+    """
 
     def __init__(self, now: float = START, *, ahead_of: "Clock | None" = None, skew: float = 0.0) -> None:
         self._now = now
         self._reference = ahead_of
+        self._at_first = skew
+        self._set_back = 0.0  # in all
         self.skew = skew
 
     @property
@@ -34,7 +38,14 @@ class Clock:
     def now(self, value: float) -> None:
         if self._reference is not None:
             raise AttributeError("this clock follows another one")
+        self._set_back += max(0.0, self._now - value)
         self._now = value
+
+    def monotonic(self) -> float:
+        """Return a time that goes on whatever the clock is set to."""
+        if self._reference is None:
+            return self._now + self._set_back
+        return self._reference.monotonic() + self._at_first
 
     def __call__(self) -> float:
         """Return what time it is."""

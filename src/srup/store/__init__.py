@@ -3,8 +3,9 @@
 What is in Redis, for several workers, needs the extra ``srup[redis]``.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..extras import at_first_use
 from .base import Store
 from .memory import MemoryStore
 from .partition import PARTITIONS, partition_of
@@ -23,15 +24,7 @@ _AT_FIRST_USE = {
     "commit_many": "redis",
 }
 
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    module = _AT_FIRST_USE.get(name)
-    if module is None:
-        raise AttributeError(f"module 'srup.store' has no attribute {name!r}")
-    return getattr(import_module(f"srup.store.{module}"), name)
-
+__getattr__ = at_first_use(__name__, _AT_FIRST_USE)
 
 __all__ = [
     "PARTITIONS",

@@ -16,7 +16,8 @@ class Store(Protocol):
     later; what is ended, finished or settled goes last. Ending, finishing or settling what is not there is no error.
 
     Every method raises StoreError when the state cannot be read or written, or is not what it should be; then nothing
-    has changed, and the caller may try again.
+    has changed, and the caller may try again. ValueError for an argument that makes no sense: an identity or a limit
+    that has not 64 bits, a time that is no number.
     """
 
     def open(self, owner: int) -> State:

@@ -10,6 +10,7 @@
 ``{srup:5e:7}:entries:<hex>``  hash     exchanges, inbox and outbox of one partner
 ``{srup:5e:7}:keys``           hash     and ``barred`` (set), ``facts`` (hash), ``audit`` (zset by time)
 ``{srup:5e:7}:orders``         stream   what was ordered from outside and not taken yet (srup.store.mailbox)
+``{srup:5e:7}:urgent``         stream   those of them that are carried out first, under the same ids
 ``{srup:5e:7}:order:<id>``     stream   what became of such an order; ends by itself
 =============================  =======  ==================================================================
 
@@ -20,21 +21,30 @@ one script can touch all of it.
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from hashlib import sha1
 from typing import Any, Final, NamedTuple
 
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ClusterDownError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
+from redis.retry import Retry
+
 from ..errors import StoreError
-from .partition import PARTITIONS
+from ..files import complaint
+from .bounds import check_int
+from .partition import MAX_PARTITIONS, PARTITIONS
 
-try:
-    import redis
-    from redis.backoff import NoBackoff
-    from redis.exceptions import NoScriptError, RedisError, ResponseError
-    from redis.retry import Retry
-except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(f"{missing}: state in Redis needs the extra srup[redis]", name=missing.name) from None
-
-__all__ = ["VERSION", "Keyspace", "Script"]
+__all__ = ["VERSION", "Keyspace", "Script", "Settings"]
 
 VERSION: Final = 1
 """Of the layout of keys and values."""
@@ -47,6 +57,17 @@ if not id then
 end
 return id
 """
+
+
+_REMEDIES: Final[dict[type[Exception], str]] = {
+    ReadOnlyError: "it is a replica now: the next attempt connects anew, to whoever is behind this address then",
+    MovedError: "it is a node of a cluster: give a URL, or a redis.RedisCluster",
+    ClusterDownError: "the cluster does not serve all slots: redis-cli --cluster check says why",
+    RedisClusterException: "redis-cli --cluster check says what is wrong with the cluster",
+    NoPermissionError: "docs/deployment.md has the ACL that is needed",
+}
+
+_WRONG_NODE: Final = (ReadOnlyError, MovedError, ClusterDownError)
 
 
 class Script:
@@ -66,8 +87,23 @@ class Call(NamedTuple):
     then: Sequence[str | int] = ()
 
 
+class Settings(NamedTuple):
+    """What decides about a Redis server whether it keeps what it has confirmed; None for what it does not tell."""
+
+    eviction: str  # maxmemory-policy
+    append: bool  # appendonly
+    sync: str | None  # appendfsync
+
+    @property
+    def durable(self) -> bool:
+        """Whether what was confirmed survives a power loss, by these settings alone."""
+        return self.append and self.sync == "always"
+
+
 class Keyspace:
     """The keys of server ``owner`` in the Redis at a URL (``redis://``, ``rediss://``, ``unix://``), or of a client.
+
+    A URL may name any node of a Redis Cluster; which one it is, is asked when it is first needed.
 
     A client, also a ``redis.RedisCluster``, must give bytes (``decode_responses=False``). One that is made here waits
     ``timeout`` seconds for an answer and repeats a request once when the connection broke; whatever is asked here can
@@ -78,16 +114,29 @@ class Keyspace:
         self.owner: Final = owner
         self._own = isinstance(client_or_url, str)
         if self._own:
+            self._url = client_or_url
+            self._options = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
             try:
-                self.client: Any = redis.Redis.from_url(
-                    client_or_url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 1)
-                )
+                self._single: Any = redis.Redis.from_url(self._url, retry=Retry(NoBackoff(), 1), **self._options)
+                self._single.connection_pool.connection_kwargs.get("host", "").encode("idna")  # as sockets will
             except ValueError as error:
                 raise StoreError(f"this is no address of a Redis: {error}") from None
         else:
-            self.client = client_or_url
-            if self.client.get_encoder().decode_responses:
+            self._single = client_or_url
+            if self._single.get_encoder().decode_responses:
                 raise ValueError("the Redis client must return bytes: decode_responses=False")
+
+    @cached_property
+    def client(self) -> Any:
+        """The client: the one that was given, or one for the server at the URL, or for the cluster that it is of."""
+        if not self._own or self._url.startswith("unix:"):
+            return self._single
+        with self.asking():
+            if not self._single.info("cluster").get("cluster_enabled"):
+                return self._single
+            found = redis.RedisCluster.from_url(self._url, retry=Retry(NoBackoff(), 1), **self._options)
+            self._single.close()
+            return found
 
     @property
     def meta(self) -> str:
@@ -104,7 +153,7 @@ class Keyspace:
         return f"{{srup:{self.owner:x}:{partition}}}:{name}"
 
     def __str__(self) -> str:
-        pool = getattr(self.client, "connection_pool", None)
+        pool = getattr(self._single, "connection_pool", None)
         where = getattr(pool, "connection_kwargs", {})
         if "path" in where:
             return f"Redis at {where['path']}"
@@ -117,12 +166,21 @@ class Keyspace:
             yield
         except but:
             raise
-        except RedisError as error:
-            raise self.error(error) from None
+        except (RedisError, RedisClusterException) as error:
+            raise self.failed(error) from None
 
-    def error(self, error: RedisError) -> StoreError:
-        """The StoreError for an error of Redis, or of the link to it."""
-        return StoreError(f"{self}: {str(error) or type(error).__name__}")
+    def failed(self, error: Exception) -> StoreError:
+        """Return the StoreError for an error of Redis, or of the link to it.
+
+        Who answers that it is not, or no longer, the one that writes, is not asked again: the connections end, and the
+        next ones lead to whoever stands behind the address then.
+        """
+        if isinstance(error, _WRONG_NODE):
+            pool = getattr(self.__dict__.get("client"), "connection_pool", None)
+            if pool is not None:
+                pool.disconnect(inuse_connections=False)
+        remedy = next((f"; {words}" for kind, words in _REMEDIES.items() if isinstance(error, kind)), "")
+        return StoreError(f"{self}: {_in_words(error)}{remedy}")
 
     def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         """Run a script and return its answer."""
@@ -146,28 +204,30 @@ class Keyspace:
         ]
 
     def _pipelined(self, calls: Sequence[Call], command: str, text: Callable[[Script], str]) -> list[Any]:
-        pipe = self.client.pipeline(transaction=False)
-        for call in calls:
-            # Not pipe.evalsha: redis-py's client of clusters refuses to pipeline that, though a script is in one slot.
-            pipe.execute_command(command, text(call.script), len(call.keys), *call.keys, *call.arguments)
-            if call.then:
-                pipe.execute_command(*call.then)
         try:
+            pipe = self.client.pipeline(transaction=False)
+            for call in calls:
+                # Not pipe.evalsha: redis-py's client of clusters refuses to pipeline that, even in one slot.
+                pipe.execute_command(command, text(call.script), len(call.keys), *call.keys, *call.arguments)
+                if call.then:
+                    pipe.execute_command(*call.then)
             answers = iter(pipe.execute(raise_on_error=False))
-        except RedisError as error:
+        except (RedisError, RedisClusterException, StoreError) as error:
             return [(error, error) if call.then else error for call in calls]
         return [(next(answers), next(answers)) if call.then else next(answers) for call in calls]
 
     def _checked(self, answer: Any) -> Any:
-        return self.error(answer) if isinstance(answer, RedisError) else answer
+        return self.failed(answer) if isinstance(answer, (RedisError, RedisClusterException)) else answer
 
-    def create(self, partitions: int = PARTITIONS) -> bytes:
+    def create(self, partitions: int = PARTITIONS, *, volatile: bool = False) -> bytes:
         """Set up this server's state, empty; return the new store's id (16 bytes).
 
-        StoreError when there is one already, or what is left of one. A creation that was interrupted is completed.
+        StoreError when there is one already, or what is left of one, and when this Redis would lose it (see
+        :meth:`check_settings`). A creation that was interrupted is completed.
         """
-        if partitions not in range(1, 1 << 16):
-            raise ValueError(f"partitions are 1 to 65535, not {partitions!r}")
+        check_int(self.owner, "owner", 0, (1 << 64) - 1)
+        check_int(partitions, "partitions", 1, MAX_PARTITIONS)
+        self.check_settings(self.meta, volatile=volatile)
         with self.asking():
             self.client.hsetnx(self.meta, "id", secrets.token_bytes(16))
             store, ready = self.client.hmget(self.meta, "id", "ready")
@@ -192,9 +252,20 @@ class Keyspace:
             version, store, partitions, ready = self.client.hmget(self.meta, "version", "id", "partitions", "ready")
         if not (version and store and partitions and ready):
             raise StoreError(self.missing())
-        if int(version) != VERSION:
-            raise StoreError(f"{self}: the state of server {self.owner:x} is of version {int(version)}, not {VERSION}")
-        return bytes(store), int(partitions)
+        found = self.number(self.meta, "version", version)
+        if found != VERSION:
+            raise StoreError(f"{self}: the state of server {self.owner:x} is of version {found}, not {VERSION}")
+        count = self.number(self.meta, "partitions", partitions)
+        if not 1 <= count <= MAX_PARTITIONS:
+            raise StoreError(f"{self}: {self.meta} is damaged: it has {count} partitions; restore it")
+        return bytes(store), count
+
+    def number(self, key: str, field: str, content: bytes) -> int:
+        """Return the number in a field of a hash; StoreError when it is none."""
+        try:
+            return int(content)
+        except ValueError:
+            raise StoreError(f"{self}: {key} is damaged: {field} is {content!r:.80}; restore it") from None
 
     def missing(self) -> str:
         """What to say when the state is not there."""
@@ -203,21 +274,61 @@ class Keyspace:
             "has lost its data; then restore it, for an empty store accepts again whatever was captured before"
         )
 
-    def setting(self, name: str) -> str | None:
-        """A setting of the Redis server; None when it does not tell."""
+    def check_settings(self, key: str, *, volatile: bool = False) -> Settings:
+        """Return the settings of the server that has ``key``; StoreError if it is one that loses what it has confirmed.
+
+        ``volatile`` lets one pass that has no persistence. What cannot be asked for counts as the worst.
+        """
         with self.asking():
+            node = self.client
+            if isinstance(node, redis.RedisCluster):
+                node = node.get_redis_connection(node.get_node_from_key(key))  # type: ignore[no-untyped-call]
+            memory, persistence = node.info("memory"), node.info("persistence")
             try:
-                found: dict[Any, Any] = self.client.config_get(name)
+                sync = next(iter(node.config_get("appendfsync").values()), None)
             except ResponseError:  # not everybody may ask: NOPERM, or a command that was taken away
-                return None
-        values = [value for key, value in found.items() if key in (name, name.encode())]
-        return None if not values else values[0].decode() if isinstance(values[0], bytes) else str(values[0])
+                sync = None
+        settings = Settings(
+            str(memory.get("maxmemory_policy", "unknown")),
+            bool(persistence.get("aof_enabled", 0)),
+            sync.decode() if isinstance(sync, bytes) else sync,
+        )
+        if settings.eviction != "noeviction":
+            raise StoreError(
+                f"{self} throws state and leases away when memory is short (maxmemory-policy {settings.eviction}): "
+                f"{self._commands(('maxmemory-policy', 'noeviction'))}"
+            )
+        if not settings.append and not volatile:
+            raise StoreError(
+                f"{self} keeps nothing on disk that a crash would not lose (appendonly no): "
+                f"{self._commands(('appendonly', 'yes'), ('appendfsync', 'always'))}"
+            )
+        return settings
+
+    def _commands(self, *settings: tuple[str, str]) -> str:
+        """What to do: the commands that set this, now and for good."""
+        where: dict[str, Any] = getattr(getattr(self._single, "connection_pool", None), "connection_kwargs", {})
+        at = f" -s {where['path']}" if "path" in where else ""
+        if "host" in where:
+            at = f" -h {where['host']} -p {where.get('port', 6379)}"
+        commands = [f"redis-cli{at} config set {name} {value}" for name, value in settings]
+        return f"run {'; '.join(commands)}; and write the same into its redis.conf"
 
     def close(self) -> None:
         """Close the connections that were made here."""
         if self._own:
-            self.client.close()
+            self._single.close()
+            if "client" in self.__dict__:
+                self.client.close()
 
 
 def _first(answer: Any) -> Any:
     return answer[0] if isinstance(answer, tuple) else answer
+
+
+def _in_words(error: Exception) -> str:
+    """Return what an error says; for the link to Redis what the system says, without numbers and the address again."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, redis.ConnectionError) and isinstance(cause, OSError):
+        return complaint(cause)
+    return str(error) or type(error).__name__

@@ -18,9 +18,13 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple, Protocol
 
 from ..errors import LeaseLostError, StoreError
+from .bounds import check_int, check_seconds
 from .keyspace import Call, Keyspace, Script
 
 __all__ = ["Arbiter", "Lease", "Leases", "RedisArbiter", "Share", "Step", "share"]
+
+
+_LONGEST: Final = 86400.0  # that a lease may last, in seconds
 
 
 class Share(NamedTuple):
@@ -90,8 +94,8 @@ class Arbiter(Protocol):
 _REGISTER: Final = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 return redis.call('ZRANGE', KEYS[1], 0, -1)
 """)
 
@@ -104,6 +108,7 @@ return lease
 _ACQUIRE: Final = Script("""
 if redis.call('HGET', KEYS[1], 'id') ~= ARGV[1] then return -1 end
 if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+if not (tonumber(ARGV[3]) >= 1 and tonumber(ARGV[3]) < 2^53) then return redis.error_reply('ERR no time of a lease') end
 local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
 redis.call('SET', KEYS[2], ARGV[2] .. ':' .. epoch, 'NX', 'PX', ARGV[3])
 return epoch
@@ -125,13 +130,13 @@ class RedisArbiter:
     def register(self, worker: str, ttl: float) -> Sequence[str]:
         """See :class:`Arbiter`."""
         alive = self.keyspace.run(_REGISTER, [self.keyspace.workers], [worker, _milliseconds(ttl)])
-        return [each.decode() for each in alive]
+        return [_text(each) for each in alive]
 
     def renew(self, leases: Mapping[int, str], ttl: float) -> Sequence[str | StoreError | None]:
         """See :class:`Arbiter`."""
         arguments = [[leases.get(partition, ""), _milliseconds(ttl)] for partition in range(self.partitions)]
         calls = [Call(_RENEW, [self._lease(number)], arguments[number]) for number in range(self.partitions)]
-        return [each.decode() if isinstance(each, bytes) else each for each in self.keyspace.run_all(calls)]
+        return [_text(each) if isinstance(each, bytes) else each for each in self.keyspace.run_all(calls)]
 
     def acquire(self, wanted: Sequence[int], worker: str, ttl: float) -> Sequence[int | StoreError]:
         """See :class:`Arbiter`."""
@@ -154,6 +159,11 @@ class RedisArbiter:
 
     def _lease(self, partition: int) -> str:
         return self.keyspace.key(partition, "lease")
+
+
+def _text(content: bytes) -> str:
+    """A name that a worker has given itself; what somebody else has written is nobody's."""
+    return content.decode(errors="backslashreplace")
 
 
 def _milliseconds(seconds: float) -> int:
@@ -232,6 +242,8 @@ class Leases:
         arbiter: Arbiter | None = None,
         clock: Callable[[], float] = _now,
     ) -> None:
+        check_int(owner, "owner", 0, (1 << 64) - 1)
+        check_seconds(ttl, "ttl", 0.01, _LONGEST)
         self.margin: Final = ttl / 5 if margin is None else margin
         if not 0 < self.margin < ttl / 2:
             raise ValueError(f"the margin {self.margin} is not between 0 and half of the lease of {ttl} seconds")

@@ -1,26 +1,30 @@
-"""Orders for the devices of a server whose workers are elsewhere, in Redis, and what became of them.
+"""Orders for the devices of a server that other processes post, and what became of them.
 
-Each partition has a mailbox, a stream. Whoever can reach the Redis may post: the order is there for good when ``post``
-returns, as far as a commit would be (see :mod:`srup.store.redis`). Nobody but the holder of the partition's lease takes
-it out, and does so in the commit that makes what it led to durable: so it is carried out once, whenever who crashes.
-In the same commits it reports what becomes of the order, to a stream of the order's own that ends by itself.
+Whoever can reach the store may post: the order is there for good when ``post`` returns, as far as a commit would be.
+Nobody but who serves the device takes it out, and does so in the commit that makes what it led to durable: so it is
+carried out once, whenever who crashes. In the same commits it reports what becomes of the order.
+
+What is urgent stands there twice, under one place: among all orders, and among the urgent ones, which are read first.
 """
 
-import logging
-import threading
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-from redis import Redis
-from redis.exceptions import ResponseError
+from .bounds import check_int
 
-from ..errors import StoreError
-from .keyspace import Keyspace, Script
-from .partition import partition_of
-
-__all__ = ["CAPACITY", "MAX_ORDER_SIZE", "Entry", "Mailbox", "report_key"]
-
-log: Final = logging.getLogger("srup.store")
+__all__ = [
+    "BEGINNING",
+    "CAPACITY",
+    "MAX_KEPT",
+    "MAX_ORDER_SIZE",
+    "ORDER_ID",
+    "PAGE",
+    "Entry",
+    "Mailbox",
+    "Position",
+    "check_post",
+    "rank_of",
+]
 
 CAPACITY: Final = 10_000
 """How many orders wait in a mailbox at most."""
@@ -28,150 +32,96 @@ CAPACITY: Final = 10_000
 MAX_ORDER_SIZE: Final = 1 << 17
 """The most bytes that an order may have: a value of the longest message in base64, and what goes with it."""
 
-_PAGE: Final = 256  # orders, or reports, that are read from a stream at a time
-_ID: Final = 16  # bytes of an order's id
+MAX_KEPT: Final = 2e10
+"""The longest time in seconds that a report may be kept: Redis counts milliseconds, and in 64 bits."""
 
-# KEYS: meta, orders, reports of this order. ARGV: store id, how many may wait, id, order, first report.
-# An order that was posted already is not posted again: the answer to the first try may have been lost.
-_POST: Final = Script("""
-local store = redis.call('HGET', KEYS[1], 'id')
-if store ~= ARGV[1] then return {'store', store or ''} end
-if redis.call('EXISTS', KEYS[3]) == 1 then return {'ok', ''} end
-local waiting = redis.call('XLEN', KEYS[2])
-if waiting >= tonumber(ARGV[2]) then return {'full', tostring(waiting)} end
-redis.call('XADD', KEYS[2], '*', 'id', ARGV[3], 'order', ARGV[4])
-redis.call('XADD', KEYS[3], '*', 'report', ARGV[5])
-return {'ok', ''}
-""")
+PAGE: Final = 256
+"""How many orders, or reports, are read at a time at most."""
 
+ORDER_ID: Final = 16
+"""How many bytes the id of an order has."""
 
-def report_key(order: bytes) -> str:
-    """The part of the key under which the reports of an order are, within its partition."""
-    return f"order:{order.hex()}"
+_MOST: Final = 1_000_000_000  # orders that a mailbox may be told to hold
 
 
 class Entry(NamedTuple):
-    """What stands in a mailbox: its place, when it was posted by Redis' clock (Unix time), the order and its id.
+    """What stands in a mailbox: its place, when it was posted by the clock there (Unix time), the order and its id.
 
-    An ``id`` that is empty is none: somebody else than :meth:`Mailbox.post` has written this.
+    An ``id`` that is empty is none: somebody else than :meth:`Mailbox.post` has written this. What is ``urgent`` stands
+    there twice, under one place.
     """
 
     place: bytes
     posted: float
     id: bytes
     order: bytes
+    urgent: bool = False
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What orders the entries of a mailbox by when they were posted."""
+        return rank_of(self.place)
 
 
-class Mailbox:
-    """The mailboxes of all partitions of a server. Any thread may call any method; StoreError when Redis fails us."""
+def rank_of(place: bytes) -> tuple[int, int]:
+    """Return what orders places by when what stands there was posted."""
+    first, _, second = place.partition(b"-")
+    return int(first), int(second or 0)
 
-    def __init__(self, keyspace: Keyspace) -> None:
-        self.keyspace: Final = keyspace
-        self._store, self.partitions = keyspace.describe()
-        self._blocks = isinstance(keyspace.client, Redis)  # a cluster has many nodes to wait for
-        self._closed = threading.Event()
-        self._told: dict[bytes, str] = {}  # why a mailbox cannot be read
-        pool = getattr(keyspace.client, "connection_pool", None)
-        limit = getattr(pool, "connection_kwargs", {}).get("socket_timeout")
-        self._patience = 1.0 if limit is None else min(1.0, limit / 2)
 
-    def post(self, device: int, order_id: bytes, order: bytes, report: bytes, capacity: int = CAPACITY) -> None:
+BEGINNING: Final = b"0"
+"""The place before all others."""
+
+
+class Position(NamedTuple):
+    """Up to which places a mailbox was read; None for ``orders`` leaves all out but the urgent ones."""
+
+    orders: bytes | None = BEGINNING
+    urgent: bytes = BEGINNING
+
+
+class Mailbox(Protocol):
+    """The mailboxes of all partitions of a server. Any thread may call any method; StoreError when the store fails."""
+
+    partitions: int
+
+    def post(
+        self,
+        device: int,
+        order_id: bytes,
+        order: bytes,
+        report: bytes,
+        capacity: int = CAPACITY,
+        *,
+        urgent: bool = False,
+    ) -> None:
         """Put an order into the mailbox of a device's partition, with the first report on it; at most once per id.
 
-        StoreError when ``capacity`` orders wait there already.
+        StoreError when ``capacity`` orders wait there already; an ``urgent`` one waits only for others of that kind.
+        ValueError for an id or an order that is none.
         """
-        partition = partition_of(device, self.partitions)
-        keys = [self.keyspace.key(partition, each) for each in ("meta", "orders", report_key(order_id))]
-        word, told = self.keyspace.run(_POST, keys, [self._store, capacity, order_id, order, report])
-        match word:
-            case b"full":
-                raise StoreError(
-                    f"{self.keyspace}: the mailbox of partition {partition} is full: {told.decode()} orders wait for a "
-                    "worker to take them; start one (srup server --workers), or post again later"
-                )
-            case b"store" if not told:
-                raise StoreError(self.keyspace.missing())
-            case b"store":
-                raise StoreError(f"{self.keyspace}: this is store {told.hex()}, not {self._store.hex()} as before")
 
     def waiting(self) -> dict[int, int]:
         """Return how many orders wait in each partition that has any."""
-        with self.keyspace.asking():
-            pipe = self.keyspace.client.pipeline(transaction=False)
-            for partition in range(self.partitions):
-                pipe.xlen(self.keyspace.key(partition, "orders"))
-            return {number: count for number, count in enumerate(pipe.execute()) if count}
 
-    def read(self, after: Mapping[int, bytes], patience: float = 1.0) -> list[tuple[int, Entry]]:
-        """Return what stands in these partitions' mailboxes behind a place (b"0": all of it), and leave it there.
+    def read(self, after: Mapping[int, Position], patience: float = 1.0) -> list[tuple[int, Entry]]:
+        """Return what stands in these partitions' mailboxes behind a position, and leave it there.
 
-        Waits up to ``patience`` seconds, and no longer than Redis lets us, until there is anything. A mailbox that is
-        none (somebody has put something else under its key) delays no other.
+        Waits up to ``patience`` seconds, and no longer than the store lets us, until there is anything.
         """
-        if not after:
-            self._closed.wait(patience)
-            return []
-        keys = {self.keyspace.key(partition, "orders").encode(): partition for partition in after}
-        places = {key: after[partition] for key, partition in keys.items()}
-        try:
-            found = self._read(places, patience)
-        except ResponseError:
-            found = {key: each for key in places for each in [self._entries(key, places[key])] if each}
-            if not found:
-                self._closed.wait(min(patience, self._patience))
-        return [(keys[key], _entry(place, fields)) for key, rows in found.items() for place, fields in rows]
 
     def reports(self, device: int, order_id: bytes, after: bytes, patience: float) -> list[tuple[bytes, bytes]]:
-        """Return the reports on an order behind a place (b"0" for the beginning), each with its place.
+        """Return the reports on an order behind a place, each with its place.
 
         Waits up to ``patience`` seconds, or less, until there is one. An order that nobody knows (any more) has none.
         """
-        key = self.keyspace.key(partition_of(device, self.partitions), report_key(order_id)).encode()
-        with self.keyspace.asking():
-            rows = self._read({key: after}, patience).get(key, [])
-        return [(place, fields[b"report"]) for place, fields in rows if b"report" in fields]
 
     def close(self) -> None:
         """Let go of the connections, and of who waits."""
-        self._closed.set()
-        self.keyspace.close()
-
-    def _read(self, places: Mapping[bytes, bytes], patience: float) -> dict[bytes, list[tuple[bytes, Any]]]:
-        client, patience = self.keyspace.client, min(patience, self._patience)
-        if self._blocks and patience > 0:
-            with self.keyspace.asking(but=ResponseError):
-                return _by_key(client.xread(dict(places), count=_PAGE, block=max(1, round(patience * 1000))))
-        with self.keyspace.asking(but=ResponseError):
-            pipe = client.pipeline(transaction=False)
-            for key, place in places.items():
-                pipe.xread({key: place}, count=_PAGE)
-            found = {key: rows for answer in pipe.execute() for key, rows in _by_key(answer).items()}
-        if not found and patience > 0:
-            self._closed.wait(patience)
-        return found
-
-    def _entries(self, key: bytes, place: bytes) -> list[tuple[bytes, Any]]:
-        """Read a single mailbox; one that cannot be read has nothing, which is told."""
-        with self.keyspace.asking(but=ResponseError):
-            try:
-                rows = _by_key(self.keyspace.client.xread({key: place}, count=_PAGE)).get(key, [])
-            except ResponseError as error:
-                if self._told.get(key) != str(error):
-                    self._told[key] = str(error)
-                    log.error("%s: the mailbox %a cannot be read: %a", self.keyspace, key.decode(), str(error))
-                return []
-        self._told.pop(key, None)
-        return rows
 
 
-def _by_key(answer: Any) -> dict[bytes, list[tuple[bytes, Any]]]:
-    """The rows by stream, of an answer to XREAD in either version of Redis' protocol."""
-    if isinstance(answer, dict):
-        return {key: [row for rows in pages for row in rows] for key, pages in answer.items()}
-    return dict(answer or ())
-
-
-def _entry(place: bytes, fields: Mapping[bytes, bytes]) -> Entry:
-    order_id = fields.get(b"id", b"")
-    posted = int(place.partition(b"-")[0]) / 1000
-    return Entry(place, posted, order_id if len(order_id) == _ID else b"", fields.get(b"order", b""))
+def check_post(order_id: bytes, order: bytes, capacity: int) -> None:
+    """Raise ValueError for an order, an id or a capacity that is none."""
+    check_int(capacity, "capacity", 1, _MOST)
+    check_int(len(order_id), "the length of an order's id", ORDER_ID, ORDER_ID)
+    check_int(len(order), "the length of an order", 1, MAX_ORDER_SIZE)

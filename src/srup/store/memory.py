@@ -2,7 +2,8 @@
 
 import copy
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from ..errors import StoreError
@@ -17,6 +18,9 @@ from ..records import (
     PartnerRecord,
     State,
 )
+from .bounds import MAX_TIME, check_int, check_time
+from .directory import KnownDevice
+from .memorymail import MemoryMail, MemoryMailbox
 
 __all__ = ["MemoryStore"]
 
@@ -33,13 +37,14 @@ class MemoryStore:
 
     def __init__(self, failures: int = 0) -> None:
         self.failures = failures
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._owner: int | None = None
         self._adopted = False
         self._contents = _Contents()
 
     def open(self, owner: int) -> State:
         """Return what is kept for ``owner``."""
+        check_int(owner, "owner", 0, _UNSIGNED - 1)
         with self._lock:
             if self._owner not in (None, owner):
                 raise StoreError(f"the store belongs to {self._owner:x}, not to {owner:x}")
@@ -62,15 +67,22 @@ class MemoryStore:
                 raise StoreError(f"a record cannot be kept: {error}") from None
             self._contents.apply(changes)
             self._adopted = False
+            self._lock.notify_all()
 
     def audit(self, since: float = 0.0, partner: int | None = None) -> Iterator[AuditRow]:
         """Return the audit rows from ``since`` on, the oldest first."""
+        since = check_time(since, "since")
+        if partner is not None:
+            check_int(partner, "partner", 0, _UNSIGNED - 1)
         with self._lock:
             rows = [row for row in self._contents.audit if row.at >= since and partner in (None, row.partner)]
         return iter(sorted(rows, key=lambda row: row.at))
 
     def prune(self, before: float, limit: int | None = None) -> int:
         """Delete the audit rows that are older, the oldest first, ``limit`` at most; return how many."""
+        before = check_time(before, "before")
+        if limit is not None:
+            check_int(limit, "limit", 0, _UNSIGNED - 1)
         with self._lock:
             rows = self._contents.audit
             old = sorted((place for place, row in enumerate(rows) if row.at < before), key=lambda place: rows[place].at)
@@ -78,8 +90,33 @@ class MemoryStore:
             self._contents.audit = [row for place, row in enumerate(rows) if place not in gone]
         return len(gone)
 
+    def mailbox(self, owner: int, clock: Callable[[], float] = time.time) -> MemoryMailbox:
+        """Return the mailbox of ``owner``, which posts at the time of ``clock``."""
+        if self._owner not in (None, owner):
+            raise StoreError(f"the store belongs to {self._owner:x}, not to {owner:x}")
+        return MemoryMailbox(lambda: self._contents.mail, self._lock, clock)
+
+    def page(self, first: int, limit: int) -> list[KnownDevice]:
+        """See :meth:`srup.store.directory.Directory.page`."""
+        with self._lock:
+            contents = self._contents
+            identities = sorted(each for each in contents.keys.keys() | contents.partners.keys() if each >= first)[
+                :limit
+            ]
+            facts: dict[int, dict[str, str]] = {each: {} for each in identities}
+            for fact in contents.facts.values():
+                if fact.identity in facts and fact.value is not None:
+                    facts[fact.identity][fact.name] = fact.value
+            return [
+                KnownDevice(each, contents.keys.get(each), contents.partners.get(each), facts[each])
+                for each in identities
+            ]
+
     def close(self) -> None:
         """Do nothing: what is kept stays, for the next agent."""
+
+    def __repr__(self) -> str:
+        return "<MemoryStore>"
 
     def copy(self) -> "MemoryStore":
         """Return a store with the present contents, which goes its own way: a backup.
@@ -108,6 +145,7 @@ class _Contents:
         self.barred: dict[str, None] = {}
         self.facts: dict[tuple[int, str], Fact] = {}
         self.audit: list[AuditRow] = []
+        self.mail = MemoryMail()
 
     def apply(self, changes: Changes) -> None:
         for identity in changes.forgotten:
@@ -135,6 +173,7 @@ class _Contents:
             self.inbox.pop(entry, None)
         for entry in changes.settled:
             self.outbox.pop(entry, None)
+        self.mail.apply(changes.reports, time.time())
 
     def state(self, adopted: bool) -> State:
         return State(
@@ -171,6 +210,8 @@ def _check(changes: Changes) -> None:
         for record in getattr(changes, name):
             if not isinstance(record, kind):
                 raise TypeError(f"{record!r} in {name} is no {kind.__name__}")
+            if kind is AuditRow and not 0 <= record.at <= MAX_TIME:
+                raise ValueError(f"{record!r} has no time")
             numbers = [record] if isinstance(record, int) else [value for value in record if isinstance(value, int)]
             if kind is PartnerRecord and not 0 <= numbers.pop() < _WINDOW:
                 raise ValueError(f"the window in {record!r} is too long")

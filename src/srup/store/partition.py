@@ -2,10 +2,13 @@
 
 from typing import Final
 
-__all__ = ["PARTITIONS", "partition_of"]
+__all__ = ["MAX_PARTITIONS", "PARTITIONS", "partition_of"]
 
 PARTITIONS: Final = 64
 """How many partitions the devices of a server are split into, unless its store was made with another number."""
+
+MAX_PARTITIONS: Final = (1 << 16) - 1
+"""The most partitions that a store may be made with."""
 
 _MASK: Final = (1 << 64) - 1
 

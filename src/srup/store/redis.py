@@ -43,18 +43,24 @@ from ..records import (
     ReportRecord,
     State,
 )
+from .bounds import MAX_TIME, check_int, check_seconds, check_time
+from .directory import KnownDevice
 from .keyspace import VERSION, Call, Keyspace, Script
 from .lease import Lease, RedisArbiter
-from .mailbox import report_key
+from .mailbox import MAX_KEPT
 from .partition import PARTITIONS
+from .redismail import report_key
 from .witness import Position, Witness
 
-__all__ = ["RedisStore", "commit_many"]
+__all__ = ["RedisDirectory", "RedisStore", "commit_many"]
 
 log: Final = logging.getLogger("srup.store")
 
 _PAGE: Final = 1000  # entries that Redis hands out, or deletes, at a time
 _UNCONFIRMED: Final = 16  # so many commits without an answer are carried along; then it is looked what became of them
+_REPLICAS: Final = 1000  # the most that a commit may wait for,
+_PATIENCE: Final = 3600.0  # and for how long, in seconds
+_LARGEST: Final = (1 << 64) - 1
 _SPREAD: Final = 4000  # Lua can spread about 8,000 values over the arguments of a command
 
 # KEYS: meta, lease, partners, busy, others..., reports of orders, and at the end the entries of partners that this
@@ -62,8 +68,10 @@ _SPREAD: Final = 4000  # Lua can spread about 8,000 values over the arguments of
 # ARGV: store id, lease, the confirmed commit, this one, its digest, how many digests of unconfirmed commits, these;
 #       how many partners to check, to write, then identity and value of each; how many other commands, each with the
 #       number of its key, the number of its arguments, these; and at the end the identities whose entries are touched.
-# Nothing is written before everything is checked, for Redis does not take back what a script has done. Numbers of 64
-# bits are compared as two halves: Lua's numbers are doubles, and its strings are compared by the locale.
+# Nothing is written before everything is checked, for Redis does not take back what a script has done: no command may
+# fail after the first one that writes. What could make one fail is a key that holds something of another type, or a
+# number that Redis does not take; only a report may stay away, whose stream somebody has written to by hand. Numbers of
+# 64 bits are compared as two halves: Lua's numbers are doubles, and its strings are compared by the locale.
 _COMMIT: Final = Script("""
 local meta = redis.call('HMGET', KEYS[1], 'id', 'commit', 'digest', 'partners')
 if meta[1] ~= ARGV[1] then return {'store', meta[1] or ''} end
@@ -98,13 +106,28 @@ for start = 0, check - 1, 1000 do
     end
 end
 
--- Partners that are forgotten stand among the other commands; who is written again comes after.
 at = first + 2 * write
 local commands = tonumber(ARGV[at])
-at = at + 1
+local begin = at + 1
+local types = {HSET = 'hash', HDEL = 'hash', SADD = 'set', ZADD = 'zset', XADD = 'stream', XDEL = 'stream'}
+local busy = redis.call('TYPE', KEYS[4]).ok
+if busy ~= 'none' and busy ~= 'set' then return {'type', KEYS[4]} end
+at = begin
 for _ = 1, commands do
-    local count = tonumber(ARGV[at + 2])
-    redis.call(ARGV[at], KEYS[tonumber(ARGV[at + 1])], unpack(ARGV, at + 3, at + 2 + count))
+    local name, key, count = ARGV[at], KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2])
+    if types[name] then
+        local found = redis.call('TYPE', key).ok
+        if found ~= 'none' and found ~= types[name] then return {'type', key} end
+    end
+    at = at + 3 + count
+end
+
+-- Partners that are forgotten stand among the other commands; who is written again comes after.
+at = begin
+for _ = 1, commands do
+    local name, count = ARGV[at], tonumber(ARGV[at + 2])
+    local call = name == 'XADD' and redis.pcall or redis.call
+    call(name, KEYS[tonumber(ARGV[at + 1])], unpack(ARGV, at + 3, at + 2 + count))
     at = at + 3 + count
 end
 for start = 0, write - 1, 1000 do
@@ -118,6 +141,19 @@ for number = 1, touched do
 end
 redis.call('HSET', KEYS[1], 'commit', ARGV[4], 'digest', ARGV[5], 'partners', redis.call('HLEN', KEYS[3]))
 return {'ok', ARGV[4]}
+""")
+
+# What a commit may use. A command that the user of the connection may not use would end one in the middle; Redis tells
+# from version 7 on. KEYS: meta. Answers the first one that is not allowed.
+_MAY: Final = Script("""
+for _, name in ipairs(redis.acl_check_cmd and
+    {'HSET', 'HDEL', 'SADD', 'SREM', 'ZADD', 'XADD', 'XDEL', 'DEL', 'PEXPIRE', 'HLEN', 'HMGET', 'EXISTS', 'TYPE'} or {}
+) do
+    local arguments = name == 'XADD' and {'*', 'a', 'b'} or name == 'ZADD' and {'1', 'a'} or {'1', 'a'}
+    local single = name == 'DEL' or name == 'EXISTS' or name == 'TYPE' or name == 'HLEN'
+    if not redis.acl_check_cmd(name, KEYS[1], unpack(single and {} or arguments)) then return name end
+end
+return ''
 """)
 
 # KEYS: meta, lease, partners. ARGV: store id, lease.
@@ -141,7 +177,7 @@ return {'ok', old}
 """)
 
 # The keys of a partition, in KEYS' order.
-_WHOLE: Final = ("partners", "busy", "keys", "barred", "facts", "audit", "orders")
+_WHOLE: Final = ("partners", "busy", "keys", "barred", "facts", "audit", "orders", "urgent")
 
 
 class RedisStore:
@@ -170,6 +206,8 @@ class RedisStore:
             raise ValueError("the lease is not one of Redis")
         if (replicas or fsync) and not isinstance(lease.arbiter.keyspace.client, Redis):
             raise ValueError("replicas and fsync need a client of one server: one of a cluster asks any node to wait")
+        check_int(replicas, "replicas", 0, _REPLICAS)
+        check_seconds(patience, "patience", 0.001, _PATIENCE)
         self.lease: Final = lease
         self.durable = False
         self.keyspace: Final = lease.arbiter.keyspace
@@ -193,20 +231,25 @@ class RedisStore:
         self._keys = {each: self.keyspace.key(lease.partition, each) for each in ("meta", "lease", *_WHOLE)}
 
     @staticmethod
-    def create(client_or_url: Any, owner: int, partitions: int = PARTITIONS) -> None:
-        """Set up the state of server ``owner``, empty; StoreError when there is one. Nothing else ever begins one."""
+    def create(client_or_url: Any, owner: int, partitions: int = PARTITIONS, *, volatile: bool = False) -> None:
+        """Set up the state of server ``owner``, empty. Nothing else ever begins one.
+
+        StoreError when there is one, or when this Redis would lose it; ``volatile`` accepts one without persistence.
+        """
         keyspace = Keyspace(client_or_url, owner)
         try:
-            keyspace.create(partitions)
+            keyspace.create(partitions, volatile=volatile)
         finally:
             keyspace.close()
 
     def open(self, owner: int) -> State:
         """See :class:`~srup.store.Store`. Read in pieces, so that Redis serves others meanwhile."""
+        check_int(owner, "owner", 0, _LARGEST)
         if owner != self.keyspace.owner:
             raise StoreError(f"{self._place} belongs to {self.keyspace.owner:x}, not to {owner:x}")
         with self._lock, self.keyspace.asking():
             self._look_at_durability()
+            self._check_rights()
             number = self._look()
             if self._adoption is not None:
                 self._adopt = self.keyspace.client.hget(self._keys["meta"], "adopted") != self._adoption
@@ -231,6 +274,9 @@ class RedisStore:
 
     def audit(self, since: float = 0.0, partner: int | None = None) -> Iterator[AuditRow]:
         """See :class:`~srup.store.Store`."""
+        since = check_time(since, "since")
+        if partner is not None:
+            check_int(partner, "partner", 0, _LARGEST)
         self._check_open()
         return self._rows(since, partner)
 
@@ -244,7 +290,7 @@ class RedisStore:
             for row, at in page:
                 skip = skip + 1 if at == since else 1
                 since = at
-                found = self._decoded(_audit_row, at, row)
+                found = self._decoded("audit", _audit_row, at, row)
                 if partner is None or found.partner == partner:
                     yield found
             if len(page) < _PAGE:
@@ -252,13 +298,16 @@ class RedisStore:
 
     def prune(self, before: float, limit: int | None = None) -> int:
         """See :class:`~srup.store.Store`."""
+        before = check_time(before, "before")
+        if limit is not None:
+            check_int(limit, "limit", 0, _LARGEST)
         self._check_open()
         keys = [self._keys[each] for each in ("meta", "lease", "audit")]
         pruned = 0
         while True:
             self.lease.check()
             most = _PAGE if limit is None else min(_PAGE, limit - pruned)
-            word, count = self.keyspace.run(_PRUNE, keys, [self._store, self.lease.token, repr(float(before)), most])
+            word, count = self.keyspace.run(_PRUNE, keys, [self._store, self.lease.token, repr(before), most])
             if word != b"ok":
                 raise self._refusal(word, count)
             pruned += int(count)
@@ -272,6 +321,12 @@ class RedisStore:
             if self._witness is not None:
                 self._witness.close()
 
+    def __str__(self) -> str:
+        return self._place
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {self._place}>"
+
     # --- opening
 
     @property
@@ -283,19 +338,8 @@ class RedisStore:
             raise StoreError(f"{self._place} is not open")
 
     def _look_at_durability(self) -> None:
-        setting = self.keyspace.setting
-        policy = setting("maxmemory-policy") or ""
-        if policy.startswith("allkeys"):
-            raise StoreError(f"{self.keyspace} throws state away when memory is short: set maxmemory-policy noeviction")
-        append, sync = setting("appendonly"), setting("appendfsync")
-        if append is None:
-            append = "yes" if int(self.keyspace.client.info("persistence").get("aof_enabled", 0)) else "no"
-        if append != "yes":
-            if not self._volatile:
-                raise StoreError(
-                    f"{self.keyspace} keeps nothing on disk that a crash would not lose: set appendonly yes and "
-                    "appendfsync always, or accept the loss with volatile=True"
-                )
+        settings = self.keyspace.check_settings(self._keys["meta"], volatile=self._volatile)
+        if not settings.append:
             log.warning("%s: confirmed commits are lost when Redis ends (appendonly no)", self._place)
         if self._fsync:
             try:
@@ -304,10 +348,19 @@ class RedisStore:
                 raise StoreError(
                     f"{self.keyspace} has no WAITAOF, which fsync=True needs (Redis 7.2): {error}"
                 ) from None
-        self.durable = append == "yes" and (sync == "always" or self._fsync)
-        if append == "yes" and not self.durable:
-            known = f"appendfsync {sync}" if sync else "appendfsync is not told"
+        self.durable = settings.durable or (settings.append and self._fsync)
+        if settings.append and not self.durable:
+            known = f"appendfsync {settings.sync}" if settings.sync else "appendfsync is not told"
             log.info("%s: a power loss may lose the last second of confirmed commits (%s)", self._place, known)
+
+    def _check_rights(self) -> None:
+        """Refuse to begin as a user of Redis whose commits could end in the middle."""
+        denied = self.keyspace.run(_MAY, [self._keys["meta"]], [])
+        if denied:
+            raise StoreError(
+                f"{self._place}: this user of Redis may not use {_shown(denied)}; docs/deployment.md has the ACL that "
+                "is needed"
+            )
 
     def _check_witness(self, number: int) -> None:
         """Refuse an old copy. One that is adopted is known to the witness after its first commit."""
@@ -345,9 +398,10 @@ class RedisStore:
         )
         if word != b"ok":
             raise self._refusal(word, rest[0])
-        if int(rest[0]) != VERSION:
-            raise StoreError(f"{self._place} is of version {int(rest[0])}, not {VERSION}")
-        return int(rest[1])
+        version, number = map(self.keyspace.number, [self._keys["meta"]] * 2, ("version", "commit"), rest)
+        if version != VERSION:
+            raise StoreError(f"{self._place} is of version {version}, not {VERSION}")
+        return number
 
     def _load(self) -> State:
         client = self.keyspace.client
@@ -359,28 +413,30 @@ class RedisStore:
             pipe = client.pipeline(transaction=False)
             some = busy[start : start + _PAGE]
             for each in some:
-                pipe.hgetall(self._entries(_u64(each)))
+                pipe.hgetall(self._entries(self._decoded("busy", _u64, each)))
             for identity, entries in zip(some, pipe.execute(), strict=True):
                 if not entries:
                     raise StoreError(f"{self._place} is damaged: the entries of partner {_u64(identity):x} are gone")
                 for name, value in entries.items():
-                    entry = self._decoded(_entry, _u64(identity), name, value)
+                    entry = self._decoded(f"entries:{_u64(identity):x}", _entry, _u64(identity), name, value)
                     found[type(entry)].append(entry)
         return State(
-            partners=sorted(self._decoded(_partner, name, value) for name, value in partners.items()),
+            partners=sorted(self._decoded("partners", _partner, name, value) for name, value in partners.items()),
             exchanges=sorted(found[ExchangeRecord]),
             inbox=sorted(found[InboxEntry]),
             outbox=sorted(found[OutboxEntry]),
-            keys=sorted(self._decoded(_key_record, name, value) for name, value in keys.items()),
-            barred=sorted(self._decoded(bytes.decode, each) for each in barred),
-            facts=sorted(self._decoded(_fact, name, value) for name, value in facts.items()),
+            keys=sorted(self._decoded("keys", _key_record, name, value) for name, value in keys.items()),
+            barred=sorted(self._decoded("barred", bytes.decode, each) for each in barred),
+            facts=sorted(self._decoded("facts", _fact, name, value) for name, value in facts.items()),
         )
 
-    def _decoded(self, decode: Any, *parts: Any) -> Any:
+    def _decoded(self, part: str, decode: Any, *values: Any) -> Any:
+        """Decode something that stands under the key of a part."""
         try:
-            return decode(*parts)
+            return decode(*values)
         except (struct.error, ValueError) as error:
-            raise StoreError(f"{self._place} is damaged: {error}") from None
+            key = self.keyspace.key(self.lease.partition, part)
+            raise StoreError(f"{self._place} is damaged: {key}: {error}; restore it") from None
 
     def _entries(self, partner: int) -> str:
         return self.keyspace.key(self.lease.partition, f"entries:{partner:x}")
@@ -480,7 +536,7 @@ class RedisStore:
         match word:
             case b"lease":
                 self.lease.end()
-                holder = f"it is held by {told.decode()}" if told else "nobody holds it"
+                holder = f"it is held by {_shown(told)}" if told else "nobody holds it"
                 return LeaseLostError(f"{self._place}: the lease {self.lease.token} is lost; {holder}")
             case b"store" if not told:
                 return StoreError(self.keyspace.missing())
@@ -488,12 +544,17 @@ class RedisStore:
                 return StoreError(f"{self._place}: this is store {told.hex()}, not {self._store.hex()} as before")
             case b"commit":
                 return StoreError(
-                    f"{self._place} is at commit {told.decode()}, and {self._number} was confirmed: it has lost "
+                    f"{self._place} is at commit {_shown(told)}, and {self._number} was confirmed: it has lost "
                     "data, or an old copy was restored; restore the newest, or open it with adopt=True"
                 )
             case b"partners":
                 return StoreError(
-                    f"{self._place} is damaged: it has not the {told.decode()} partners that it should have"
+                    f"{self._place} is damaged: it has not the {_shown(told)} partners that it should have"
+                )
+            case b"type":
+                return StoreError(
+                    f"{self.keyspace}: {_shown(told)} holds what srup has not put there; "
+                    "restore it, or delete it if you know why"
                 )
             case b"window":
                 return StoreError(f"{self._place}: the replay window of {_u64(told):x} would go back (a stale writer)")
@@ -582,6 +643,51 @@ class _Content(NamedTuple):
         yield from self.touched
 
 
+class RedisDirectory:
+    """See :class:`srup.store.directory.Directory`; what is in Redis has no order, so the first page reads all."""
+
+    def __init__(self, keyspace: Keyspace) -> None:
+        self._keyspace = keyspace
+        self._partitions = keyspace.describe()[1]
+        self._rest: list[KnownDevice] = []  # behind the last page
+
+    def page(self, first: int, limit: int) -> list[KnownDevice]:
+        """See :meth:`Directory.page`. Reads all partitions, one after the other."""
+        found = self._rest
+        if not found or found[0].identity < first:
+            found = [known for partition in range(self._partitions) for known in self._known(partition, first)]
+            found.sort(key=lambda known: known.identity)
+        page, self._rest = found[:limit], found[limit:]
+        return page
+
+    def _known(self, partition: int, first: int) -> list[KnownDevice]:
+        with self._keyspace.asking():
+            pipe = self._keyspace.client.pipeline(transaction=False)
+            for name in ("keys", "partners", "facts"):
+                pipe.hgetall(self._keyspace.key(partition, name))
+            in_keys, in_partners, in_facts = pipe.execute()
+        try:
+            facts: dict[int, dict[str, str]] = {}
+            for fact in (_fact(name, value) for name, value in in_facts.items() if _u64(name[:8]) >= first):
+                facts.setdefault(fact.identity, {})[fact.name] = fact.value or ""
+            return [
+                KnownDevice(
+                    _u64(each),
+                    _key_record(each, in_keys[each]) if each in in_keys else None,
+                    _partner(each, in_partners[each]) if each in in_partners else None,
+                    facts.get(_u64(each), {}),
+                )
+                for each in in_keys.keys() | in_partners.keys()
+                if _u64(each) >= first
+            ]
+        except (struct.error, ValueError, IndexError) as error:
+            raise StoreError(f"{self._keyspace}: partition {partition} is damaged: {error}; restore it") from None
+
+    def close(self) -> None:
+        """See :meth:`Directory.close`."""
+        self._keyspace.close()
+
+
 def _key(name: str) -> int:
     """The number of a key of the whole partition among the script's keys."""
     return 3 + _WHOLE.index(name)
@@ -636,13 +742,26 @@ def _content(changes: Changes, entries: Callable[[int], str], reports: Callable[
         partners=[part for each in partners for part in (_bytes(each.identity), _window(each))],
         checked=len(latest.keys() - forgotten),
         commands=commands,
-        audit=[(row.at, _audit_value(row)) for row in changes.audit],
+        audit=[(_at(row), _audit_value(row)) for row in changes.audit],
     )
 
 
+def _at(row: AuditRow) -> float:
+    if not 0 <= row.at <= MAX_TIME:
+        raise ValueError(f"{row.at!r} is no time of an audit row")
+    return float(row.at)
+
+
 def _told(report: ReportRecord, place: dict[bytes, int]) -> Iterator[tuple[str, int, list[bytes]]]:
+    if not 0 <= report.kept <= MAX_KEPT:
+        raise ValueError(f"a report cannot be kept for {report.kept!r} seconds")
+    if not isinstance(report.body, bytes):
+        raise TypeError(f"a report is bytes, not {type(report.body).__name__}")
     if report.entry:
-        yield "XDEL", _key("orders"), [report.entry]
+        if not all(part.isdigit() and int(part) <= _LARGEST for part in report.entry.split(b"-", 1)):
+            raise ValueError(f"{report.entry!r:.80} is no place in a mailbox")
+        for stream in ("orders", "urgent") if report.urgent else ("orders",):
+            yield "XDEL", _key(stream), [report.entry]
     if report.order:
         yield "XADD", place[report.order], [b"*", b"report", report.body]
         yield "PEXPIRE", place[report.order], [b"%d" % max(1, round(report.kept * 1000))]
@@ -650,6 +769,11 @@ def _told(report: ReportRecord, place: dict[bytes, int]) -> Iterator[tuple[str, 
 
 def _flat(mapping: dict[bytes, bytes]) -> list[bytes]:
     return [part for pair in mapping.items() for part in pair]
+
+
+def _shown(content: bytes) -> str:
+    """What Redis said, of which nobody knows who has written it."""
+    return ascii(content.decode(errors="backslashreplace"))[1:-1][:200]
 
 
 def _bytes(number: int) -> bytes:

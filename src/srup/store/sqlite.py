@@ -10,71 +10,62 @@ should. Times of audit rows are IEEE doubles in the same order, which sort too a
 SQLite needs no look into stands packed in the column ``record``.
 """
 
-import ctypes
+import errno
+import fcntl
 import os
 import sqlite3
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, starmap
 from operator import add
 from pathlib import Path
 from typing import Any, Final
-from weakref import WeakSet
 
 from ..errors import StoreError
+from ..files import sync_folder
 from ..records import AuditRow, Changes, ExchangeRecord, Fact, InboxEntry, KeyRecord, OutboxEntry, PartnerRecord, State
+from .bounds import MAX_TIME, check_int, check_time
+from .directory import KnownDevice
+from .mailbox import ORDER_ID
+from .sqlitefile import (
+    ADOPT,
+    APPLICATION,
+    MIGRATIONS,
+    NUMBER,
+    REMEDIES,
+    TIME,
+    LogKeeper,
+    check_log,
+    damaged,
+    forget_at_fork,
+    migrate,
+    never_close,
+    read_head,
+    translated,
+)
+from .sqlitemail import SqliteMailbox
 from .witness import Position, Witness
 
-__all__ = ["SqliteStore"]
+__all__ = ["SqliteStore", "known_devices"]
 
-_APPLICATION: Final = 0x5352_5550  # "SRUP", in the file as application_id
 _PAGE: Final = 1000  # audit rows that are read, and
 _PRUNED: Final = 10_000  # deleted, at a time: between them commits get their turn
 _WAL_PAGES: Final = 1000  # the log begins anew when it has so many and is copied back: 4 MB and one commit
+_PATIENCE: Final = 2.0  # seconds that a commit waits while an order is being posted
 _CACHE: Final = -16_384  # KiB of memory for pages, taken as needed
-
-# What leads from each version of the schema to the next; a new file starts at version 0.
-_MIGRATIONS: Final = (
-    """
-    CREATE TABLE store(id BLOB NOT NULL, owner BLOB, commits INTEGER NOT NULL);
-    INSERT INTO store VALUES(randomblob(16), NULL, 0);
-    CREATE TABLE partners(identity BLOB PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
-    CREATE TABLE exchanges(partner BLOB, token BLOB, record BLOB NOT NULL, PRIMARY KEY(partner, token)) WITHOUT ROWID;
-    CREATE TABLE inbox(number BLOB, partner BLOB, record BLOB NOT NULL, PRIMARY KEY(number, partner)) WITHOUT ROWID;
-    CREATE TABLE outbox(number BLOB, partner BLOB, record BLOB NOT NULL, PRIMARY KEY(number, partner)) WITHOUT ROWID;
-    CREATE TABLE keys(identity BLOB PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
-    CREATE TABLE barred(fingerprint BLOB PRIMARY KEY) WITHOUT ROWID;
-    CREATE TABLE facts(identity BLOB, name BLOB, record BLOB NOT NULL, PRIMARY KEY(identity, name)) WITHOUT ROWID;
-    CREATE TABLE audit(at BLOB, number INTEGER, partner BLOB NOT NULL, record BLOB NOT NULL, PRIMARY KEY(at, number))
-        WITHOUT ROWID;
-    """,
-    "ALTER TABLE store ADD COLUMN adopted INTEGER NOT NULL DEFAULT 0;",
-)
-
-_REMEDIES: Final = {
-    sqlite3.SQLITE_FULL: "make room; the next commit is tried as if this one had not been",
-    sqlite3.SQLITE_IOERR: "look at the disk and its limits",
-    sqlite3.SQLITE_BUSY: "another process uses it; only one may",
-    sqlite3.SQLITE_LOCKED: "another process uses it; only one may",
-    sqlite3.SQLITE_READONLY: "the file and its folder must be writable",
-    sqlite3.SQLITE_CANTOPEN: "its folder must be there, and both must be writable",
-    sqlite3.SQLITE_PERM: "the file and its folder must be writable",
-    sqlite3.SQLITE_CORRUPT: "restore it from a backup and open it with adopt=True",
-    sqlite3.SQLITE_NOTADB: "it is no database of srup, or damaged; choose another path or restore it",
-}
 
 
 # Records as bytes: first what is a column of its own, then the rest.
 
 _LENGTH: Final = 31  # bits
+_LARGEST: Final = (1 << 64) - 1
 _FULL: Final = (1 << 1024) - 1
-_NUMBER: Final = struct.Struct(">Q")
 _PAIR: Final = struct.Struct(">QQ")
-_TIME: Final = struct.Struct(">d")
 _PARTNER: Final = struct.Struct(">QBQQ")
 _INBOX: Final = struct.Struct(">QQHH")
 _OUTBOX: Final = struct.Struct(">QQdH")
@@ -91,7 +82,7 @@ def _counted(name: bytes) -> bytes:
 
 
 def _named(identity: int, name: bytes, record: bytes = b"") -> bytes:
-    return _NUMBER.pack(identity) + _counted(name) + record
+    return NUMBER.pack(identity) + _counted(name) + record
 
 
 # A window has mostly ones or mostly zeros: the few are kept, so that many devices share a page that is written.
@@ -112,11 +103,11 @@ def _unpack_partner(row: Row) -> PartnerRecord:
 
 
 def _pack_exchange(partner: int, token: bytes, expiry: float, body: str) -> bytes:
-    return _named(partner, token, _TIME.pack(expiry) + body.encode())
+    return _named(partner, token, TIME.pack(expiry) + body.encode())
 
 
 def _unpack_exchange(row: Row) -> ExchangeRecord:
-    (expiry,) = _TIME.unpack(row[2][:8])
+    (expiry,) = TIME.unpack(row[2][:8])
     return ExchangeRecord(_integer(row[0]), row[1], expiry, row[2][8:].decode())
 
 
@@ -170,6 +161,8 @@ def _pack_fact(identity: int, name: str, value: str | None) -> bytes:
 
 
 def _pack_audit(at: float, partner: int, sequence_id: int, kind: int, token: bytes, outcome: str) -> bytes:
+    if not 0 <= at <= MAX_TIME:
+        raise ValueError(f"{at!r} is no time of an audit row")
     return _AUDIT.pack(at, partner, sequence_id, kind, len(token)) + token + outcome.encode()
 
 
@@ -178,6 +171,36 @@ def _unpack_audit(row: Row) -> AuditRow:
     at, partner, sequence_id, kind, token = _AUDIT.unpack_from(at + partner + record)
     rest = record[_AUDIT.size - 16 :]
     return AuditRow(at, partner, sequence_id, kind, rest[:token], rest[token:].decode())
+
+
+def known_devices(db: sqlite3.Connection, first: int, limit: int) -> list[KnownDevice]:
+    """Return what a database knows of devices from an identity on; in a transaction, for it takes several queries."""
+    of_each = "SELECT identity FROM (SELECT identity FROM {} WHERE identity >= ?1 ORDER BY identity LIMIT ?2)"
+    either = " UNION ".join(of_each.format(table) for table in ("keys", "partners"))
+    found = db.execute(f"{either} ORDER BY identity LIMIT ?2", (NUMBER.pack(first), limit)).fetchall()
+    if not found:
+        return []
+    between = found[0][0], found[-1][0]
+
+    def rows(table: str) -> sqlite3.Cursor:
+        return db.execute(f"SELECT * FROM {table} WHERE identity BETWEEN ? AND ?", between)  # noqa: S608
+
+    keys = {row[0]: _unpack_key(row) for row in rows("keys")}
+    partners = {row[0]: _unpack_partner(row) for row in rows("partners")}
+    facts: dict[bytes, dict[str, str]] = {}
+    for identity, name, value in rows("facts"):
+        facts.setdefault(identity, {})[name.decode()] = value.decode()
+    return [KnownDevice(_integer(each), keys.get(each), partners.get(each), facts.get(each, {})) for (each,) in found]
+
+
+def _pack_report(order: bytes, body: bytes) -> bytes:
+    if len(order) != ORDER_ID:
+        raise ValueError(f"{order!r} is no id of an order")
+    return order + body
+
+
+def _pack_told(order: bytes, until: float) -> bytes:
+    return order + TIME.pack(until)
 
 
 def _integer(column: bytes) -> int:
@@ -241,7 +264,7 @@ def _remove(table: str, key: str) -> tuple[str]:
 _LISTS: Final = (
     _List(
         "forgotten",
-        _NUMBER.pack,
+        NUMBER.pack,
         "identity:8",
         (
             *_remove("partners", "identity"),
@@ -267,6 +290,9 @@ _LISTS: Final = (
     _List("ended", _named, "partner:8, token:n", _remove("exchanges", "partner, token")),
     _List("finished", _PAIR.pack, "partner:8, number:8", _remove("inbox", "partner, number")),
     _List("settled", _PAIR.pack, "partner:8, number:8", _remove("outbox", "partner, number")),
+    _List("taken", bytes, "id:16", _remove("orders", "id")),
+    _List("reports", _pack_report, "id:16, body:*", ("INSERT INTO reports(id, body) {rows}",)),
+    _List("told", _pack_told, "id:16, until:8", _put("told")),
 )
 
 _PARAMETERS: Final = [parameter for each in _LISTS for parameter in (each.name, f"{each.name}_at")]
@@ -295,6 +321,11 @@ def _parameters(changes: Changes) -> list[bytes | str]:
     if changes.inbox and changes.finished:
         finished = set(changes.finished)
         lists["inbox"] = [entry for entry in changes.inbox if (entry.partner, entry.number) not in finished]
+    if changes.reports:
+        now = time.time()
+        lists["taken"] = [(report.order,) for report in changes.reports if report.entry]
+        lists["reports"] = [(report.order, report.body) for report in changes.reports]
+        lists["told"] = [(report.order, now + report.kept) for report in changes.reports]
     parameters: list[bytes | str] = []
     for each in _LISTS:
         if records := lists[each.name]:
@@ -311,41 +342,70 @@ def _parameters(changes: Changes) -> list[bytes | str]:
 
 
 class SqliteStore:
-    """A Store in the SQLite file at ``path``, with mode 0600, which one process at a time may use.
+    """A Store in the SQLite file at ``path``, with mode 0600, which one process at a time may open as its store.
+
+    Others may post orders to it and read meanwhile (:class:`srup.fleet.Fleet`).
 
     ``create``: make the file if it is missing. ``adopt``: take over a database that is, or may be, older than what was
     done since: restored from a backup, or without its witness. State.adopted then says so until the first commit.
+    ``read_only``: read what is there, be it a copy without a witness, and change nothing; commits raise StoreError.
 
-    Beside it stand ``<path>-wal``, SQLite's log, which holds commits and must be moved and copied with the file, and
-    ``<path>-witness`` (:class:`srup.store.witness.Witness`), which should stay out of backups: it is there to tell a
-    restored one. A missing witness is made for a database without a commit, and refused for any other.
-
-    SQLite's own lock keeps other processes out; it dies with the process. After a fork the store belongs to the parent.
+    Beside it (where a symbolic link leads to) stand ``<path>-wal``, SQLite's log, which holds commits and must be moved
+    and copied with the file; ``<path>-witness`` (:class:`srup.store.witness.Witness`), which should stay out of
+    backups: it is there to tell a restored one, and a database that was opened once is refused without it; and
+    ``<path>-lock``, which is locked while a process uses the store. SQLite's own lock does not last: it goes when
+    anything else in this process closes the database file. After a fork the store belongs to the parent.
     Every method may raise StoreError, which names the file and what to do; nothing has changed then.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, create: bool = True, adopt: bool = False) -> None:
-        self.path = Path(path).absolute()
-        self._create = create
-        self._adopt = adopt
+    def __init__(
+        self, path: str | os.PathLike[str], *, create: bool = True, adopt: bool = False, read_only: bool = False
+    ) -> None:
+        try:
+            self.path = Path(os.path.realpath(path))
+            os.fsencode(self.path)
+        except ValueError as error:
+            raise StoreError(f"{os.fspath(path)!a:.200} is no path of a database: {error}") from None
+        self._create = create and not read_only
+        self._adopt = adopt and not read_only
+        self._read_only = read_only
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._claim = -1  # the file descriptor of the lock file
+        self._log = self.path.with_name(f"{self.path.name}-wal")
+        self._log_number = 0  # its inode
+        self._keeper: LogKeeper | None = None
         self._witness = Witness(self.path.with_name(f"{self.path.name}-witness"))
+        self._base = 0  # a commit that is in the file itself, and
+        self._copied_back = 0  # when the file was changed last, as it was known
         self._fresh = False
+        self._owned = False  # whether it has been opened before
         self._forked = False
         self._commits = 0
 
-    def open(self, owner: int) -> State:
-        """Return what is kept for ``owner``; a new database becomes that identity's."""
+    def open(self, owner: int | None) -> State:
+        """Return what is kept for ``owner``; a new database becomes that identity's.
+
+        With ``read_only`` None stands for whoever owns the database.
+        """
+        if owner is not None or not self._read_only:
+            check_int(owner, "owner", 0, _LARGEST)
         with self._lock, self._translated():
             if self._connection is not None:
                 self._check_owner(owner)
                 return self._state()
+            if self.path.is_dir():
+                raise StoreError(f"{self.path} is a folder, and no database; name a file in it")
             try:
+                self._claim_file()
+                self._find()
+                check_log(self.path)
                 self._connect()
+                self._log_number = self._copied_back = 0  # what is known is of an earlier opening
                 self._check_owner(owner)
-                self._check_witness()
-                self._db.execute("UPDATE store SET owner = ? WHERE owner IS NULL", (_NUMBER.pack(owner),))
+                if not self._read_only and owner is not None:
+                    self._check_witness()
+                    self._own(owner)
                 state = self._state()
                 self._db.execute(f"PRAGMA cache_size = {_CACHE}")
                 return state
@@ -362,14 +422,21 @@ class SqliteStore:
         except (struct.error, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StoreError(f"{self.path}: a record cannot be kept: {error}") from None
         with self._lock, self._translated():
+            self._check_writable()
+            self._note_base()
             self._db.execute(_COMMIT, parameters)
             self._commits += 1
             self._witness.note(self._commits)
 
     def audit(self, since: float = 0.0, partner: int | None = None) -> Iterator[AuditRow]:
         """Return the audit rows from ``since`` on, the oldest first; of one partner or of all."""
-        at, number = _TIME.pack(max(since, 0.0)), -1
-        of = b"" if partner is None else _NUMBER.pack(partner)
+        since = check_time(since, "since")
+        if partner is not None:
+            check_int(partner, "partner", 0, _LARGEST)
+        return self._rows(TIME.pack(max(since, 0.0)), b"" if partner is None else NUMBER.pack(partner))
+
+    def _rows(self, at: bytes, of: bytes) -> Iterator[AuditRow]:
+        number = -1
         while True:
             with self._lock, self._translated():
                 rows = self._db.execute(
@@ -385,14 +452,18 @@ class SqliteStore:
 
     def prune(self, before: float, limit: int | None = None) -> int:
         """Delete the audit rows that are older than that, the oldest first, ``limit`` at most; return how many."""
+        before = check_time(before, "before")
+        if limit is not None:
+            check_int(limit, "limit", 0, _LARGEST)
         pruned = 0
         while True:
             most = _PRUNED if limit is None else min(_PRUNED, limit - pruned)
             with self._lock, self._translated():
+                self._check_writable()
                 deleted = self._db.execute(
                     "DELETE FROM audit WHERE (at, number) IN"
                     " (SELECT at, number FROM audit WHERE at < ? ORDER BY at, number LIMIT ?)",
-                    (_TIME.pack(max(before, 0.0)), most),
+                    (TIME.pack(max(before, 0.0)), most),
                 ).rowcount
             pruned += deleted
             if deleted < most or pruned == limit:
@@ -411,17 +482,35 @@ class SqliteStore:
         try:
             with self._lock, self._translated():
                 self._db.execute("VACUUM INTO ?", (str(target),))
+                with closing(sqlite3.connect(target, isolation_level=None)) as copy:
+                    copy.execute("UPDATE store SET file = randomblob(16)")
         except BaseException:
             target.unlink(missing_ok=True)
             raise
 
+    def mailbox(self, owner: int) -> SqliteMailbox:
+        """Return the mailbox in this database, which ``owner`` has opened once."""
+        return SqliteMailbox(self.path, owner)
+
     def close(self) -> None:
         """Let go of the files. A second call does nothing."""
         with self._lock:
+            if self._keeper is not None:
+                self._keeper.release()
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+            if self._keeper is not None:
+                self._keeper.close()
+                self._keeper = None
             self._witness.close()
+            self._release_claim()
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"<SqliteStore {self.path}>"
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -429,64 +518,134 @@ class SqliteStore:
             raise StoreError(f"{self.path} is not open" + ": after a fork it is the parent's" * self._forked)
         return self._connection
 
-    def _abandon(self) -> None:
-        """In a forked child: leave everything to the parent.
-
-        Closing the connection would copy the log back and delete it below the parent's hands, so it is never closed,
-        not even when the interpreter ends.
-        """
+    def abandon(self) -> None:
+        """In a forked child: leave everything to the parent."""
         if self._connection is not None:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+            never_close(self._connection)
             self._connection = None
             self._forked = True
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
         self._lock = threading.RLock()  # a thread of the parent's may have held the other one
         self._witness.close()
+        self._release_claim()  # which the parent goes on holding
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """Say what SQLite says with the file's name and what to do; leave no transaction behind."""
+        with translated(self.path):
+            try:
+                yield
+            except sqlite3.Error:
+                if self._connection is not None and self._connection.in_transaction:
+                    self._connection.rollback()
+                raise
+
+    # --- Opening, one step after the other.
+
+    def _claim_file(self) -> None:
+        """Lock the lock file, as long as this is open. Nothing else opens it, so nothing else in here can unlock it."""
+        flags = os.O_RDONLY if self._read_only else os.O_RDWR | os.O_CREAT
         try:
-            yield
-        except sqlite3.Error as error:
-            if self._connection is not None and self._connection.in_transaction:
-                self._connection.rollback()
-            remedy = _REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "nothing has changed")
-            raise StoreError(f"{self.path}: {error}: {remedy}") from None
-        except (struct.error, UnicodeDecodeError) as error:
-            raise self._damaged(error) from None
+            self._claim = os.open(self.path.with_name(f"{self.path.name}-lock"), flags | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if self._read_only and error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return  # no process uses it that would have made one
+            if error.errno == errno.EWOULDBLOCK:
+                raise StoreError(
+                    f"{self.path} is in use: one process at a time may use it, and one store object in it; end that "
+                    "one, or choose another path"
+                ) from None
+            raise self._unusable(error) from None
 
-    def _damaged(self, reason: object) -> StoreError:
-        return StoreError(f"{self.path} is damaged ({reason}): {_REMEDIES[sqlite3.SQLITE_CORRUPT]}")
+    def _release_claim(self) -> None:
+        if self._claim >= 0:
+            os.close(self._claim)
+            self._claim = -1
 
-    def _connect(self) -> None:
+    def _find(self) -> None:
+        """Make the database if there is none and there should be none."""
         try:
             self._fresh = not self.path.exists() or self.path.stat().st_size == 0
-            if self._fresh and not self._create:
-                raise StoreError(f"{self.path} is missing; create=True makes a new database")
-            if self._fresh and not self._adopt and self._witness.read() is not None:
+            if not self._fresh:
+                return
+            if self._log.exists() and self._log.stat().st_size:
                 raise StoreError(
-                    f"{self.path} is missing, and {self._witness.path} knows it: restore it, or open it with adopt=True"
+                    f"{self.path} is missing, and {self._log} is there and may hold commits of it: put the database "
+                    "back, or move that file away"
                 )
-            self.path.touch(0o600)
+            if not self._create:
+                remedy = "name the database of a server or device" if self._read_only else "create=True makes a new one"
+                raise StoreError(f"{self.path} is missing; {remedy}")
+            if not self._adopt and self._witness.read() is not None:
+                raise StoreError(f"{self.path} is missing, and {self._witness.path} knows it: restore it, or {ADOPT}")
+            self._make()
         except OSError as error:
-            remedy = _REMEDIES[sqlite3.SQLITE_CANTOPEN]
-            raise StoreError(f"{self.path}: {error.strerror}: {remedy}") from None
-        _OPENED.add(self)
-        db = self._connection = sqlite3.connect(self.path, 0.0, isolation_level=None, check_same_thread=False)
-        # Before the log is first looked at: then there is no shared memory, and no reader that could keep it from
-        # beginning anew.
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            raise self._unusable(error) from None
+
+    def _make(self) -> None:
+        """Make a database beside its place and move it there: what stands there is never half of one.
+
+        It has no log yet: a copy of the file alone must not look like a new database.
+        """
+        new = self.path.with_name(f".{self.path.name}-new")
+        leftovers = [new, new.with_name(f"{new.name}-journal")]
+        try:
+            for each in leftovers:
+                each.unlink(missing_ok=True)
+            os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            with closing(sqlite3.connect(new, isolation_level=None)) as db:
+                migrate(db, 0)
+            new.replace(self.path)
+            sync_folder(self.path.parent)
+        finally:
+            for each in leftovers:
+                each.unlink(missing_ok=True)
+
+    def _note_base(self) -> None:
+        """When the log was copied back write down first what the file has since then: the next log begins there."""
+        db = self._db
+        if self._changed() == self._copied_back:
+            return
+        _, frames, copied = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()  # what is not durable yet
+        changed = self._changed()
+        alone = read_head(self.path, "immutable=1")
+        if frames == copied and alone is not None:
+            if alone[1] > self._base:
+                db.execute("UPDATE store SET base = ?", (alone[1],))
+                self._base = alone[1]
+            self._copied_back = changed
+
+    def _changed(self) -> int:
+        try:
+            return self.path.stat().st_mtime_ns
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _connect(self) -> None:
+        forget_at_fork(self)
+        place: str | Path = f"{self.path.as_uri()}?mode=ro" if self._read_only else self.path
+        db = self._connection = sqlite3.connect(
+            place, timeout=_PATIENCE, isolation_level=None, check_same_thread=False, uri=self._read_only
+        )
         application, version = (
             db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
         )
-        empty = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
-        if application != _APPLICATION and not (application == version == 0 and empty):
+        if application != APPLICATION:
+            if application == version == 0 and self._nothing_in(db):
+                raise StoreError(
+                    f"{self.path} has nothing in it: it is a copy that was made without its log ({self._log.name}), or "
+                    "of another program; restore a whole one, or choose another path"
+                )
             raise StoreError(f"{self.path} is the database of another program; choose another path")
-        if version > len(_MIGRATIONS):
+        if version > len(MIGRATIONS):
             raise StoreError(
-                f"{self.path} has version {version}, and this srup knows {len(_MIGRATIONS)}: use a newer srup"
+                f"{self.path} has version {version}, and this srup knows {len(MIGRATIONS)}: use a newer srup"
             )
-        db.execute("PRAGMA journal_mode = WAL")
+        if self._read_only and version < len(MIGRATIONS):
+            raise StoreError(f"{self.path} has version {version}, of an older srup: start its owner with this one once")
         db.execute("PRAGMA synchronous = FULL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * 4096}")
@@ -495,32 +654,57 @@ class SqliteStore:
         db.execute("PRAGMA secure_delete = FAST")
         said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if said != "ok":
-            raise self._damaged(" ".join(said.split()))
-        for number in range(version, len(_MIGRATIONS)):
-            db.executescript(
-                f"BEGIN IMMEDIATE; {_MIGRATIONS[number]} PRAGMA application_id = {_APPLICATION};"
-                f" PRAGMA user_version = {number + 1}; COMMIT;"
-            )
-        db.executescript(_STEP)
+            raise damaged(self.path, " ".join(said.split()))
+        if not self._read_only:
+            migrate(db, version)
+            db.executescript(_STEP)
 
-    def _check_owner(self, owner: int) -> None:
-        present = self._db.execute("SELECT owner FROM store").fetchone()[0]
-        if present not in (None, _NUMBER.pack(owner)):
+    @staticmethod
+    def _nothing_in(db: sqlite3.Connection) -> bool:
+        return bool(db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0)
+
+    def _unusable(self, error: OSError) -> StoreError:
+        return StoreError(f"{self.path}: {error.strerror}: {REMEDIES[sqlite3.SQLITE_CANTOPEN]}")
+
+    def _own(self, owner: int) -> None:
+        """Write down whose it is, when it has a witness, and only then begin a log: the file itself must know it."""
+        if not self._owned:
+            self._db.execute("UPDATE store SET owner = ?", (NUMBER.pack(owner),))
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._keeper = LogKeeper(self.path)
+
+    def _check_writable(self) -> None:
+        """Refuse what would be lost: nobody finds a commit in a log that is not in its place any more."""
+        if self._read_only:
+            raise StoreError(f"{self.path} was opened with read_only=True")
+        try:
+            number = self._log.stat().st_ino
+        except FileNotFoundError:
+            number = 0
+        if self._log_number not in (0, number):
+            raise StoreError(
+                f"{self._log} was deleted or replaced while {self.path} was in use: let no other program open it, and "
+                "start again"
+            )
+        self._log_number = number
+
+    def _check_owner(self, owner: int | None) -> None:
+        present, self._commits, self._base = self._db.execute("SELECT owner, commits, base FROM store").fetchone()
+        self._owned = present is not None
+        if owner is not None and present not in (None, NUMBER.pack(owner)):
             raise StoreError(f"{self.path} belongs to {_integer(present):x}, not to {owner:x}; choose another path")
 
     def _check_witness(self) -> None:
         """Refuse an old database; one that is to be adopted becomes another one, with a witness of its own."""
-        database, self._commits = self._db.execute("SELECT id, commits FROM store").fetchone()
+        (database,) = self._db.execute("SELECT id FROM store").fetchone()
         known = None
         if self._adopt:
             if not self._fresh or self._witness.path.exists():
                 database = os.urandom(16)
                 self._db.execute("UPDATE store SET id = ?, adopted = 1", (database,))
         elif (known := self._witness.read()) is None:
-            if self._commits:
-                raise StoreError(
-                    f"{self._witness.path} is missing: {self.path} may be an old backup; open it with adopt=True"
-                )
+            if self._owned or self._commits:
+                raise StoreError(f"{self._witness.path} is missing: {self.path} may be an old copy; {ADOPT}")
         elif known.database != database:
             raise StoreError(
                 f"{self._witness.path} is of another database than {self.path}: if this one was restored from a backup,"
@@ -550,14 +734,3 @@ class SqliteStore:
             [Fact(_integer(row[0]), row[1].decode(), row[2].decode()) for row in rows("* FROM facts")],
             bool(rows("adopted FROM store").fetchone()[0]),
         )
-
-
-_OPENED: Final[WeakSet[SqliteStore]] = WeakSet()
-
-
-def _abandon_all() -> None:
-    for store in list(_OPENED):
-        store._abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_all)

@@ -3,11 +3,11 @@
 import contextlib
 import os
 import struct
-import tempfile
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from ..errors import StoreError
+from ..files import write_file
 
 __all__ = ["Position", "Witness"]
 
@@ -51,22 +51,8 @@ class Witness:
 
     def replace_by(self, position: Position) -> None:
         """Replace the file in one step, on durable storage when it returns."""
-        folder = self.path.parent
         try:
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{self.path.name}.", delete=False) as file:
-                try:
-                    file.write(_CONTENT.pack(*position))
-                    file.flush()
-                    os.fsync(file.fileno())
-                    Path(file.name).replace(self.path)
-                except BaseException:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
-            entry = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(entry)
-            finally:
-                os.close(entry)
+            write_file(self.path, _CONTENT.pack(*position))
         except OSError as error:
             raise StoreError(f"{self.path}: {error.strerror}: its folder must be writable") from None
 

@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
+from srup.errors import TransportError
+
 __all__ = ["MAX_QUEUED", "Delivery", "Fence", "Transport"]
 
 MAX_QUEUED: Final = 100_000
@@ -33,14 +35,15 @@ class Transport(Protocol):
 
     @property
     def faults(self) -> int:
-        """How often a callback raised; each was logged and went no further (THREATS.md T8)."""
+        """How often a callback raised; each was logged and went no further (T8)."""
 
     def start(self, on_delivery: Callable[[Delivery], None], on_state: Callable[[bool, str], None]) -> None:
         """Connect in the background, again and again; return at once. TransportError if it was started before.
 
         The callbacks run on the transport's thread and only enqueue. ``on_state(connected, why)`` reports changes;
-        once it says True, the subscriptions made so far hear. A message whose ``on_delivery`` raises is settled: it
-        would raise again, and enough of them would fill the broker's window and silence the link.
+        once it says True, the subscriptions made so far hear, and while the broker refuses one of them it says False. A
+        message whose ``on_delivery`` raises is settled: it would raise again, and enough of them would fill the
+        broker's window and silence the link.
         """
 
     def subscribe(self, topic_filter: str) -> None:
@@ -49,12 +52,20 @@ class Transport(Protocol):
     def unsubscribe(self, topic_filter: str) -> None:
         """Stop hearing what matches; remembered in the same way. Nothing happens if it was not subscribed."""
 
-    def publish(self, topic: str, payload: bytes, on_settled: Callable[[], object] | None = None) -> None:
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        on_settled: Callable[[], object] | None = None,
+        on_refused: Callable[[TransportError], object] | None = None,
+    ) -> None:
         """Send with QoS 1, not retained; never blocks. Queued while offline, and sent in the order of the calls.
 
         ``on_settled()`` is called once, on the transport's thread, when the broker has acknowledged the message (with
-        MQTT 5 perhaps by refusing it) and it is not sent again; never if the transport stops before.
-        TransportError when stopped, when the queue is full, or if the topic cannot be published to.
+        MQTT 5 perhaps by refusing it) and it is not sent again; never if the transport stops before. ``on_refused`` is
+        called instead, with the reason, when the message is given up because the broker takes none of this size.
+        TransportError when stopped, when the queue is full, or if the topic cannot be published to;
+        MessageTooLargeError when it is known already that the broker will not take it.
         """
 
     def stop(self, timeout: float = 5.0) -> None:
@@ -65,7 +76,7 @@ class Transport(Protocol):
 
 
 class Fence:
-    """The callbacks given to a transport, which may raise without harm to the link (THREATS.md T8)."""
+    """The callbacks given to a transport, which may raise without harm to the link (T8)."""
 
     def __init__(self, on_delivery: Callable[[Delivery], None], on_state: Callable[[bool, str], None]) -> None:
         self.faults = 0
@@ -82,11 +93,11 @@ class Fence:
             delivery.ack()
 
     def settle(self, topic: str, on_settled: Callable[[], object]) -> None:
-        """Tell that a message has been acknowledged."""
+        """Call what is to be called when a message has been acknowledged, or refused."""
         try:
             on_settled()
         except Exception:  # noqa: BLE001 - as above
-            self.fault("on_settled raised for a message on %a", topic)
+            self.fault("on_settled or on_refused raised for a message on %a", topic)
 
     def report(self, connected: bool, why: str) -> None:
         """Report a state, unless it is the one reported last."""

@@ -6,6 +6,7 @@ forgets everything when it ends, and gives a message up that is not acknowledged
 """
 
 import asyncio
+import errno
 import importlib
 import importlib.metadata
 import logging
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import cache
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol, Self
 
 from srup.errors import TransportError
+from srup.extras import require
 
 __all__ = ["LocalBroker"]
 
@@ -51,16 +54,21 @@ log_type error
 log_type warning
 """
 
+# Kills a process when our end of its standard input closes, as it does whatever we die of.
+_WATCHER: Final = 'read -r _; kill -KILL "$1"'
+
 
 class LocalBroker:
-    """A broker on a free loopback port, as a context manager; see the module for what the two kinds can do.
+    """A broker on a loopback port, as a context manager; see the module for what the two kinds can do.
 
-    ``kind`` demands one of them; None takes the better one that can be had. TransportError if there is none.
+    ``kind`` forces one of them; None takes the better one that can be had. TransportError if there is none. It takes
+    the ``port``, or without one a port that is free.
     """
 
-    def __init__(self, kind: Literal["mosquitto", "amqtt"] | None = None) -> None:
+    def __init__(self, kind: Literal["mosquitto", "amqtt"] | None = None, port: int | None = None) -> None:
         engine, self.description = _choose(kind)
         self._engine = engine
+        self._wanted = port
         self._port: int | None = None
 
     @property
@@ -72,6 +80,11 @@ class LocalBroker:
     def pid(self) -> int | None:
         """The process that Mosquitto runs in; None while it does not run, and for amqtt."""
         return self._engine.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs."""
+        return self._engine.running
 
     @property
     def url(self) -> str:
@@ -87,11 +100,14 @@ class LocalBroker:
         """
         if self._engine.running:
             return self
+        if self._port is None and self._wanted is not None:
+            _check_free(self._wanted)
+            self._port = self._wanted
         if self._port is not None:
             self._engine.start(self._port)
             return self
         for attempts_left in reversed(range(_ATTEMPTS)):
-            port = _free_port()
+            port = free_port()
             try:
                 self._engine.start(port)
             except TransportError:
@@ -153,6 +169,8 @@ def _choose(kind: str | None) -> tuple[_Engine, str]:
     if path is not None and kind != "amqtt":
         why = "asked for" if kind else "found on this machine"
         return _Mosquitto(path), f"{_mosquitto_version(path)} ({why}: {path})"
+    if kind == "amqtt":
+        require("amqtt")
     try:
         version = importlib.metadata.version("amqtt")
     except importlib.metadata.PackageNotFoundError:
@@ -168,7 +186,19 @@ def _mosquitto_version(path: str) -> str:
     return (usage.stdout or usage.stderr).partition("\n")[0].strip()
 
 
-def _free_port() -> int:
+def _check_free(port: int) -> None:
+    """Raise TransportError unless we can listen here; another broker would answer in the place of ours."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            hint = "; another broker may be running there" if error.errno == errno.EADDRINUSE else ""
+            raise TransportError(f"port {port} cannot be used: {error.strerror}{hint}") from None
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody has at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -184,6 +214,7 @@ class _Mosquitto:
         self._path = path
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._kill: Callable[[], object] = lambda: None
 
     @property
     def pid(self) -> int | None:
@@ -210,7 +241,10 @@ class _Mosquitto:
                 stderr=stderr,
                 start_new_session=True,  # the terminal's Ctrl-C is for us, and we may have messages left to send
             )
-        weakref.finalize(self, _kill, process)  # also when the interpreter ends
+        watcher = subprocess.Popen(  # noqa: S603
+            ["/bin/sh", "-c", _WATCHER, "sh", str(process.pid)], stdin=subprocess.PIPE, start_new_session=True
+        )
+        self._kill = weakref.finalize(self, _kill, watcher, process)  # also when the interpreter ends
         deadline = time.monotonic() + _START_TIMEOUT
         while time.monotonic() < deadline:
             with suppress(subprocess.TimeoutExpired):
@@ -230,9 +264,8 @@ class _Mosquitto:
         self.kill()
 
     def kill(self) -> None:
-        if self._process is not None:
-            _kill(self._process)
-            self._process = None
+        self._kill()
+        self._process = None
 
     def forget(self) -> None:
         if self._directory is not None:
@@ -240,9 +273,12 @@ class _Mosquitto:
             self._directory = None
 
 
-def _kill(process: "subprocess.Popen[bytes]") -> None:
-    process.kill()  # does nothing to a process that has ended
-    process.wait()
+def _kill(*processes: "subprocess.Popen[bytes]") -> None:
+    for process in processes:
+        process.kill()  # does nothing to a process that has ended
+        process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def _answers(port: int) -> bool:

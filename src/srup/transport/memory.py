@@ -263,8 +263,14 @@ class MemoryTransport:
         with self._network._lock:
             self._session.filters.pop(topic_filter, None)
 
-    def publish(self, topic: str, payload: bytes, on_settled: Callable[[], object] | None = None) -> None:
-        """See :meth:`Transport.publish`; deliver at once where there are no faults."""
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        on_settled: Callable[[], object] | None = None,
+        on_refused: Callable[[TransportError], object] | None = None,
+    ) -> None:
+        """See :meth:`Transport.publish`; deliver at once where there are no faults. No message is too large here."""
         check_topic(topic)
         with self._network._lock:
             if self._stopped:

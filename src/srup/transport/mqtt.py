@@ -4,15 +4,17 @@ paho's own loop waits with ``select()``, which cannot see file descriptors above
 locks to whoever calls it. Here the thread of a :class:`Reactor` owns the connection, or thousands of them; all other
 threads only append to queues and wake it. A connection has a paho client of its own (:class:`_Link`), so nothing of a
 dead one lives on, and the queue of unsent messages is ours, bounded and in order. A :class:`Stream` stands between
-paho and the socket and spares most of the system calls.
+paho and the socket, spares most of the system calls, and bounds what a broker can make us keep.
 
 What was sent and not acknowledged when a connection ends is sent again on the next one, as a new message: a receiver
-may hear it twice, which QoS 1 allows.
+may hear it twice, which QoS 1 allows. A message that the broker takes no connection for is given up, see
+:meth:`MqttTransport._blame`.
 """
 
 from __future__ import annotations  # they name classes of paho, which may be missing
 
 import os
+import re
 import secrets
 import selectors
 import socket
@@ -20,18 +22,20 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache, partial
+from itertools import zip_longest
 from math import inf
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from srup.errors import TransportError
+from srup.certificates import explain
+from srup.errors import MessageTooLargeError, TransportError
 from srup.transport.base import MAX_QUEUED, Delivery, Fence, log
 from srup.transport.reactor import Reactor
-from srup.transport.stream import Stream
+from srup.transport.stream import Publication, Stream
 from srup.transport.topics import check_filter, check_topic
 
 try:
@@ -49,31 +53,39 @@ else:
     _HAS_PAHO = True
 
     class _Client(paho.Client):
-        """A paho client whose socket is a :class:`Stream`, as long as paho makes its socket with this method.
-
-        It belongs to paho; one that makes sockets in another way is served as well, and only slower.
-        """
+        """A paho client whose socket is a :class:`Stream`. The method is paho's; a test says if that has changed."""
 
         def _create_socket(self) -> Any:
-            return Stream(super()._create_socket(), self.protocol == MQTTProtocolVersion.MQTTv5)  # type: ignore[arg-type]
+            is_5 = self.protocol == MQTTProtocolVersion.MQTTv5
+            return Stream(super()._create_socket(), is_5, _MAX_PACKET)  # type: ignore[arg-type]
 
 
-__all__ = ["MqttTransport"]
+__all__ = ["MqttTransport", "parse_url"]
 
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
+_HOST: Final = re.compile(r"[\w.-]+")
 _CONNECT_TIMEOUT: Final = 5.0  # seconds for TCP and again for the TLS handshake
 _ANSWER_TIMEOUT: Final = 10.0  # seconds until the broker has answered our CONNECT
 _FAREWELL_TIMEOUT: Final = 1.0  # seconds until the broker has closed the connection after our DISCONNECT
 _TICK: Final = 1.0  # seconds; paho's keep-alive needs to be looked after, the longer it is the more seldom
+_SHOWN: Final = 8  # characters of a client id that others may see
+_NEVER: Final = 65_535  # seconds: the longest keep-alive, for a broker that wants none
 _IN_FLIGHT: Final = 20  # messages sent and not acknowledged; more than this is slower
 _RECEIVE_MAXIMUM: Final = 1000  # deliveries that the broker (version 5) may have open with us
+_MAX_PACKET: Final = 131_072  # bytes; the longest message is half as long, the rest is for topic and properties
+_MAX_OPEN: Final = 16_777_216  # bytes of deliveries that are not settled; from then on nothing is read
+_OVERHEAD: Final = 256  # bytes that a delivery takes besides its payload, about
 _FILTERS_PER_PACKET: Final = 8  # AWS IoT Core takes no more
 _UNSENT: Final = 65_536  # bytes that wait to be sent; no more messages join them
 _PUBACK: Final = b"\x40\x02"  # a packet id of two bytes follows (MQTT 5.0, section 3.4)
-_MAX_PAYLOAD: Final = 268_435_455 - 65_535 - 8  # the longest packet, less topic and header (MQTT 5.0, section 2.1.4)
+_LONGEST: Final = 268_435_460  # bytes of a packet (MQTT 5.0, section 2.1.4)
 _SUSPICIOUS: Final = 4  # connections in a row that did not last
+_STRIKES: Final = 3  # connections in a row that ended of one and the same message, which is given up then
+_REFUSED_PAUSE: Final = 30.0  # seconds until a subscription is tried again that the broker has refused
 _UNSUPPORTED_VERSION: Final = 0x84  # reason codes: MQTT 5.0, section 2.4
+_KEEP_ALIVE_TIMEOUT: Final = 0x8D
 _TAKEN_OVER: Final = 0x8E
+_TOO_LARGE: Final = 0x95
 
 _NOBODY: Final = Fence(lambda _delivery: None, lambda _connected, _why: None)  # there before a transport has started
 _chance: Final = secrets.SystemRandom()  # a fleet that lost its broker must not return in step
@@ -83,15 +95,20 @@ class _Message(NamedTuple):
     topic: str
     payload: bytes
     on_settled: Callable[[], object] | None
+    on_refused: Callable[[TransportError], object] | None
+    size: int  # of its packet
 
 
 class MqttTransport:
     """A :class:`~srup.transport.Transport` to the broker at ``url``: ``mqtt://host:port`` or ``mqtts://host:port``.
 
     ``client_id`` names the session, which the broker keeps for ``session_expiry`` seconds after a connection (MQTT 5;
-    with 3.1.1 the broker decides). Two clients with one id steal the session from each other. ``mqtts`` trusts the
-    authorities in ``ca_file``, or the system's; ``cert_file`` and ``key_file`` (PEM, unencrypted; the key may be in
-    ``cert_file``) are the client's certificate. ``keepalive`` is in seconds. After a failure the next attempt waits
+    with 3.1.1 the broker decides). Two clients with one id steal the session from each other, so nobody else may know
+    it; without one a Device or a Server names its session by a secret of its own. ``mqtts`` trusts the authorities in
+    ``ca_file``, or the system's; ``cert_file`` and ``key_file`` (PEM, unencrypted; the key may be in ``cert_file``) are
+    the client's certificate. ``alpn`` are the protocols to offer in TLS, which tell MQTT from HTTPS on port 443. All of
+    these can be replaced by ``tls``, a context of your own. ``keepalive`` is in seconds; a broker of MQTT 5 may choose
+    another. After a failure the next attempt waits
     ``min_pause`` seconds, then twice as long each time up to ``max_pause``, less a random part of at most half;
     a connection that lasted ``max_pause`` seconds counts as a success. ``before_connect`` is called before each
     connection, on a thread that may block, and may renew the files, which are read again each time. ``reactor`` is the
@@ -102,13 +119,15 @@ class MqttTransport:
     def __init__(
         self,
         url: str,
-        client_id: str,
+        client_id: str | None = None,
         *,
         username: str | None = None,
         password: str | None = None,
         ca_file: str | Path | None = None,
         cert_file: str | Path | None = None,
         key_file: str | Path | None = None,
+        alpn: Sequence[str] = (),
+        tls: ssl.SSLContext | None = None,
         keepalive: int = 30,
         session_expiry: int = 86400,
         min_pause: float = 0.5,
@@ -119,19 +138,22 @@ class MqttTransport:
     ) -> None:
         if not _HAS_PAHO:
             raise TransportError("MQTT needs paho-mqtt: pip install 'srup[mqtt]'")
-        scheme, self._host, self._port = _parse_url(url)
-        _require(bool(client_id) and client_id.isprintable(), "client_id is empty or has control characters")
+        scheme, self._host, self._port = parse_url(url)
+        if client_id is not None:
+            _check_client_id(client_id)
         _require(password is None or username is not None, "a password needs a username")
         _require(0 < keepalive < 1 << 16, f"keepalive is 1 to 65535 seconds, not {keepalive}")
         _require(0 <= session_expiry < 1 << 32, f"session_expiry is 0 to 2**32-1 seconds, not {session_expiry}")
         _require(0 < min_pause <= max_pause, f"pauses grow from min_pause to max_pause, not {min_pause} to {max_pause}")
         _require(max_queued > 0, f"max_queued is at least 1, not {max_queued}")
-        self._tls: ssl.SSLContext | None = None
-        self._tls_files = (ca_file, cert_file, key_file)
-        if scheme == "mqtts":
-            self._tls = _tls_context(*self._tls_files)
-        else:
-            _require(not (ca_file or cert_file or key_file), "ca_file, cert_file and key_file need an mqtts:// url")
+        of_tls = ca_file or cert_file or key_file or alpn
+        _require(not (tls and of_tls), "tls takes the place of ca_file, cert_file, key_file and alpn")
+        if scheme != "mqtts":
+            _require(not (tls or of_tls), "tls, ca_file, cert_file, key_file and alpn need an mqtts:// url")
+        self._new_context: Callable[[], ssl.SSLContext | None] = lambda: tls
+        if scheme == "mqtts" and tls is None:
+            self._new_context = partial(_tls_context, ca_file, cert_file, key_file, tuple(alpn))
+        self._tls = self._new_context()
         self._client_id = client_id
         self._credentials = (username, password)
         self._keepalive = keepalive
@@ -141,7 +163,10 @@ class MqttTransport:
         self._max_queued = max_queued
         self._before_connect = before_connect
 
-        self._reactor = Reactor(f"srup-mqtt-{client_id}") if reactor is None else reactor
+        self._reactor = Reactor("srup-mqtt") if reactor is None else reactor
+        self._shared = reactor is not None
+        self._turn: Callable[[], object] = lambda: None  # what else the network thread does, see lend_thread
+        self._turn_due: Callable[[], float] = lambda: inf
         self._lock = threading.Lock()  # guards the next five; held for a few instructions, never in a callback
         self._outbox: deque[_Message] = deque()
         self._wanted: dict[str, None] = {}
@@ -160,18 +185,39 @@ class MqttTransport:
         self._failures = 0
         self._resume_at = 0.0  # when the pause ends
 
+        self._announced: float = _LONGEST  # bytes of a packet that the broker takes, as far as it has said
+        self._hung_up_on = inf  # bytes of the smallest packet that it hangs up on, as far as we have found out
+        self._largest_allowed: float = _LONGEST  # bytes of a packet that is worth sending
+        self._one_by_one = 0  # so many messages are sent one at a time, for one of them may end the connection
+        self._suspect: _Message | None = None  # which one connections have ended of
+        self._strikes = 0  # and how many of them
+        self._largest = 0  # bytes of the largest packet that the broker has taken
+
     @property
     def faults(self) -> int:
         """How often a callback, or the network thread itself, raised; each was logged and the link went on."""
         return self._fence.faults
 
+    @property
+    def client_id(self) -> str | None:
+        """What names the session at the broker; None if whoever uses the transport is to say so before it starts."""
+        return self._client_id
+
+    @client_id.setter
+    def client_id(self, client_id: str) -> None:
+        _check_client_id(client_id)
+        _require(not self._started, f"{self!r} was started before")
+        self._client_id = client_id
+
     def start(self, on_delivery: Callable[[Delivery], None], on_state: Callable[[bool, str], None]) -> None:
         """See :meth:`Transport.start`."""
+        _require(self._client_id is not None, f"{self!r} has no client_id, which names its session at the broker")
         with self._lock:
             if self._started or self._stopping:
                 raise TransportError(f"{self!r} was started before")
             self._started = True
         self._fence = Fence(on_delivery, on_state)
+        log.info("connecting to %s as %s", self._where(), self._shown_id())
         self._reactor.enter(self)
 
     def subscribe(self, topic_filter: str) -> None:
@@ -195,14 +241,38 @@ class MqttTransport:
             self._news.append((False, topic_filter))
         self._wake()
 
-    def publish(self, topic: str, payload: bytes, on_settled: Callable[[], object] | None = None) -> None:
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        on_settled: Callable[[], object] | None = None,
+        on_refused: Callable[[TransportError], object] | None = None,
+    ) -> None:
         """See :meth:`Transport.publish`."""
         check_topic(topic)
-        _require(len(payload) <= _MAX_PAYLOAD, f"{len(payload)} bytes are more than an MQTT packet holds")
+        message = _Message(topic, payload, on_settled, on_refused, _packet_size(topic, payload))
+        if message.size > self._largest_allowed:
+            raise self._too_large(message)
         with self._lock:
             _require(not self._stopping, "the transport is stopped")
             _require(len(self._outbox) < self._max_queued, f"{self._max_queued} messages are queued already")
-            self._outbox.append(_Message(topic, payload, on_settled))
+            self._outbox.append(message)
+        self._wake()
+
+    def lend_thread(self, turn: Callable[[], object], due: Callable[[], float]) -> bool:
+        """Have the network thread call ``turn`` when something has arrived, after :meth:`wake`, and when it is ``due``.
+
+        What it publishes and settles goes out at once. ``due`` is asked afterwards, and answers on the monotonic clock.
+        False, and nothing happens, where other transports share the thread, whom a turn would keep waiting.
+        """
+        if self._shared:
+            return False
+        self._turn, self._turn_due = turn, due
+        self._wake()
+        return True
+
+    def wake(self) -> None:
+        """Have the network thread look what there is to do. On any thread."""
         self._wake()
 
     def stop(self, timeout: float = 5.0) -> None:
@@ -212,7 +282,12 @@ class MqttTransport:
             self._reactor.wait(self, patience)
 
     def __repr__(self) -> str:
-        return f"MqttTransport({self._where()!r}, {self._client_id!r})"
+        return f"MqttTransport({self._where()!r}, {self._shown_id()})"
+
+    def _shown_id(self) -> str:
+        """The client id for logs and ``/readyz``, where it must not be read: whoever knows it can take the session."""
+        client_id = self._client_id or ""
+        return ascii(client_id if len(client_id) <= _SHOWN else f"{client_id[:_SHOWN]}...")
 
     def _where(self) -> str:
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -237,34 +312,46 @@ class MqttTransport:
 
     def attend(self, ready: int, now: float) -> float | None:
         """Take the next steps from pause to connection to farewell."""
-        self._awake = False  # before looking at the queues: no call gets lost
-        link = self._link
+        link = None if self._connecting else self._link
+        if link is None or link.ended is not None:
+            due = self._take_turn()
         if self._connecting:
-            return inf
+            return due
         if link is None:
             if self._finished(now):
                 self._say_it_is_over()
                 return None
             if now < self._resume_at:
-                return min(self._resume_at, self._deadline)
+                return min(self._resume_at, self._deadline, due)
             self._begin()
-            return inf
+            return due
         if link.ended is None:
+            self._awake = True  # what callbacks leave here is looked at below
             link.move(ready)
             link.check_time(now)
+            due = self._take_turn()
             if link.accepted and link.ended is None:
                 self._exchange(link)
             link.flush()
             if link.ended is None and not self._finished(now, link):
                 link.watch()
-                return now if link.goes_on else min(link.due, self._deadline)
+                return now if link.goes_on else min(link.due, self._deadline, due)
             link.take_leave(now)
         if not link.is_gone(now):
-            return link.due
+            return min(link.due, due)
         self._link = None
-        self._requeue(link)
         self._rest(link, now)
         return now
+
+    def _take_turn(self) -> float:
+        """Let whoever borrows the thread take a turn; return when it is to have the next one."""
+        self._awake = True
+        try:
+            self._turn()
+        except Exception:  # noqa: BLE001 - whatever happens in it, the link stays up
+            self._fence.fault("a turn raised")
+        self._awake = False  # before looking at the queues: no call gets lost
+        return self._turn_due()
 
     def recover(self, now: float) -> float:
         """Give the connection up after whatever paho or a hostile broker threw (T8)."""
@@ -321,18 +408,74 @@ class MqttTransport:
                 self._unwanted.pop(topic_filter, None)
         link.acknowledge()
         while self._outbox and link.has_room:
-            link.publish(self._outbox.popleft())
-        if link.hears and link.ended is None:
+            message = self._outbox.popleft()
+            if message.size > self._largest_allowed:
+                self._refuse(message, self._too_large(message))
+            else:
+                link.publish(message)
+        if link.ended is None and link.complaint:
+            self._fence.report(False, link.complaint)
+        elif link.ended is None and link.hears:
             self._fence.report(True, f"connected to {self._where()} with MQTT {link.dialect}")
+
+    def _allow(self, *, announced: float | None = None, hung_up_on: float | None = None) -> None:
+        """Take note of what is known about the sizes that the broker takes."""
+        self._announced = self._announced if announced is None else announced
+        self._hung_up_on = self._hung_up_on if hung_up_on is None else hung_up_on
+        self._largest_allowed = min(self._announced, self._hung_up_on - 1)
+
+    def _too_large(self, message: _Message) -> MessageTooLargeError:
+        """Return why a message cannot be sent."""
+        if message.size > self._announced:
+            why = f"takes packets of at most {self._announced} bytes"
+        else:
+            why = f"ends the connection when it gets a message of {self._hung_up_on} bytes, and may take none so large"
+        return MessageTooLargeError(f"{self._where()} {why}; a message on {message.topic!a} needs {message.size}")
+
+    def _refuse(self, message: _Message, error: MessageTooLargeError) -> None:
+        """Give a message up."""
+        if message.on_refused is None:
+            log.error("a message is given up: %s", error, extra={"topic": message.topic})
+        else:
+            self._fence.settle(message.topic, partial(message.on_refused, error))
+
+    def _settled(self, message: _Message) -> None:
+        """The broker has taken a message."""
+        self._largest = max(self._largest, message.size)
+        self._one_by_one = max(0, self._one_by_one - 1)
+        if message is self._suspect:
+            self._suspect = None
+        if message.on_settled is not None:
+            self._fence.settle(message.topic, message.on_settled)
+
+    def _blame(self, link: _Link) -> None:
+        """Give a message up that one connection after the other ends of, so that the others get through.
+
+        In MQTT 3.1.1 a broker that does not take a message, because it is too large, can only hang up. So from the
+        second connection that does not last, what was in flight is sent one by one, and a message that alone was in
+        flight is suspected. None of a size that the broker has taken before is, for then something else is wrong. Nor
+        is any other message of that size tried until a connection has lasted.
+        """
+        if not (link.accepted and link.in_flight and (link.cut or link.too_large)) or self._failures < 2:
+            return
+        mid, message = next(iter(link.in_flight.items()))
+        if len(link.in_flight) > 1 or not self._one_by_one:
+            self._one_by_one = len(link.in_flight)
+            return
+        if message.size <= self._largest:
+            return
+        self._strikes = self._strikes + 1 if message is self._suspect else 1
+        self._suspect = message
+        if self._strikes == _STRIKES or link.too_large:
+            self._suspect, self._one_by_one, self._failures = None, 0, 0
+            self._allow(hung_up_on=message.size)
+            self._refuse(link.in_flight.pop(mid), self._too_large(message))
 
     def _suspicion(self) -> str:
         """MQTT 3.1.1 and some brokers of version 5 let a session be stolen without telling the victim."""
-        return f" soon after it was made; another client may use the id {self._client_id!a}"
-
-    def _requeue(self, link: _Link) -> None:
-        """Put what a link leaves unacknowledged back to the head of the queue, in order."""
-        with self._lock:
-            self._outbox.extendleft(reversed(link.in_flight.values()))
+        if self._suspect is not None:
+            return f" as a message of {self._suspect.size} bytes was sent, which may be too large for the broker"
+        return f" soon after it was made; another client may use the id {self._shown_id()}"
 
     def _rest(self, link: _Link, now: float) -> None:
         """Report why the link is over; decide when the next one is made, and which version it speaks."""
@@ -342,8 +485,14 @@ class MqttTransport:
         if link.version_refused and was_5:
             self._resume_at = now
             return
-        self._failures = 0 if link.lasted(self._max_pause) else self._failures + 1
-        doubtful = self._failures >= _SUSPICIOUS and link.accepted and not self._stopping
+        self._failures = self._failures + 1
+        if link.lasted(self._max_pause):
+            self._failures = 0
+            self._allow(hung_up_on=inf)  # the broker may have been set up in another way
+        self._blame(link)
+        with self._lock:  # what is left unacknowledged comes first, in order
+            self._outbox.extendleft(reversed(link.in_flight.values()))
+        doubtful = self._failures >= _SUSPICIOUS and link.accepted and link.cut and not self._stopping
         doublings = min(max(self._failures - 1, 0), 32)
         longest = self._max_pause if link.taken_over else min(self._max_pause, self._min_pause * 2.0**doublings)
         self._resume_at = now + longest * _chance.uniform(0.5, 1.0)
@@ -373,23 +522,29 @@ class _Link:
         "_forgotten",
         "_full",
         "_is_5",
+        "_keepalive",
         "_line",
         "_owner",
         "_reached",
+        "_refused",
         "_resumed",
         "_stream",
+        "_subscribe_at",
         "_subscribing",
         "_unsubscribing",
         "_watched",
         "_window",
         "accepted",
         "acks",
+        "cut",
         "due",
         "ended",
         "greeted",
         "in_flight",
         "open",
+        "open_bytes",
         "taken_over",
+        "too_large",
         "version_refused",
     )
 
@@ -400,12 +555,15 @@ class _Link:
         self.greeted = False
         self.version_refused = False
         self.taken_over = False
+        self.too_large = False  # the broker has said that a packet of ours was
+        self.cut = False  # it has ended without a word
         self.in_flight: dict[int, _Message] = {}  # sent and not acknowledged, by packet id, in order
-        self.acks: deque[int] = deque()  # packet ids of what may be acknowledged
-        self.open = 0  # deliveries that are not settled
+        self.acks: deque[_Ticket] = deque()  # of what was settled
+        self.open = 0  # deliveries with a packet id that are not settled
+        self.open_bytes = 0  # of all that are not
         self._owner = owner
         self._fence = owner._fence
-        self._stream: Stream | None = None  # none if paho has a socket of its own
+        self._stream: Stream | None = None  # none before it is connected
         self._full = False  # the stream has more for us, which had to wait
         self._line: socket.socket | None = None  # from our DISCONNECT until the broker has hung up
         self._descriptor = -1  # what the reactor watches, and for which events
@@ -413,7 +571,10 @@ class _Link:
         self._resumed = False
         self._answered = False
         self._window = _IN_FLIGHT
+        self._keepalive = owner._keepalive
         self._reached = 0.0  # when the broker's host was, on the monotonic clock
+        self._refused: dict[str, str] = {}  # subscriptions that the broker has refused, and why
+        self._subscribe_at = inf  # when they are tried again
         self._subscribing: dict[int, list[str]] = {}
         self._unsubscribing: dict[int, list[str]] = {}
         self._forgotten: list[str] = []
@@ -430,7 +591,6 @@ class _Link:
         client.connect_timeout = _CONNECT_TIMEOUT
         client.on_connect = _on_connect
         client.on_disconnect = _on_disconnect
-        client.on_message = _on_message
         client.on_publish = _on_publish
         client.on_subscribe = _on_subscribe
         client.on_unsubscribe = _on_unsubscribe
@@ -451,12 +611,22 @@ class _Link:
     def has_room(self) -> bool:
         """Whether one more message may be sent now."""
         clogged = self._client.want_write() or (self._stream is not None and self._stream.unsent > _UNSENT)
-        return self.ended is None and len(self.in_flight) < self._window and not clogged
+        window = 1 if self._owner._one_by_one else self._window
+        return self.ended is None and len(self.in_flight) < window and not clogged
 
     @property
     def hears(self) -> bool:
         """Whether the subscriptions stand: the session had them, or the broker has answered every one."""
-        return self._resumed or not self._subscribing
+        return not self._refused and (self._resumed or not self._subscribing)
+
+    @property
+    def complaint(self) -> str:
+        """Which subscription the broker refuses; empty if none, or while it has not answered all of them."""
+        if self._subscribing or not self._refused:
+            return ""
+        topic_filter, reason = next(iter(self._refused.items()))
+        others = f" and {len(self._refused) - 1} more" if len(self._refused) > 1 else ""
+        return f"{self._owner._where()} refuses the subscription to {topic_filter!a}{others}: {reason}"
 
     @property
     def ignored(self) -> bool:
@@ -477,11 +647,14 @@ class _Link:
             self._prepare()
             self._client.connect(owner._host, owner._port, owner._keepalive, **arguments)
             sock: Any = self._client.socket()
-            self._stream = sock if isinstance(sock, Stream) else None
             if sock is not None:
+                _require(isinstance(sock, Stream), "this version of paho-mqtt is not known; install paho-mqtt 2.2")
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._stream = sock
             self.flush()
-        except (OSError, TransportError) as error:
+        except OSError as error:
+            self.end(f"cannot connect to {owner._where()}: {explain(error, own_context=True)}")
+        except TransportError as error:
             self.end(f"cannot connect to {owner._where()}: {error}")
         else:
             self._reached = self.due = time.monotonic()
@@ -495,13 +668,13 @@ class _Link:
             except Exception:  # noqa: BLE001 - what the old certificates are still good for, they shall serve
                 self._fence.fault("before_connect raised")
         if owner._tls is not None:
-            owner._tls = _tls_context(*owner._tls_files)
+            owner._tls = owner._new_context()
             self._client.tls_set_context(owner._tls)
 
     @property
     def is_full(self) -> bool:
-        """Whether the broker has sent more than it may. Mosquitto 2.0 does, once one of the open ones is settled."""
-        return self.open > _RECEIVE_MAXIMUM
+        """Whether the broker has sent more than it may (Mosquitto 2.0 does, once one is settled), or than we keep."""
+        return self.open > _RECEIVE_MAXIMUM or self.open_bytes > _MAX_OPEN
 
     @property
     def goes_on(self) -> bool:
@@ -527,15 +700,12 @@ class _Link:
                 if publication is None:
                     self._client.loop_read()
                 else:
-                    self._deliver(publication.topic.decode, publication.mid, publication.payload)
+                    self._deliver(publication)
                 self._full = self.is_full
                 if self._full or self._client.socket() is None:
                     break
-        elif ready & selectors.EVENT_READ:
-            self._client.loop_read()
-            # What TLS has decrypted already does not make the socket readable again.
-            while isinstance(sock := self._client.socket(), ssl.SSLSocket) and sock.pending():
-                self._client.loop_read()
+            if self._stream.fault is not None:
+                self.end(f"{self._owner._where()} sent {self._stream.fault}")
         if ready & selectors.EVENT_WRITE and self._client.want_write():
             self._client.loop_write()
         if self._client.socket() is None:
@@ -546,30 +716,29 @@ class _Link:
         if self._stream is not None and not self._stream.flush():
             self._client.loop_read()  # which hears that the connection is over
 
-    def _deliver(self, read_topic: Callable[[], str], mid: int, payload: bytes) -> None:
-        self.open += mid > 0
-        settle = partial(self._settle, [mid] if mid else [])
+    def _deliver(self, publication: Publication) -> None:
+        size = len(publication.payload) + _OVERHEAD
+        self.open += publication.mid > 0
+        self.open_bytes += size
+        ticket = (_Ticket if publication.mid else _PassingTicket)(self, publication.mid, size)
         try:
-            topic = read_topic()
+            topic = publication.topic.decode()
         except UnicodeDecodeError:  # MQTT forbids it, so only a broken or hostile broker sends it
             self._fence.fault("a message arrived whose topic is not UTF-8")
-            settle()
+            ticket()
         else:
-            self._fence.deliver(Delivery(topic, payload, settle))
-
-    def _settle(self, ticket: list[int]) -> None:
-        """Have a delivery acknowledged; from any thread. Whoever takes the packet id out of the ticket is the first."""
-        with suppress(IndexError):
-            self.acks.append(ticket.pop())
-            self._owner._wake()
+            self._fence.deliver(Delivery(topic, publication.payload, ticket))
 
     def check_time(self, now: float) -> None:
         """Keep alive; give up on a broker that does not answer."""
         if now < self.due:
             return
-        self.due = now + max(_TICK, self._owner._keepalive / 8)
+        self.due = now + (max(_TICK, self._keepalive / 8) if self._keepalive > 4 else _TICK / 4)
         if not self.is_full:  # else the answer to a ping is not read either
             self._client.loop_misc()
+        if now >= self._subscribe_at:
+            self._subscribe_at = inf
+            self.subscribe(list(self._refused))
         if not self._answered:
             self.due = min(self.due, self._reached + _ANSWER_TIMEOUT)
             if now >= self._reached + _ANSWER_TIMEOUT:
@@ -587,6 +756,8 @@ class _Link:
 
     def unsubscribe(self, filters: list[str]) -> None:
         """Ask for nothing more from each filter."""
+        for topic_filter in filters:
+            self._refused.pop(topic_filter, None)
         for some in _batches(filters):
             _, mid = self._client.unsubscribe(some)
             if mid is not None:
@@ -599,13 +770,20 @@ class _Link:
 
     def acknowledge(self) -> None:
         """Send the acknowledgements of what was settled since the last call."""
+        if not self.acks or self._stream is None:
+            return
+        packets = bytearray()
         while self.acks:
-            mid = self.acks.popleft()
-            self.open -= 1
-            if self._stream is None:
-                self._client.ack(mid, 1)
-            else:
-                self._stream.send(_PUBACK + mid.to_bytes(2, "big"))
+            ticket = self.acks.popleft()
+            if ticket.settled:
+                continue
+            ticket.settled = True
+            self.open_bytes -= ticket.size
+            if ticket.mid:
+                self.open -= 1
+                packets += _PUBACK
+                packets += ticket.mid.to_bytes(2, "big")
+        self._stream.send(packets)
 
     def publish(self, message: _Message) -> None:
         """Send a message with QoS 1."""
@@ -657,6 +835,32 @@ class _Link:
             self._watched = 0
 
 
+class _Ticket:
+    """Settles a delivery of a link when it is called, from any thread; once, as the network thread sees to."""
+
+    __slots__ = ("_link", "mid", "settled", "size")
+
+    def __init__(self, link: _Link, mid: int, size: int) -> None:
+        self._link = link
+        self.mid = mid  # packet id, or 0
+        self.size = size
+        self.settled = False
+
+    def __call__(self) -> None:
+        self._link.acks.append(self)
+        self._link._owner._wake()
+
+
+class _PassingTicket(_Ticket):
+    """One for QoS 0, which cannot come again: it counts as settled as well when nobody holds it any more."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        if not self.settled:
+            self()
+
+
 # paho's callbacks, all from within connect, move, check_time, publish and take_leave; the user data is the link. They
 # belong to no object, of which a fleet would have thousands. Signatures: its API version 2.
 
@@ -669,25 +873,29 @@ def _on_connect(
         link.version_refused = reason.value == _UNSUPPORTED_VERSION
         link.end(f"{link._owner._where()} refused the connection: {reason}")
         return
+    if getattr(properties, "MaximumQoS", 1) < 1:
+        link.end(f"{link._owner._where()} takes no messages with QoS 1")
+        return
     link.accepted = True
     link._resumed = flags.session_present
     link._window = min(_IN_FLIGHT, getattr(properties, "ReceiveMaximum", _IN_FLIGHT))
+    link._keepalive = getattr(properties, "ServerKeepAlive", link._keepalive) or _NEVER
+    link.due = 0.0
+    link._owner._allow(announced=getattr(properties, "MaximumPacketSize", 0) or _LONGEST)
 
 
 def _on_disconnect(
     _client: paho.Client, link: _Link, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
 ) -> None:
+    link.too_large = reason.value == _TOO_LARGE
     if not flags.is_disconnect_packet_from_server:
+        link.cut = reason.value != _KEEP_ALIVE_TIMEOUT
         link.end(f"the connection to {link._owner._where()} was lost")
     elif reason.value == _TAKEN_OVER:
         link.taken_over = True
-        link.end(f"another client with the id {link._owner._client_id!a} took the session over")
+        link.end(f"another client with the id {link._owner._shown_id()} took the session over")
     else:
         link.end(f"{link._owner._where()} ended the connection: {reason}")
-
-
-def _on_message(_client: paho.Client, link: _Link, message: paho.MQTTMessage) -> None:
-    link._deliver(lambda: message.topic, message.mid if message.qos else 0, bytes(message.payload))
 
 
 def _on_publish(_client: paho.Client, link: _Link, mid: int, reason: ReasonCode, _properties: object) -> None:
@@ -696,15 +904,17 @@ def _on_publish(_client: paho.Client, link: _Link, mid: int, reason: ReasonCode,
     if reason.is_failure:
         about = {"topic": message.topic, "reason": str(reason)}
         log.warning("the broker refused a message on %a: %s", message.topic, reason, extra=about)
-    if message.on_settled is not None:
-        link._fence.settle(message.topic, message.on_settled)
+    link._owner._settled(message)
 
 
 def _on_subscribe(_client: paho.Client, link: _Link, mid: int, reasons: list[ReasonCode], _properties: object) -> None:
-    for topic_filter, reason in zip(link._subscribing.pop(mid, ()), reasons, strict=False):
-        if reason.is_failure:
-            about = {"topic": topic_filter, "reason": str(reason)}
-            log.warning("the broker refused to subscribe to %a: %s", topic_filter, reason, extra=about)
+    filters = link._subscribing.pop(mid, [])
+    for topic_filter, reason in zip_longest(filters, reasons[: len(filters)]):
+        if (reason is None or reason.is_failure) and topic_filter in link._owner._wanted:
+            link._refused[topic_filter] = "no answer" if reason is None else str(reason)
+            link._subscribe_at = time.monotonic() + _REFUSED_PAUSE
+        else:
+            link._refused.pop(topic_filter, None)
 
 
 def _on_unsubscribe(
@@ -719,7 +929,14 @@ def _connect_properties(session_expiry: int) -> Properties:
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.SessionExpiryInterval = session_expiry
     properties.ReceiveMaximum = _RECEIVE_MAXIMUM
+    properties.MaximumPacketSize = _MAX_PACKET
     return properties
+
+
+def _packet_size(topic: str, payload: bytes) -> int:
+    """Return the bytes of a PUBLISH packet without properties in MQTT 5 (section 3.3); one less in 3.1.1."""
+    rest = 2 + len(topic.encode()) + 2 + 1 + len(payload)
+    return 1 + (1 if rest < 1 << 7 else 2 if rest < 1 << 14 else 3 if rest < 1 << 21 else 4) + rest
 
 
 def _batches(filters: list[str]) -> Iterable[list[str]]:
@@ -731,36 +948,59 @@ def _require(condition: bool, complaint: str) -> None:
         raise TransportError(complaint)
 
 
-def _parse_url(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port. The messages never repeat the url: somebody may have put a password into it."""
+def _check_client_id(client_id: str) -> None:
+    _require(bool(client_id) and client_id.isprintable(), "client_id is empty or has control characters")
+
+
+def parse_url(url: str) -> tuple[str, str, int]:
+    """Return scheme, host and port of a broker's URL, or raise TransportError.
+
+    The messages never repeat the URL: somebody may have put a password into it.
+    """
+    _require(url.isprintable() and not any(map(str.isspace, url)), "the broker's url has a space or a line break in it")
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme, parts.hostname, parts.port
     except ValueError as error:
         raise TransportError("the broker's url has no valid host and port") from error
+    _require(scheme not in ("ws", "wss"), "MQTT over WebSocket is not supported: use mqtts://, on port 443 with alpn")
     _require(scheme in _PORTS, "the broker's url is mqtt://host:port or mqtts://host:port")
     _require("@" not in parts.netloc, "username and password are arguments, not part of the broker's url")
-    _require(parts.path in ("", "/") and not (parts.query or parts.fragment), "the broker's url ends with the port")
+    for part, is_there in (("path", parts.path not in ("", "/")), ("query", "?" in url), ("fragment", "#" in url)):
+        _require(not is_there, f"the broker's url ends with the port, and has a {part}")
     if not host or port == 0:
         raise TransportError("the broker's url has no valid host and port")
-    try:
-        host.encode("idna")
-    except UnicodeError as error:
-        raise TransportError(f"{host!a} is not a host name") from error
+    if ":" in host:  # an address of IPv6, which has been checked
+        host = host.replace("%25", "%", 1)  # before its zone (RFC 6874)
+    else:
+        try:
+            host.encode("idna")
+        except UnicodeError as error:
+            raise TransportError(f"{host!a} is not a host name") from error
+        _require(_HOST.fullmatch(host) is not None, f"{host!a} is not a host name")
     return scheme, host, port or _PORTS[scheme]
 
 
-def _tls_context(ca: str | Path | None, cert: str | Path | None, key: str | Path | None) -> ssl.SSLContext:
+def _tls_context(
+    ca: str | Path | None, cert: str | Path | None, key: str | Path | None, alpn: Sequence[str]
+) -> ssl.SSLContext:
     _require(cert is not None or key is None, "key_file needs cert_file")
     for name, path in (("ca_file", ca), ("cert_file", cert), ("key_file", key)):
-        _require(path is None or Path(path).is_file(), f"{name} {str(path)!a} does not exist")
+        if path is not None and not Path(path).is_file():
+            raise TransportError(f"{name} {str(path)!a} {'is no file' if Path(path).exists() else 'does not exist'}")
     try:
         context = ssl.create_default_context(cafile=ca)
     except OSError as error:
-        raise TransportError(f"ca_file {str(ca)!a} holds no certificates: {error}") from error
+        raise TransportError(f"ca_file {str(ca)!a} holds no certificates that can be read: {explain(error)}") from error
     if cert is not None:
         try:
             context.load_cert_chain(cert, key, password=lambda: b"")  # without it OpenSSL would ask at the terminal
         except OSError as error:
-            raise TransportError(f"cert_file {str(cert)!a} and its key do not load: {error}") from error
+            why = f"they must be PEM, belong together and have no password: {explain(error)}"
+            raise TransportError(f"cert_file {str(cert)!a} and its key do not load; {why}") from error
+    if alpn:
+        try:
+            context.set_alpn_protocols(alpn)
+        except (ssl.SSLError, UnicodeError) as error:
+            raise TransportError(f"alpn {alpn!a} cannot be offered: {error}") from error
     return context

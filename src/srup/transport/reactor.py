@@ -43,7 +43,7 @@ class Reactor:
     """A network thread that :class:`MqttTransport` objects share: ``MqttTransport(url, client_id, reactor=reactor)``.
 
     The callbacks of all of them run on this one thread. What one of them raises, and what its broker does, is its own
-    affair (THREATS.md T8). At most ``connectors`` of them connect at the same time. Every public method may be called
+    affair (T8). At most ``connectors`` of them connect at the same time. Every public method may be called
     from any thread.
     """
 

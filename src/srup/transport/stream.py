@@ -2,7 +2,9 @@
 
 paho reads each packet in four pieces and sends each one by itself. Every system call gives up the GIL, which a busy
 thread does not give back for milliseconds. So a :class:`Stream` stands between paho and its socket. It also opens the
-ordinary PUBLISH packets, which are nearly all that a server receives; every other packet is paho's to read.
+PUBLISH packets, which are nearly all that a server receives; every other packet is paho's to read. And it bounds what a
+hostile broker can make us keep: no packet is longer than ``limit``, and none begins an exchange of QoS 2, which nobody
+subscribes with and for which paho would store the message.
 """
 
 import socket
@@ -14,9 +16,9 @@ __all__ = ["Publication", "Stream"]
 
 _CHUNK: Final = 65536  # bytes that are received at a time
 _LONGEST_HEADER: Final = 5  # bytes: the type, then the remaining length; MQTT 5.0, section 2.1
-_PUBLISH: Final = 0x30  # the type byte, less the flags DUP and RETAIN; MQTT 5.0, section 3.3.1
+_PUBLISH: Final = 3  # the upper half of the first byte; MQTT 5.0, section 3.3.1
+_QOS: Final = 0x06
 _QOS_1: Final = 0x02
-_TYPE_AND_QOS: Final = 0xF6
 
 
 class Publication(NamedTuple):
@@ -30,14 +32,17 @@ class Publication(NamedTuple):
 class Stream:
     """A socket for paho, which may call the methods up to ``setsockopt``; ``sock`` is connected, TLS included.
 
-    ``is_5`` says that MQTT 5 is spoken, else 3.1.1. A stream is used by one thread at a time.
+    ``is_5`` says that MQTT 5 is spoken, else 3.1.1. ``limit`` is how many bytes a packet may have. ``fault`` says what
+    the broker has sent that it must not; nothing is read after that. A stream is used by one thread at a time.
     """
 
-    __slots__ = ("_for_paho", "_is_5", "_outgoing", "_over", "_received", "_sock")
+    __slots__ = ("_for_paho", "_is_5", "_limit", "_outgoing", "_over", "_received", "_sock", "fault")
 
-    def __init__(self, sock: socket.socket, is_5: bool) -> None:
+    def __init__(self, sock: socket.socket, is_5: bool, limit: int) -> None:
+        self.fault: str | None = None
         self._sock = sock
         self._is_5 = is_5
+        self._limit = limit
         self._received = bytearray()  # and no whole packet yet
         self._for_paho = b""
         self._outgoing = bytearray()
@@ -91,26 +96,36 @@ class Stream:
     def read(self) -> Iterator[Publication | None]:
         """Receive what has come; give each whole packet in order, opened, or None for one that is paho's to read now.
 
-        The end of the connection is paho's to hear, too.
+        The end of the connection is paho's to hear, too; a ``fault`` is the caller's to look at.
         """
         self._receive()
-        received, begin = self._received, 0
+        received, begin = bytes(self._received), 0  # slices of it are what goes on, without another copy
+        there, limit = len(received), self._limit
         try:
-            while True:
-                header = _variable(received, begin + 1)
-                if header is None and len(received) - begin > _LONGEST_HEADER:
-                    header = 0, begin + _LONGEST_HEADER + 1  # no length has so many bytes, and paho will say so
-                if header is None or sum(header) > len(received):
+            while self.fault is None:
+                size, body = _variable(received, begin + 1)
+                if body == 0:
+                    if there - begin >= _LONGEST_HEADER:
+                        self.fault = "a packet without a valid length"
                     break
-                size, body = header
-                packet, begin = begin, body + size
-                opened = self._opened(received[packet], received[body:begin])
-                if opened is None:
-                    self._for_paho += received[packet:begin]
-                yield opened
+                end = body + size
+                if end - begin > limit:
+                    self.fault = f"a packet of {end - begin} bytes, although {limit} is our limit"
+                    break
+                if end > there:
+                    break
+                packet, begin = begin, end
+                if received[packet] >> 4 == _PUBLISH:
+                    opened = self._opened(received[packet], received, body, end)
+                    if opened is None:
+                        break
+                    yield opened
+                else:
+                    self._for_paho += received[packet:end]
+                    yield None
         finally:
-            del received[:begin]
-        if self._over:
+            del self._received[: there if self.fault else begin]
+        if self._over and self.fault is None:
             yield None
 
     def _receive(self) -> None:
@@ -127,29 +142,39 @@ class Stream:
         except OSError:
             self._over = True
 
-    def _opened(self, first: int, body: bytearray) -> Publication | None:
-        """Open an ordinary PUBLISH packet (MQTT 5.0, section 3.3); None for any other, and for what looks damaged."""
-        if first & _TYPE_AND_QOS not in (_PUBLISH, _PUBLISH | _QOS_1):
+    def _opened(self, first: int, received: bytes, begin: int, end: int) -> Publication | None:
+        """Open a PUBLISH packet whose body lies between ``begin`` and ``end`` (MQTT 5.0, section 3.3).
+
+        None, and a fault, for one that must not come.
+        """
+        quality = first & _QOS
+        if quality not in (0, _QOS_1):
+            self.fault = "a message with QoS 2, which nobody subscribed with"
             return None
-        topic_end = at = 2 + int.from_bytes(body[:2], "big")
+        topic = begin + 2
+        payload = topic_end = topic + int.from_bytes(received[begin:topic], "big")
         mid = 0
-        if first & _QOS_1:
-            at += 2
-            mid = int.from_bytes(body[topic_end:at], "big")
-        properties = _variable(body, at) if self._is_5 else (0, at)
-        if properties is None or topic_end == 2 or (first & _QOS_1 and not mid):
+        if quality:
+            payload += 2
+            mid = int.from_bytes(received[topic_end:payload], "big")
+        good = topic_end > topic and (mid > 0) is (quality > 0)
+        if self._is_5:
+            properties, after = _variable(received, payload)
+            good = good and after > 0
+            payload = after + properties  # no property means anything to us
+        if not good or payload > end:
+            self.fault = "a damaged message"
             return None
-        payload = properties[1] + properties[0]  # no property means anything to us
-        return Publication(bytes(body[2:topic_end]), mid, bytes(body[payload:])) if payload <= len(body) else None
+        return Publication(received[topic:topic_end], mid, received[payload:end])
 
 
-def _variable(buffer: bytearray, at: int) -> tuple[int, int] | None:
-    """Read a variable byte integer (MQTT 5.0, section 1.5.5): value and end; None if it does not end in four bytes."""
+def _variable(buffer: bytes, at: int) -> tuple[int, int]:
+    """Read a variable byte integer (MQTT 5.0, section 1.5.5): value and end, which is 0 if it does not end there."""
     value = shift = 0
     for byte in buffer[at : at + 4]:
         at += 1
         value |= (byte & 0x7F) << shift
-        shift += 7
         if byte < 0x80:
             return value, at
-    return None
+        shift += 7
+    return 0, 0

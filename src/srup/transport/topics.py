@@ -1,4 +1,4 @@
-"""Topics: where a message travels, and which device and server that names (FLOWS.md, "Identities, topics, transport").
+"""Topics: where a message travels, and which device and server that names (docs/protocol/flows.md#f-2).
 
 ::
 
@@ -13,6 +13,8 @@ import re
 from typing import Final, NamedTuple
 
 from srup.errors import PolicyError, TransportError
+from srup.identity import CANONICAL
+from srup.printable import printable
 
 __all__ = [
     "EVERYTHING",
@@ -30,8 +32,7 @@ __all__ = [
 EVERYTHING: Final = "SRUP/#"
 """The filter of a listener to all SRUP traffic."""
 
-_IDENTITY: Final = "(?:0|[1-9a-f][0-9a-f]{0,15})"
-_TOPIC: Final = re.compile(f"SRUP/(?:servers/(?P<server>{_IDENTITY})/)?(?P<device>{_IDENTITY})")
+_TOPIC: Final = re.compile(f"SRUP/(?:servers/(?P<server>{CANONICAL})/)?(?P<device>{CANONICAL})")
 _LONGEST: Final = 65535  # bytes of UTF-8: MQTT 5.0, section 1.5.4
 
 
@@ -65,7 +66,7 @@ def join_filter(server: int) -> str:
 def parse_topic(topic: str) -> Address:
     """The one address that a topic spells; PolicyError for everything that this module would not have written."""
     if (match := _TOPIC.fullmatch(topic)) is None:
-        raise PolicyError(f"not a topic of this protocol: {_printable(topic)}")
+        raise PolicyError(f"not a topic of this protocol: '{printable(topic, 80)}'")
     server, device = match["server"], match["device"]
     return Address(None if server is None else int(server, 16), int(device, 16))
 
@@ -73,7 +74,7 @@ def parse_topic(topic: str) -> Address:
 def check_topic(topic: str) -> None:
     """Return if MQTT lets a client publish to ``topic`` (MQTT 5.0, section 4.7); TransportError otherwise."""
     if not _is_mqtt_text(topic) or "+" in topic or "#" in topic:
-        raise TransportError(f"not a topic that can be published to: {_printable(topic)}")
+        raise TransportError(f"not a topic that can be published to: '{printable(topic, 80)}'")
 
 
 def check_filter(topic_filter: str) -> None:
@@ -81,7 +82,7 @@ def check_filter(topic_filter: str) -> None:
     levels = topic_filter.split("/")
     wildcards_alone = all(level in ("+", "#") or not {"+", "#"} & set(level) for level in levels)
     if not _is_mqtt_text(topic_filter) or not wildcards_alone or "#" in levels[:-1]:
-        raise TransportError(f"not a topic filter: {_printable(topic_filter)}")
+        raise TransportError(f"not a topic filter: '{printable(topic_filter, 80)}'")
 
 
 def matches(topic_filter: str, topic: str) -> bool:
@@ -109,8 +110,3 @@ def _is_mqtt_text(text: str) -> bool:
         return 0 < len(text.encode()) <= _LONGEST and "\0" not in text
     except UnicodeEncodeError:  # a lone surrogate
         return False
-
-
-def _printable(topic: str) -> str:
-    """For messages and logs: pure ASCII, control characters escaped, no longer than a line (THREATS.md T17)."""
-    return ascii(topic if len(topic) <= 80 else topic[:77] + "...")

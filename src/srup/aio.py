@@ -1,0 +1,89 @@
+"""Devices and servers for asyncio: the names of :class:`srup.Device` and :class:`srup.Server`, as coroutines.
+
+Handlers may be coroutine functions. They run in the event loop, one at a time and in order as always; turns and the
+store have threads of their own, so that neither holds up the loop. The futures of all agents can be awaited. ::
+
+    async with AsyncDevice(0xD1, key, server=0x5E, server_key=server_key, broker=url) as device:
+        await device.wait_joined(30)
+        await device.send("temperature", 21.5)
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import wraps
+from inspect import isawaitable
+from typing import Any, Self
+
+from .agent import Agent, Device, Server
+from .agent.joining import Joining
+
+__all__ = ["AsyncDevice", "AsyncServer"]
+
+
+class _Shell(Agent):
+    """The shell for asyncio: an agent with threads, whose life and handlers are those of the running event loop."""
+
+    _loop: asyncio.AbstractEventLoop
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.engine.handlers.adapt = self._adapt
+
+    async def start(self) -> Self:  # type: ignore[override]
+        """See :meth:`Agent.start`; handlers run in the event loop that runs now."""
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(super().start)
+        return self
+
+    async def stop(self, timeout: float = 5.0) -> None:  # type: ignore[override]
+        """See :meth:`Agent.stop`. A handler that awaits this waits for itself, until ``timeout`` is over."""
+        await asyncio.to_thread(super().stop, timeout)
+
+    async def run(self) -> None:  # type: ignore[override]
+        """Start, unless that was done, and stay until :meth:`stop` is called or the task is cancelled.
+
+        A fault that has ended the agent (:meth:`Agent.on_fault`) is raised here.
+        """
+        async with self:
+            await asyncio.to_thread(self.engine.stopped.wait)
+        if self.engine.fault is not None:
+            raise self.engine.fault
+
+    async def __aenter__(self) -> Self:
+        return self if self.engine.started else await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def __enter__(self) -> Self:
+        raise TypeError(f"{self!r} belongs to asyncio: use async with")
+
+    def _adapt(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what the application's thread calls for a handler: it waits until the event loop has run that."""
+        if not callable(handler):
+            raise TypeError(f"a handler is a function, which {handler!r} is not")
+
+        async def run(arguments: tuple[Any, ...]) -> Any:
+            result = handler(*arguments)
+            return await result if isawaitable(result) else result
+
+        @wraps(handler)
+        def call(*arguments: Any) -> Any:
+            return asyncio.run_coroutine_threadsafe(run(arguments), self._loop).result()
+
+        return call
+
+
+class AsyncDevice(_Shell, Device):  # type: ignore[misc]
+    """See :class:`srup.Device`."""
+
+    async def wait_joined(self, timeout: float | None = None) -> None:  # type: ignore[override]
+        """See :meth:`Device.wait_joined`."""
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(self.engine.part(Joining).answer), timeout)
+        except TimeoutError:
+            Device.wait_joined(self, 0.0)  # says why it has not joined, unless it has just now
+
+
+class AsyncServer(_Shell, Server):
+    """See :class:`srup.Server`."""

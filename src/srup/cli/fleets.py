@@ -1,0 +1,38 @@
+"""Which server a command is about that works through its store: the options, and the fleet that they name."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+import srup
+
+from .options import identity
+from .terminal import explained, fail
+
+__all__ = ["OfServer", "StoreOfServer", "choose", "chosen"]
+
+StoreOfServer = Annotated[
+    str | None,
+    typer.Option("--store", metavar="PATH|URL", help="Required: SQLite file of the server, or its Redis, redis://..."),
+]
+OfServer = Annotated[
+    int | None,
+    typer.Option("--identity", parser=identity, metavar="HEX", help="Required: identity of the server."),
+]
+
+
+def choose(context: typer.Context, store: str | None, identity: int | None) -> None:
+    """Remember the options for the command that follows; the help of a command must not ask for them."""
+    context.obj = store, identity
+
+
+@contextmanager
+def chosen(context: typer.Context, usage: str) -> "Iterator[srup.Fleet]":
+    """Open the fleet of the server that was chosen; without one the command ends and shows its ``usage``."""
+    store, server = context.obj
+    if store is None or server is None:
+        fail(f"which server? {usage}")
+    with explained(), srup.Fleet(store, server) as fleet:
+        yield fleet

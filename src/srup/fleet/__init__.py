@@ -1,0 +1,11 @@
+"""What an operator does with the devices of a server, from any process that can reach its store."""
+
+from .devices import FleetDevice, LastUpdate
+from .fleet import Fleet
+from .posted import PostedOrder
+from .where import where
+
+__all__ = ["Fleet", "FleetDevice", "LastUpdate", "Orders", "PostedOrder", "where"]
+
+Orders = Fleet
+"""The name that Fleet had when it could only post orders."""

@@ -1,0 +1,335 @@
+"""Exchanges and the peers that they are with: look-up, room, timers, and what has changed since the last commit."""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import count
+from typing import Any, Final
+
+from ..errors import PolicyError
+from ..messages import Message
+from ..replay import ReplayWindow
+from ..wire import Status
+from . import retry
+from .freshness import Horizon, Signer, forget_token, token_order
+
+__all__ = ["MAX_EXCHANGES", "MAX_REMEMBERED", "Exchange", "ExchangeTable", "Peer"]
+
+MAX_EXCHANGES: Final = 256
+"""How many exchanges each side may have open with the other at a time (T9)."""
+
+MAX_REMEMBERED: Final = 1024
+"""How many finished exchanges of a peer are remembered because their tokens are still good (T9, T11)."""
+
+MAX_AT_ONCE: Final = 3 * MAX_REMEMBERED
+"""The same for exchanges whose tokens expire in one and the same second; with long tokens they take below 2 MiB."""
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """A question and its answers, held together by a token."""
+
+    peer: "Peer"
+    token: bytes
+    state: Enum
+    expiry: float
+    mine: bool  # I asked
+    request: Message | None = None  # what was asked; sent again while it has a retry
+    status: Status | None = None  # the last answer
+    retry: float = 0.0  # pause before the next retransmission; 0 for none
+    due: float = 0.0  # when time changes something
+    single_use: bool = False  # its token is good until the expiry, and must not work twice (T11)
+    began: float = 0.0  # when I asked, for whoever watches
+    detail: Any = None  # what the flow needs to know besides: what was ordered, and how
+    horizon: Horizon | None = None  # of the key that began it, if that was not ours
+    order: int = 0  # what its token says about when it expires; 0 if nobody has looked
+
+    def __lt__(self, other: "Exchange") -> bool:
+        """Heaps hold exchanges as they are: with a number beside each they would be twice as large (T28)."""
+        return self.order < other.order
+
+    @property
+    def partner(self) -> "Peer":
+        """The other side, as the agents call it."""
+        return self.peer
+
+
+@dataclass(slots=True, eq=False)
+class Room:
+    """What one side has under way with a peer, counted."""
+
+    open: dict[Exchange, None] = field(default_factory=dict)  # in the order in which they began
+    remembered: list[Exchange] = field(default_factory=list)  # a heap of finished ones of single use, by their order
+    held: int = 0  # how many of those are remembered still
+    disposable: OrderedDict[Exchange, None] = field(
+        default_factory=OrderedDict
+    )  # finished, the one that ended first at the front
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """The other side, once a message of it has verified or we have something to say to it."""
+
+    identity: int
+    member: bool = False
+    binds: bool = False  # has sent a bound token: from then on it must (T3)
+    last_sent: int = 0
+    reserved: int = 0  # after a restart, ids of ours begin above this one
+    horizon: Horizon = field(default_factory=Horizon)  # of its key
+    exchanges: dict[bytes, Exchange] = field(default_factory=dict)
+    theirs: Room | None = None
+    ours: Room | None = None
+    hearing: Horizon | None = None  # of the key that signed what is being heard
+    signer: Signer | None = None  # whose horizon it is, if that has been said since the start
+
+    @property
+    def window(self) -> ReplayWindow:
+        """Which sequence ids were seen under the key that counts."""
+        return self.horizon.window
+
+    @property
+    def heard(self) -> Horizon:
+        """What is known of the key that signed what is being heard, or last was."""
+        return self.hearing or self.horizon
+
+    def room(self, mine: bool) -> Room:
+        """Return the room of our exchanges, or of theirs."""
+        room = self.ours if mine else self.theirs
+        if room is None:
+            room = Room()
+            if mine:
+                self.ours = room
+            else:
+                self.theirs = room
+        return room
+
+    def in_state(self, *states: Enum) -> list[Exchange]:
+        """Return the exchanges in one of these states, which are open ones, in the order in which they began."""
+        rooms = [room for room in (self.ours, self.theirs) if room is not None]
+        return [each for room in rooms for each in room.open if each.state in states]
+
+
+class ExchangeTable:
+    """All peers of a session and all exchanges with them. A state is ``open`` if time ends it with an effect."""
+
+    def __init__(self, open_states: Collection[Enum]) -> None:
+        self.peers: dict[int, Peer] = {}
+        self.size = 0  # exchanges of all peers
+        self.timers: list[tuple[float, int, Exchange]] = []
+        self.durable = False  # whether somebody asks for what has changed
+        self._open_states = frozenset(open_states)
+        self._order = count()
+        self._changed_peers: dict[int, Peer] = {}
+        self._changed: dict[tuple[int, bytes], None] = {}
+        self._dropped: list[int] = []
+        self._changed_freshness: dict[int, None] = {}
+
+    # Look-up.
+
+    def find(self, peer_id: int, token: bytes) -> Exchange | None:
+        """Return the exchange of this peer and token, if it is remembered."""
+        peer = self.peers.get(peer_id)
+        return peer.exchanges.get(token) if peer else None
+
+    def is_open(self, exchange: Exchange) -> bool:
+        """Return whether something is still to happen in this exchange."""
+        return exchange.state in self._open_states
+
+    def open_of(self, peer_id: int) -> list[Exchange]:
+        """Return our exchanges with a peer that are open."""
+        peer = self.peers.get(peer_id)
+        return list(peer.ours.open) if peer is not None and peer.ours is not None else []
+
+    def __iter__(self) -> Iterator[Exchange]:
+        """Go through all exchanges; any thread may."""
+        return iter([each for peer in list(self.peers.values()) for each in list(peer.exchanges.values())])
+
+    # Room.
+
+    def _spend(self, exchange: Exchange) -> None:
+        if forget_token(exchange):
+            self.mark_freshness(exchange.peer)
+
+    def check_room(self, new: Exchange) -> Exchange | None:
+        """Return which exchange is to be forgotten for a new one: None, an old one, or the new one itself.
+
+        Each side has its own room: what one of them opens must not crowd out what the other is doing. What is finished
+        gives way to what is new: of exchanges whose tokens are good for one the one that expires first, for no token
+        that expires before it begins anything from then on. Where nothing is finished, an exchange that is finished at
+        once (a termination, a value) goes unremembered; any other is refused with PolicyError.
+        """
+        room = new.peer.room(new.mine)
+        if len(room.open) + len(room.disposable) >= MAX_EXCHANGES:
+            if room.disposable:
+                return next(iter(room.disposable))
+            if self.is_open(new):
+                held = len(room.open) + room.held
+                raise PolicyError(f"there are too many exchanges with {new.peer.identity:x}: {held}")
+            return new
+        if room.held < MAX_REMEMBERED:
+            return None
+        while not self._is_remembered(room.remembered[0]):  # forgotten since, or under way again
+            heapq.heappop(room.remembered)
+        first = room.remembered[0]
+        # What expires with it begins nothing any more: in one second of many commands nothing gives way, up to a limit.
+        at_once = first.order >= new.order and room.held < MAX_AT_ONCE
+        return None if at_once else first
+
+    def _is_remembered(self, exchange: Exchange) -> bool:
+        return self.holds(exchange) and not self.is_open(exchange)
+
+    def _enter(self, exchange: Exchange) -> None:
+        room = exchange.peer.room(exchange.mine)
+        if self.is_open(exchange):
+            room.open[exchange] = None
+        elif exchange.single_use:
+            room.held += 1
+            exchange.order = exchange.order or token_order(exchange.token)
+            heapq.heappush(room.remembered, exchange)
+            if len(room.remembered) > 8 + 2 * room.held:
+                room.remembered = [each for each in room.remembered if self._is_remembered(each)]
+                heapq.heapify(room.remembered)
+        else:
+            room.disposable[exchange] = None
+
+    def _leave(self, exchange: Exchange) -> None:
+        peer = exchange.peer
+        room = peer.room(exchange.mine)
+        if self.is_open(exchange):
+            room.open.pop(exchange, None)
+        elif exchange.single_use:
+            room.held -= 1
+            if not room.held:
+                room.remembered.clear()  # entries of what was forgotten
+        else:
+            room.disposable.pop(exchange, None)
+        if not (room.open or room.held or room.disposable):  # a quiet peer costs no memory
+            if exchange.mine:
+                peer.ours = None
+            else:
+                peer.theirs = None
+
+    # Changes.
+
+    def add(self, exchange: Exchange) -> None:
+        """Remember an exchange."""
+        exchange.peer.exchanges[exchange.token] = exchange
+        self.size += 1
+        self._enter(exchange)
+        self.mark(exchange)
+
+    def remember(self, exchange: Exchange) -> bool:
+        """Remember an exchange if there is room; PolicyError if it must be remembered and there is none."""
+        if exchange.token not in exchange.peer.exchanges:
+            oldest = self.check_room(exchange)
+            if oldest is exchange:
+                self._spend(exchange)
+                return False
+            if oldest is not None:
+                self.forget(oldest)
+            self.add(exchange)
+        else:
+            self.mark(exchange)
+        return True
+
+    def forget(self, exchange: Exchange, *, spent: bool = True) -> None:
+        """Forget an exchange that is remembered; its token begins no other, unless somebody else sees to that."""
+        if spent:
+            self._spend(exchange)
+        del exchange.peer.exchanges[exchange.token]
+        self.size -= 1
+        self._leave(exchange)
+        self.mark(exchange)
+
+    def rename(self, exchange: Exchange, token: bytes) -> None:
+        """Let an exchange that is remembered go on under another token."""
+        del exchange.peer.exchanges[exchange.token]
+        self.mark(exchange)
+        exchange.token = token
+        exchange.peer.exchanges[token] = exchange
+        self.mark(exchange)
+
+    def move(self, exchange: Exchange, state: Enum) -> None:
+        """Let an exchange be in another state."""
+        same_room = (exchange.state in self._open_states) is (state in self._open_states)
+        if same_room or not self.holds(exchange):
+            exchange.state = state
+            return
+        self._leave(exchange)
+        exchange.state = state
+        self._enter(exchange)
+
+    def holds(self, exchange: Exchange) -> bool:
+        """Return whether this exchange is remembered."""
+        return exchange.peer.exchanges.get(exchange.token) is exchange
+
+    def drop_peer(self, peer: Peer) -> None:
+        """Forget a peer whose exchanges are forgotten."""
+        del self.peers[peer.identity]
+        if self.durable:
+            self._dropped.append(peer.identity)
+            self._changed_peers.pop(peer.identity, None)
+
+    # Timers.
+
+    def schedule(self, exchange: Exchange, now: float) -> None:
+        """Have :meth:`pop_due` return the exchange when time changes something about it."""
+        self._set_due(exchange, retry.due(exchange.expiry, exchange.retry, now))
+
+    def hasten(self, exchange: Exchange, now: float) -> None:
+        """Have :meth:`pop_due` return the exchange as soon as may be, behind those that are due before."""
+        self._set_due(exchange, min(exchange.due, now))
+
+    def _set_due(self, exchange: Exchange, due: float) -> None:
+        if due != exchange.due:
+            exchange.due = due
+            heapq.heappush(self.timers, (due, next(self._order), exchange))
+        if len(self.timers) > 64 + 4 * self.size:  # entries of what was forgotten or rescheduled
+            self.timers = [entry for entry in self.timers if self._is_current(entry[0], entry[2])]
+            heapq.heapify(self.timers)
+
+    def pop_due(self, now: float) -> Exchange | None:
+        """Return an exchange whose time has come, None if there is none."""
+        while self.timers and self.timers[0][0] <= now:
+            due, _, exchange = heapq.heappop(self.timers)
+            if self._is_current(due, exchange):
+                return exchange
+        return None
+
+    def _is_current(self, due: float, exchange: Exchange) -> bool:
+        return due == exchange.due and self.holds(exchange)
+
+    # What has changed, for a store.
+
+    def mark_peer(self, peer: Peer) -> None:
+        """Note that a peer has changed, if there is a store to be told."""
+        if self.durable:
+            self._changed_peers[peer.identity] = peer
+
+    def mark_freshness(self, peer: Peer) -> None:
+        """Note that more is refused from a peer than before, besides what its window refuses."""
+        if self.durable:
+            self._changed_freshness[peer.identity] = None
+
+    def take_changed_freshness(self) -> list[int]:
+        """Return the peers that :meth:`mark_freshness` has named since the last call."""
+        taken, self._changed_freshness = list(self._changed_freshness), {}
+        return taken
+
+    def mark(self, exchange: Exchange) -> None:
+        """Note that an exchange has changed, began or ended, if there is a store to be told."""
+        if self.durable:
+            self._changed[exchange.peer.identity, exchange.token] = None
+
+    @property
+    def changed_ids(self) -> list[int]:
+        """The identities of peers that have changed or were dropped since the last :meth:`take_changed`."""
+        return [*self._changed_peers, *self._dropped]
+
+    def take_changed(self) -> tuple[list[Peer], list[tuple[int, bytes]], list[int]]:
+        """Return the peers and exchanges that have changed since the last call, and the peers that were dropped."""
+        taken = list(self._changed_peers.values()), list(self._changed), self._dropped
+        self._changed_peers, self._changed, self._dropped = {}, {}, []
+        return taken

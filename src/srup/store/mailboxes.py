@@ -1,0 +1,47 @@
+"""Which mailbox, and which directory of devices, belongs to a store."""
+
+import os
+from typing import Any
+
+from ..extras import missing_named
+from .directory import Directory
+from .mailbox import Mailbox
+from .memory import MemoryStore
+
+__all__ = ["directory_at", "mailbox_at"]
+
+
+def _is_path(store: Any) -> bool:
+    return isinstance(store, str | os.PathLike) and "://" not in os.fspath(store)
+
+
+def mailbox_at(store: Any, identity: int) -> Mailbox:
+    """Return the mailbox of server ``identity`` in a store.
+
+    A store is the path of an SQLite database, the URL of a Redis or a client of one, or a MemoryStore. StoreError when
+    it holds no state of that server.
+    """
+    if isinstance(store, MemoryStore):
+        return store.mailbox(identity)
+    if _is_path(store):
+        from .sqlitemail import SqliteMailbox  # sqlite3 takes a while to import
+
+        return SqliteMailbox(store, identity)
+    with missing_named():
+        from .keyspace import Keyspace
+        from .redismail import RedisMailbox
+    return RedisMailbox(Keyspace(store, identity, timeout=5.0))
+
+
+def directory_at(store: Any, identity: int) -> Directory:
+    """Return what reads the devices of server ``identity`` in a store, named as for :func:`mailbox_at`."""
+    if isinstance(store, MemoryStore):
+        return store
+    if _is_path(store):
+        from .sqlitedirectory import SqliteDirectory
+
+        return SqliteDirectory(store, identity)
+    with missing_named():
+        from .keyspace import Keyspace
+        from .redis import RedisDirectory
+    return RedisDirectory(Keyspace(store, identity, timeout=5.0))

@@ -1,0 +1,158 @@
+"""The mailbox of a server with an SQLite database: tables in it, which any process may write to that can open the file.
+
+The server goes on with the database meanwhile, and is kept waiting for no longer than one post takes.
+"""
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import StoreError
+from .mailbox import CAPACITY, PAGE, Entry, Mailbox, Position, check_post
+from .sqlitefile import TIME, check_log, connect, forget_at_fork, never_close, translated
+
+__all__ = ["SqliteMailbox"]
+
+_LOOK: Final = 0.025  # seconds from one look whether anything has changed to the next
+_PATIENCE: Final = 5.0  # seconds that a post waits for a commit of the server, or another post
+_CLEARED: Final = 20  # orders whose reports have been kept long enough and are deleted with each post
+
+
+class SqliteMailbox(Mailbox):
+    """See :class:`Mailbox`; all devices are in one partition. The database must be that of server ``identity``."""
+
+    partitions = 1
+
+    def __init__(self, path: str | os.PathLike[str], identity: int) -> None:
+        self.path: Final = Path(os.path.realpath(path))
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        with translated(self.path):
+            check_log(self.path)
+            self._db: sqlite3.Connection | None = connect(self.path, identity, _PATIENCE)
+        forget_at_fork(self)
+
+    def post(
+        self,
+        device: int,
+        order_id: bytes,
+        order: bytes,
+        report: bytes,
+        capacity: int = CAPACITY,
+        *,
+        urgent: bool = False,
+    ) -> None:
+        """See :meth:`Mailbox.post`."""
+        check_post(order_id, order, capacity)
+        with self._lock, translated(self.path):
+            db = self._connection()
+            now = time.time()
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                if db.execute("SELECT 1 FROM reports WHERE id = ?", (order_id,)).fetchone() is None:
+                    counted = "SELECT count(*) FROM orders WHERE urgent OR NOT ?"
+                    (waiting,) = db.execute(counted, (urgent,)).fetchone()
+                    if waiting >= capacity:
+                        raise StoreError(
+                            f"{self.path}: the mailbox is full: {waiting} orders wait for the server to take "
+                            "them; start it (srup server), or post again later"
+                        )
+                    row = order_id, now, urgent, order
+                    db.execute("INSERT INTO orders(id, posted, urgent, body) VALUES(?, ?, ?, ?)", row)
+                    db.execute("INSERT INTO reports(id, body) VALUES(?, ?)", (order_id, report))
+                old = "SELECT id FROM told WHERE until < ? LIMIT ?"
+                for (gone,) in db.execute(old, (TIME.pack(now), _CLEARED)).fetchall():
+                    db.execute("DELETE FROM reports WHERE id = ?", (gone,))
+                    db.execute("DELETE FROM told WHERE id = ?", (gone,))
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    def waiting(self) -> dict[int, int]:
+        """See :meth:`Mailbox.waiting`."""
+        [(count,)] = self._rows("SELECT count(*) FROM orders")
+        return {0: count} if count else {}
+
+    def read(self, after: Mapping[int, Position], patience: float = 1.0) -> list[tuple[int, Entry]]:
+        """See :meth:`Mailbox.read`."""
+        position = after.get(0, Position(orders=None))
+        return self._await(lambda: self._entries(position), patience)
+
+    def _entries(self, position: Position) -> list[tuple[int, Entry]]:
+        columns = "SELECT place, posted, id, body FROM orders WHERE"
+        found = [
+            (row, True)
+            for row in self._rows(f"{columns} urgent AND place > ? ORDER BY place LIMIT ?", int(position.urgent), PAGE)
+        ]
+        if position.orders is not None:
+            rows = self._rows(f"{columns} place > ? ORDER BY place LIMIT ?", int(position.orders), PAGE)
+            found += [(row, False) for row in rows]
+        return [(0, _entry(row, urgent)) for row, urgent in found]
+
+    def reports(self, device: int, order_id: bytes, after: bytes, patience: float) -> list[tuple[bytes, bytes]]:
+        """See :meth:`Mailbox.reports`."""
+
+        def found() -> list[tuple[bytes, bytes]]:
+            rows = self._rows(
+                "SELECT number, body FROM reports WHERE id = ?1 AND number > ?2"
+                " AND NOT EXISTS (SELECT 1 FROM told WHERE id = ?1 AND until < ?3) ORDER BY number LIMIT ?4",
+                *(order_id, int(after), TIME.pack(time.time()), PAGE),
+            )
+            return [(b"%d" % number, body) for number, body in rows]
+
+        return self._await(found, patience)
+
+    def close(self) -> None:
+        """See :meth:`Mailbox.close`."""
+        self._closed.set()
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def abandon(self) -> None:
+        """In a forked child: leave the connection to the parent."""
+        self._lock = threading.Lock()
+        if self._db is not None:
+            never_close(self._db)
+            self._db = None
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise StoreError(f"the mailbox of {self.path} is not open")
+        return self._db
+
+    def _rows(self, query: str, *values: Any) -> list[Any]:
+        with self._lock, translated(self.path):
+            return self._connection().execute(query, values).fetchall()
+
+    def _own_changes(self) -> int:
+        with self._lock:
+            return self._connection().total_changes
+
+    def _await(self, look: Callable[[], list[Any]], patience: float) -> list[Any]:
+        """Return what there is, waiting for it; nothing is read while nothing has changed."""
+        deadline = time.monotonic() + patience
+        version: tuple[list[Any], int] | None = None
+        while True:
+            now = self._rows("PRAGMA data_version"), self._own_changes()  # the first tells of others' changes alone
+            if now != version and (found := look()):
+                return found
+            version = now
+            left = deadline - time.monotonic()
+            if left <= 0 or self._closed.wait(min(_LOOK, left)):
+                return []
+
+    def __repr__(self) -> str:
+        return f"<SqliteMailbox {self.path}>"
+
+
+def _entry(row: tuple[int, float, bytes, bytes], urgent: bool) -> Entry:
+    place, posted, order_id, order = row
+    return Entry(b"%d" % place, posted, order_id, order, urgent)

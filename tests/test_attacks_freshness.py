@@ -1,0 +1,300 @@
+"""Attacks on freshness: what was carried out once is carried out again, or comes when it is too late for it."""
+
+import hashlib
+
+import pytest
+
+from srup import Action, Activate, JoinRequest, Policy, PrivateKey, Response, Status
+from srup.simulation import Clock
+from srup.update import UpdateState
+
+from .fleet import DIGEST, SERVER, URL
+from .hostile import HostileFleet
+
+pytestmark = pytest.mark.backend
+
+DEVICE = 0xD0
+TOP = 2**64 - 1
+
+
+# T19: a key is removed and added again, and old messages are replayed.
+
+
+def readded(fleet, how):
+    """Take the device's key away and register the same one again."""
+    ring, server = fleet.ring, fleet.server
+    if how == "after a rotation":
+        changed = fleet.device.rotate_key(PrivateKey.generate("ed25519"))
+        fleet.settle()
+        assert changed.result(0) is None
+    future = fleet.device.action(SERVER, 1)
+    fleet.settle()
+    assert future.result(0) is Status.ACTION_SUCCESS
+    key = ring[DEVICE]
+    if how == "in the list":
+        server.reload_keys({DEVICE: key})
+        fleet.settle()
+        server.reload_keys({})
+        fleet.settle()
+        assert DEVICE not in ring
+        server.reload_keys({DEVICE: key})
+    else:
+        ring.remove(DEVICE)
+        ring.add(DEVICE, key)
+    if how == "over a restart":
+        fleet.restart_server(devices=ring)
+    fleet.settle()
+    fleet.device.join()
+    fleet.settle()
+    assert fleet.server.members == {DEVICE}
+
+
+WAYS = ["by hand", "in the list", "after a rotation", "over a restart"]
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_t19_old_messages_of_a_key_that_is_registered_again(tmp_path, how):
+    with HostileFleet(tmp_path, durable=how == "over a restart") as fleet:
+        fleet.joined()
+        readded(fleet, how)
+        assert fleet.done == [(SERVER, 1)]
+        for replayed in fleet.hand.heard(JoinRequest, DEVICE) + fleet.hand.heard(Action, DEVICE):
+            fleet.hand.deliver(replayed)
+        assert fleet.done == [(SERVER, 1)]
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_t19_control_new_messages_of_that_key_are_taken(tmp_path, how):
+    with HostileFleet(tmp_path, durable=how == "over a restart") as fleet:
+        fleet.joined()
+        readded(fleet, how)
+        fleet.device.action(SERVER, 1)
+        fleet.settle()
+        assert fleet.done == [(SERVER, 1)] * 2
+        assert fleet.faults() == 0
+
+
+# T20: a device without a clock, and a retransmission that is held back until its exchange is forgotten.
+
+FORGOTTEN = {
+    "in time": lambda fleet: fleet.pass_time(2 * 86400),
+    "behind 300 others": lambda fleet: [ordered(fleet, 2) for _ in range(300)],
+}
+
+
+def ordered(fleet, action_id):
+    future = fleet.server.action(DEVICE, action_id)
+    fleet.settle()
+    return future.result(0)
+
+
+def retransmission_held(fleet, cls=Action):
+    """Have action 1 done whose answer gets lost, and keep back that it is asked for again."""
+    fleet.hand.hold(Response, by=DEVICE)
+    future = fleet.server.action(DEVICE, 1)
+    fleet.settle()
+    assert fleet.done == [(DEVICE, 1)]
+    fleet.hand.hold(cls, by=SERVER)
+    before = len(fleet.hand.held)
+    fleet.pass_time(6)
+    again = fleet.hand.held[before:]
+    assert len(again) == 1
+    fleet.hand.hold()
+    fleet.pass_time(20)  # it is asked for a third time, and answered
+    assert future.result(0) is Status.ACTION_SUCCESS
+    assert fleet.done == [(DEVICE, 1)]
+    return again
+
+
+@pytest.mark.parametrize("how", FORGOTTEN)
+@pytest.mark.parametrize("durable", [False, True], ids=["without a store", "with a store"])
+def test_t20_a_retransmission_that_comes_when_its_exchange_is_forgotten(tmp_path, how, durable):
+    with HostileFleet(tmp_path, durable=durable, device_policy=Policy(has_clock=False)) as fleet:
+        fleet.joined()
+        again = retransmission_held(fleet)
+        FORGOTTEN[how](fleet)
+        fleet.hand.deliver(*again)
+        assert fleet.done == [(DEVICE, 1)]
+
+
+def newest_held(fleet):
+    """Have action 1 done whose answer comes late, and keep back what was sent meanwhile, the newest of all."""
+    fleet.hand.hold(Response, by=DEVICE)
+    future = fleet.server.action(DEVICE, 1)
+    fleet.settle()
+    [answer] = fleet.hand.held
+    fleet.hand.hold(Action, by=SERVER)
+    fleet.pass_time(6)
+    [_, again] = fleet.hand.held
+    fleet.hand.deliver(answer)
+    assert future.result(0) is Status.ACTION_SUCCESS
+    assert fleet.done == [(DEVICE, 1)]
+    return again
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["without a store", "with a store"])
+def test_t20_a_retransmission_that_is_all_that_comes_in_two_days(tmp_path, durable):
+    """So no later sequence id tells that it is old."""
+    with HostileFleet(tmp_path, durable=durable, device_policy=Policy(has_clock=False)) as fleet:
+        fleet.joined()
+        again = newest_held(fleet)
+        fleet.network.cut("server")
+        fleet.pass_time(2 * 86400)
+        fleet.hand.deliver(again)
+        assert fleet.done == [(DEVICE, 1)]
+
+
+@pytest.mark.parametrize("how", FORGOTTEN)
+def test_t20_control_what_is_new_is_done_after_all_that(tmp_path, how):
+    with HostileFleet(tmp_path, device_policy=Policy(has_clock=False)) as fleet:
+        fleet.joined()
+        again = retransmission_held(fleet)
+        fleet.hand.deliver(*again)
+        assert fleet.done == [(DEVICE, 1)]
+        FORGOTTEN[how](fleet)
+        ordered(fleet, 1)
+        assert fleet.done == [(DEVICE, 1)] * 2
+        fleet.works()
+
+
+# T21: the receiver's clock goes ahead and back.
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["without a store", "with a store"])
+@pytest.mark.parametrize("strides", [0.0, 600.0], ids=["control", "attack"])
+def test_t21_the_clock_of_the_receiver_goes_ten_minutes_ahead_and_back(tmp_path, durable, strides):
+    with HostileFleet(tmp_path, durable=durable) as fleet:
+        fleet.joined()
+        again = retransmission_held(fleet)
+        clock = fleet.clocks[fleet.device]
+        clock.skew = strides
+        fleet.settle()
+        clock.skew = 0.0
+        fleet.settle()
+        fleet.hand.deliver(*again)
+        assert fleet.done == [(DEVICE, 1)]
+        ordered(fleet, 1)
+        assert fleet.done == [(DEVICE, 1)] * 2
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["without a store", "with a store"])
+def test_t21_the_same_with_a_retransmission_that_nothing_newer_has_followed(tmp_path, durable):
+    """So no later sequence id tells that it is old: it was on its way when the late answer came."""
+    with HostileFleet(tmp_path, durable=durable) as fleet:
+        fleet.joined()
+        again = newest_held(fleet)
+        fleet.clocks[fleet.device].skew = 600.0
+        fleet.settle()
+        fleet.clocks[fleet.device].skew = 0.0
+        fleet.settle()
+        fleet.hand.deliver(again)
+        assert fleet.done == [(DEVICE, 1)]
+
+
+def test_t21_the_same_with_a_restart_while_the_clock_is_ahead(tmp_path):
+    with HostileFleet(tmp_path, durable=True) as fleet:
+        fleet.joined()
+        again = retransmission_held(fleet)
+        fleet.device.stop()
+        fleet.add(DEVICE, clock=Clock(ahead_of=fleet.clock, skew=600.0)).start(threads=False)
+        fleet.settle()
+        fleet.clocks[fleet.device].skew = 0.0
+        fleet.settle()
+        fleet.hand.deliver(*again)
+        assert fleet.done == [(DEVICE, 1)]
+
+
+# T29: the word to activate an older order is held back.
+
+NEW_FIRMWARE = b"the next firmware" * 100
+NEW_DIGEST = hashlib.sha256(NEW_FIRMWARE).hexdigest()
+NEW_URL = "https://firmware.example/next"
+
+
+def activated(fleet, hold, before_delivery=lambda: None):
+    """Order two updates, the second when the first is ready; return what was activated, after all that is held."""
+    fleet.fetcher.contents[NEW_URL] = NEW_FIRMWARE
+    activated = []
+    fleet.device.on_activate(lambda path: activated.append(path.name))
+    older = fleet.server.update(DEVICE, URL, DIGEST, hold=True)
+    fleet.settle()
+    if hold:
+        fleet.hand.hold(Activate, by=SERVER)
+    older.activate()
+    fleet.settle()
+    fleet.hand.hold()
+    newer = fleet.server.update(DEVICE, NEW_URL, NEW_DIGEST)
+    fleet.settle()
+    assert newer.result(0) is UpdateState.ACTIVATED
+    if hold:
+        assert activated == [NEW_DIGEST]
+        before_delivery()
+        fleet.hand.deliver()
+    return activated
+
+
+@pytest.mark.parametrize("floor", [None, 1], ids=["without a floor", "with a floor"])
+def test_t29_an_activation_of_an_older_order_that_was_held_back(tmp_path, floor):
+    with HostileFleet(tmp_path, 0) as fleet:
+        fleet.add(DEVICE, version_floor=floor)
+        fleet.joined()
+        if floor is not None:
+            update = fleet.server.update
+            versions = {DIGEST: 1, NEW_DIGEST: 2}
+            fleet.server.update = lambda device, url, digest, **options: update(
+                device, url, digest, version=versions[digest], **options
+            )
+        assert activated(fleet, hold=True) == [NEW_DIGEST]
+
+
+def test_t29_the_same_with_a_restart_in_between(tmp_path):
+    with HostileFleet(tmp_path, durable=True) as fleet:
+        fleet.joined()
+
+        def restart():
+            fleet.device.stop()
+            fleet.add(DEVICE).on_activate(lambda path: again.append(path.name))
+            fleet.device.start(threads=False)
+            fleet.settle()
+
+        again = []
+        assert activated(fleet, hold=True, before_delivery=restart) == [NEW_DIGEST]
+        assert again == []
+
+
+def test_t29_control_in_time_it_is_activated(tmp_path):
+    with HostileFleet(tmp_path) as fleet:
+        fleet.joined()
+        assert activated(fleet, hold=False) == [DIGEST, NEW_DIGEST]
+
+
+# T30: a retiring key spends all sequence ids.
+
+
+@pytest.mark.parametrize("whose", ["device", "server"])
+def test_t30_a_retiring_key_sends_the_highest_sequence_id(tmp_path, whose):
+    with HostileFleet(tmp_path) as fleet:
+        fleet.joined()
+        rotated(fleet, whose)
+        sender, recipient = (DEVICE, SERVER) if whose == "device" else (SERVER, DEVICE)
+        fleet.hand.write(Action, sender, recipient, sequence_id=TOP, action_id=2)
+        fleet.works()
+
+
+@pytest.mark.parametrize("whose", ["device", "server"])
+def test_t30_control_a_retiring_key_is_heard(tmp_path, whose):
+    with HostileFleet(tmp_path) as fleet:
+        fleet.joined()
+        rotated(fleet, whose)
+        sender, recipient = (DEVICE, SERVER) if whose == "device" else (SERVER, DEVICE)
+        fleet.hand.write(Action, sender, recipient, action_id=1)
+        assert fleet.done == [(recipient, 1)]
+        fleet.works()
+
+
+def rotated(fleet, whose):
+    new = PrivateKey.generate("ed25519")
+    future = (fleet.device if whose == "device" else fleet.server).rotate_key(new)
+    fleet.settle()
+    assert whose == "server" or future.result(0) is None
+    fleet.works()
