@@ -59,22 +59,34 @@ def _exchange(exchange):
     return tuple(getattr(exchange, name) for name in Exchange.__slots__ if name != "peer")
 
 
+CONTAINERS = (dict, set, list)
+VALUES = (*CONTAINERS, type(None), int, float, str, frozenset, tuple, bytes)
+
+
 def _knowledge(part):
     """What a part of a session knows, but for other parts, and callables."""
-    parts = (type(None), int, float, str, dict, set, frozenset, list, tuple, bytes)
-    return {name: copy(value) for name, value in vars(part).items() if isinstance(value, parts) and name != "flows"}
+    return {
+        name: copy(value) if isinstance(value, CONTAINERS) else value
+        for name, value in vars(part).items()
+        if isinstance(value, VALUES) and name != "flows"
+    }
 
 
 def snapshot(session, window=True):
     """Everything that a session knows, as a value; without ``window`` less what it notes of any genuine message."""
-    partners = {}
+    return snapshots(session) if window else snapshots(session)[0]
+
+
+def snapshots(session):
+    """Everything that a session knows, as two values: the second is what it notes of any genuine message."""
+    partners, noted = {}, {}
     for identity, partner in session.known.peers.items():
         known = [_exchange(exchange) for exchange in partner.exchanges.values()]
-        noted = (partner.binds, partner.window.highest, partner.window.seen) if window else ()
-        partners[identity] = (partner.member, partner.last_sent, noted, known)
+        partners[identity] = (partner.member, partner.last_sent, known)
+        noted[identity] = (partner.binds, partner.window.highest, partner.window.seen)
     timers = [(due, order, _exchange(exchange)) for due, order, exchange in session.known.timers]
     rest = [_knowledge(part) for part in (session, session.streams, *session.flows)]
-    return partners, timers, rest
+    return (partners, timers, rest), noted
 
 
 def exchanges(session, partner):

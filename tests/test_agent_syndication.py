@@ -607,6 +607,7 @@ def open_questions(world):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", GONE)
 def test_one_of_the_three_is_gone_for_good(world, who):
     """Every question comes to its end, both owners can end the syndication, and the counts say what got no answer."""
