@@ -74,7 +74,7 @@ def test_flags_lists_and_subcommands(folder):
         ("a = \n", "version --json", "srup.toml: Invalid value (at line 1, column 5)"),
         ("[keyex]\nlist = 1\n", "keyex list", "srup.toml, line 2: 'list' must be a table"),
         ('[keyex.lst]\nfolder = "x"\n', "keyex list", "srup.toml, line 1: [keyex] has no option 'lst'"),
-        ('[simulate]\nruns = "many"\n', "simulate", "Invalid value for '--runs'"),
+        ('[simulate]\nruns = "many"\n', "simulate", "(srup.toml, line 2)"),
         ('identity = "0x5e"\n', "server", "leave out the 0x"),
     ],
 )
@@ -84,23 +84,29 @@ def test_mistakes_in_a_file_are_named(folder, text, command, said):
     assert (done.exit_code, said in done.output) == (2, True), done.output
 
 
+def test_a_mistake_in_a_variable_is_named(folder, monkeypatch):
+    monkeypatch.setenv("SRUP_SIMULATE_RUNS", "many")
+    done = RUNNER.invoke(app, ["simulate"])
+    assert (done.exit_code, "'--runs'" in done.output, "(SRUP_SIMULATE_RUNS)" in done.output) == (2, True, True)
+
+
 def test_paths_are_relative_to_the_file(tmp_path):
     settings = Settings(tmp_path / "srup.toml", {"store": "server.db", "ca": "/etc/ca.pem", "broker": "a"}, "")
-    assert settings.of("server").find("store") == str(tmp_path / "server.db")
-    assert settings.of("server").find("ca") == "/etc/ca.pem"
-    assert settings.of("server").find("broker") == "a"
+    assert settings.of("server").find("store").value == str(tmp_path / "server.db")
+    assert settings.of("server").find("ca").value == "/etc/ca.pem"
+    assert settings.of("server").find("broker").value == "a"
     redis = Settings(tmp_path / "srup.toml", {"store": "redis://h/0"}, "")
-    assert redis.of("server").find("store") == "redis://h/0"
+    assert redis.of("server").find("store").value == "redis://h/0"
 
 
 def test_a_table_counts_before_what_counts_for_all(tmp_path, monkeypatch):
     settings = Settings(tmp_path, {"broker": "all", "server": {"broker": "own"}}, "")
-    assert [settings.of(name).find("broker") for name in ("server", "device")] == ["own", "all"]
+    assert [settings.of(name).find("broker").value for name in ("server", "device")] == ["own", "all"]
     monkeypatch.setenv("SRUP_BROKER", "variable")
-    assert settings.of("server").find("broker") == "variable"
+    assert settings.of("server").find("broker").value == "variable"
     monkeypatch.setenv("SRUP_SERVER_BROKER", "own variable")
-    assert settings.of("server").find("broker") == "own variable"
-    assert settings.of("device").find("broker") == "variable"
+    assert settings.of("server").find("broker").value == "own variable"
+    assert settings.of("device").find("broker").value == "variable"
 
 
 def test_common_options_belong_to_several_commands():

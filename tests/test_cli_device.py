@@ -110,6 +110,8 @@ def test_options_for_programs_that_make_no_sense():
         ("--on-action", "3"): "'=' and a command are expected",
         ("--on-activate", ""): "a command is the path of a program",
         ("--on-activate", "'"): "No closing quotation",
+        ("--on-action", "3=./missing --fast"): "there is no program './missing' that may be run",
+        ("--report", "temp=./missing@5s"): "there is no program './missing' that may be run",
         ("--report", "temp=cat"): r"NAME[:KIND]=COMMAND@TIME",
         ("--report", "temp:bytes=cat@5s"): "'bytes' is not a kind of value",
         ("--report", "temp=cat@0.5s"): "at most once a second",
@@ -145,6 +147,7 @@ def script(folder, name, *lines):
 def test_programs_do_actions_take_values_and_report(site):
     script(site.folder, "blink", 'echo "$@" > blinked')
     script(site.folder, "fail", 'echo "the lamp is broken" >&2; exit 3')
+    missing = script(site.folder, "missing")
     script(site.folder, "take", 'cat > "$1"; mv "$1" taken')
     script(site.folder, "temp", "echo 21.5")
     reported = []
@@ -161,6 +164,7 @@ def test_programs_do_actions_take_values_and_report(site):
     assert (site.folder / "blinked").read_text() == f"3 {SERVER:x}\n"
     assert site.server.action(DEVICE, 4).result(WAIT) is Status.ACTION_FAIL
     device.heard("action 4 of", "failed: exit status 3: the lamp is broken")
+    missing.unlink()
     assert site.server.action(DEVICE, 5).result(WAIT) is Status.ACTION_FAIL
     device.heard("./missing cannot be run: No such file or directory")
     assert site.server.action(DEVICE, 6).result(WAIT) is Status.ACTION_UNKNOWN

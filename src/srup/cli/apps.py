@@ -57,9 +57,14 @@ def _own_context(context: Any) -> Any:
             option = next((each for each in self.command.params if each.name == name and _is_set(each)), None)
             if self.settings is None or option is None:
                 return super().lookup_default(name, call)
-            value = self.settings.find(_key(option))
-            if option.multiple and isinstance(value, str):
-                return value.split()
+            setting = self.settings.find(_key(option))
+            if setting is None:
+                return None
+            value = setting.value.split() if option.multiple and isinstance(setting.value, str) else setting.value
+            try:
+                option.process_value(self, value)
+            except typer.BadParameter as error:
+                raise typer.BadParameter(f"{error.message} ({setting.place})", self, option) from None
             return value
 
     return Context

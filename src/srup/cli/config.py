@@ -21,9 +21,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-__all__ = ["FILE", "PATHS", "SHARED", "Settings"]
+__all__ = ["FILE", "PATHS", "SHARED", "Setting", "Settings"]
 
 FILE: Final = "srup.toml"
 """The file that is read from the current folder unless another one is named."""
@@ -43,6 +43,13 @@ PATHS: Final = frozenset(
 """The options that name a file or a folder."""
 
 _LINE: Final = re.compile(r"\s*(?:\[(?P<table>[^\]]+)\]|[\"']?(?P<key>[\w-]+)[\"']?\s*=)")
+
+
+class Setting(NamedTuple):
+    """What an option is set to, and where: a line of a file, or a variable."""
+
+    value: Any
+    place: str
 
 
 class Settings:
@@ -94,17 +101,18 @@ class Settings:
             where = f"[{'.'.join(self.path)}] has no option" if self.path else "no command or common option is named"
             raise ValueError(f"{self.file}, line {self._line(name, self.path)}: {where} {name!r}")
 
-    def find(self, option: str) -> Any:
+    def find(self, option: str) -> Setting | None:
         """Return the setting of an option (with underscores); None if there is none."""
         names = [f"SRUP_{'_'.join([*self.path, option])}"] + ([f"SRUP_{option}"] if option in SHARED else [])
         for name in names:
-            if value := os.environ.get(name.upper().replace("-", "_")):
-                return value
-        tables = [self._table()] + ([self._content] if option in SHARED else [])
-        for table in tables:
-            for name, value in table.items():
+            variable = name.upper().replace("-", "_")
+            if value := os.environ.get(variable):
+                return Setting(value, variable)
+        for path in [self.path, *([()] if option in SHARED else [])]:
+            for name, value in (self._table() if path else self._content).items():
                 if name.replace("-", "_") == option and not isinstance(value, dict):
-                    return self._placed(value) if option in PATHS else value
+                    placed = self._placed(value) if option in PATHS else value
+                    return Setting(placed, f"{self.file}, line {self._line(name, path)}")
         return None
 
     def _table(self) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -140,11 +141,13 @@ class Hooks:
 
     # Options.
 
-    def _program(self, option: str, command: str) -> Program:
+    def _program(self, option: str, command: str, timeout: float | None = None, *, complains: bool = True) -> Program:
         try:
-            program = Program(shlex.split(command), self._timeout, complains=True)
+            program = Program(shlex.split(command), timeout or self._timeout, complains=complains)
         except ValueError as error:
             raise ValueError(f"{option} {command!r}: {error}") from None
+        if shutil.which(program.name) is None:
+            raise ValueError(f"{option} {command!r}: there is no program {program.name!r} that may be run")
         self._programs.append(program)
         return program
 
@@ -165,11 +168,7 @@ class Hooks:
         period = float(match["period"]) * _UNITS[match["unit"]]
         if period < 1.0:
             raise ValueError(f"--report {text!r}: at most once a second")
-        try:
-            program = Program(shlex.split(match["command"]), min(self._timeout, period))
-        except ValueError as error:
-            raise ValueError(f"--report {text!r}: {error}") from None
-        self._programs.append(program)
+        program = self._program("--report", match["command"], min(self._timeout, period), complains=False)
         return _Report(match["name"], kind, program, period)
 
     # What the device is told; on the thread of its handlers.
