@@ -104,6 +104,16 @@ def test_resigning():
         pair.device.resign(SERVER, T0, nonce())
 
 
+def test_it_is_leaving_until_all_that_it_asked_for_that_is_answered():
+    """Sent away twice it asks twice, and its owner is told of the end once."""
+    pair = Pair().joined()
+    asked = [pair.device.leave(SERVER, T0, nonce()), pair.device.leave(SERVER, T0, nonce())]
+    for outputs in asked:
+        assert pair.device.is_leaving(SERVER)
+        pair.deliver(outputs)
+    assert not pair.device.is_leaving(SERVER)
+
+
 def test_resigning_without_an_answer_ends_the_membership_all_the_same():
     pair = Pair().joined()
     [send] = pair.device.resign(SERVER, T0, nonce())

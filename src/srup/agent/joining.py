@@ -449,8 +449,8 @@ class Joining(Duty):
 
     def _note_left(self, transaction: Transaction, server: int) -> None:
         """Tell the application that a membership has ended, once."""
-        news = server != self.server
-        if not news and not self.joined:
+        news = server != self.server and not self._session.is_leaving(server)
+        if server == self.server and not self.joined:
             news, self._is_in = self._is_in, False
             self._expect_answer()
         if news:

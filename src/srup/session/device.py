@@ -60,6 +60,10 @@ class DeviceSession(CommonSession):
         outputs = super().receive(message, now, nonce, signer, retiring=retiring)
         return [*outputs, *self.leaving.disclaim(message, outputs, now, nonce)]
 
+    def is_leaving(self, server: int) -> bool:
+        """Return whether this server has yet to answer that we leave."""
+        return self.leaving.is_under_way(self.peer(server))
+
     def forget(self, server: int) -> None:
         """Obey this server no more, from now on."""
         self.servers -= {server}

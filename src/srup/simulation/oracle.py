@@ -109,7 +109,7 @@ class Oracle:
         self._offered: set[tuple[int, int | None, str]] = set()  # who offers whom (None: all) which key
         self._asked: dict[tuple[int, int], tuple[float, str]] = {}  # (device, server): until, by which key
         self._said: set[tuple[int, int, int]] = set()  # (server, device, status)
-        self._leaving: set[tuple[int, int]] = set()  # (device, server): it leaves, which is not confirmed
+        self._leaving: dict[tuple[int, int], list[bytes]] = {}  # (device, server): why it leaves
         self._dismissals: dict[tuple[int, int], list[tuple[float, set[int]]]] = {}  # (server, device): until, lives
         self._sent_away: dict[tuple[int, int, int], float] = {}  # (server, device, to which server): until
         self._updates: dict[str, tuple[Order, int | None]] = {}  # by digest, with the version
@@ -135,8 +135,10 @@ class Oracle:
         return any(local <= until + self._policy.clock_skew for until in sent)
 
     def sends_away(self, order: Order, to: int) -> None:
-        """A server sends a device to a server."""
+        """A server sends a device to a server, for which it leaves this one."""
         self._sent_away[order.issuer, order.target, to] = order.until
+        if to != order.issuer:
+            self._leaves(order.target, order.issuer, b"sent away")
 
     def ordered_update(self, order: Order, digest: str, version: int | None) -> None:
         """A server orders firmware."""
@@ -154,6 +156,11 @@ class Oracle:
         for order in self._ledger.orders:
             order.excused = order.excused or device == order.issuer
 
+    def _leaves(self, device: int, server: int, why: bytes) -> None:
+        reasons = self._leaving.setdefault((device, server), [])
+        if why not in reasons:
+            reasons.append(why)
+
     # What was observed.
 
     def started(self, identity: int, life: int) -> None:
@@ -169,7 +176,7 @@ class Oracle:
             until = bound.expiry + self._policy.clock_skew + 2.0
             self._asked[sender, bound.recipient] = until, fingerprint
         elif bound is not None and cls in _LEAVES:
-            self._leaving.add((sender, bound.recipient))
+            self._leaves(sender, bound.recipient, frame.token)
         elif cls is Response:
             self._said.add((sender, parse_topic(topic).device, wire[-1]))  # the last byte is the status
 
@@ -251,8 +258,8 @@ class Oracle:
 
     def left(self, device: int, server: int, *, local: float) -> None:
         """A device believes that its membership is over."""
-        if (device, server) in self._leaving:
-            self._leaving.discard((device, server))
+        if reasons := self._leaving.get((device, server)):
+            reasons.pop(0)
             return
         life = self._lives[device]
         for until, lives in self._dismissals.get((server, device), []):

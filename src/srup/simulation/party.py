@@ -60,6 +60,7 @@ class Party:
         self.called: dict[tuple[int, str], int] = {}  # what handlers were called for, and in which life the last time
         self.unrecorded: set[tuple[int, str]] = set()  # what of it is not known to have ended
         self.ended: set[tuple[int, str]] = set()  # what of that has ended
+        self.told: set[tuple[int, str]] = set()  # the outcomes that were told
 
     @property
     def durable(self) -> bool:
@@ -178,7 +179,16 @@ class Party:
         self.given = [(order, turns - 1) for order, turns in self.given if turns > 1]
 
     def _outcome(self, outcome: Outcome) -> None:
-        self.done(lambda again: None if again and self.durable else self.world.outcome(self, outcome))
+        self.done(lambda again: self._outcome_told(outcome))
+
+    def _outcome_told(self, outcome: Outcome) -> None:
+        """Take note of an outcome, once: with a store it is told again if the process ended after it was told."""
+        handling = self.agent.handling
+        if self.durable and handling is not None:
+            if (name := (handling.partner, handling.id)) in self.told:
+                return
+            self.told.add(name)
+        self.world.outcome(self, outcome)
 
     def new_key(self) -> PrivateKey:
         """Make the next key of this party."""

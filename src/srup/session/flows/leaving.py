@@ -100,6 +100,11 @@ class DeviceLeaving(Flow):
         """
         return self._ask_to_leave(server, _S.DEREGISTERING, DeregisterRequest, now, nonce)
 
+    def is_under_way(self, server: Peer) -> bool:
+        """Return whether we have asked this server to let us out, and it has not answered all of that yet."""
+        asked = server.in_state(_S.LEAVING, _S.DEREGISTERING)
+        return any(exchange.detail != _DISCLAIMED for exchange in asked)
+
     def asked_since(self, server: Peer, join: int) -> bool:
         """Return whether we go on asking this server to let us out, and began that after a join's sequence id."""
         leaving = [each for each in server.in_state(_S.LEAVING, _S.DEREGISTERING) if each.retry]
