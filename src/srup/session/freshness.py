@@ -6,15 +6,14 @@ membership: what is known of a key stays known when it is removed, rotated or re
 1. The token is short; if it is bound it names its sender and us (T3), and has not expired (T4). A partner that binds no
    tokens passes on some messages under the token of whoever gave them to it: that one names two others.
 2. The sequence id has not been seen under this key, and is not too old (T1, T2).
-3. What begins an exchange does not do so under a token that was spent. Whatever forgets a spent token raises a floor
-   below which no token begins anything: an expiry, or a sequence id for tokens that never expire.
+3. What begins an exchange does not do so under a token that was spent (:mod:`.spent`). Whatever forgets a spent token
+   raises a floor below which no token begins anything: an expiry, or a sequence id for tokens that never expire.
 4. A message about being joined or not counts only if its sender has said nothing newer about that.
 """
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import TYPE_CHECKING, Final, Protocol
 
 from .. import tokens
@@ -24,7 +23,7 @@ from ..replay import WINDOW_SIZE, ReplayWindow
 from .policy import NO_EXPIRY, Policy
 
 if TYPE_CHECKING:
-    from .exchange import Exchange, Peer
+    from .exchange import Peer
 
 __all__ = [
     "FIRST_UNDATED",
@@ -34,9 +33,7 @@ __all__ = [
     "Horizon",
     "Horizons",
     "Signer",
-    "forget_token",
     "token_expiry",
-    "token_order",
 ]
 
 
@@ -63,11 +60,7 @@ MAX_TOKEN: Final = 256
 MAX_KEYS: Final = 64
 """How many former keys of an identity are remembered; what was known of others is a floor for all keys not named."""
 
-MAX_SPENT: Final = 64
-"""How many tokens are remembered one by one of a peer that was forgotten; those before them raise a floor."""
-
 _MARGIN: Final = 1.0  # a second longer than a token is good for, or its last moment could see it taken twice
-_DIGEST: Final = 16  # characters of a token's digest
 
 
 def token_expiry(expiry: float, sequence_id: int, policy: Policy) -> float:
@@ -91,15 +84,14 @@ class Horizon:
     dated_floor: int = 0  # no token that expires at or before this time begins an exchange
     undated_floor: int = 0  # nor does one that never expires and was made at or before this sequence id
     activated_sequence_id: int = 0  # of the newest update order whose firmware was activated
-    spent: frozenset[str] = frozenset()  # digests of tokens that begin nothing any more
 
-    def refuse_spent(self, bound: tokens.BoundToken, token: bytes, sequence_id: int) -> None:
-        """Raise PolicyError if this token was spent, or may have been."""
+    def refuse_below_floor(self, bound: tokens.BoundToken, sequence_id: int) -> None:
+        """Raise PolicyError if this token may have been spent and forgotten."""
         dated, number = self._order(bound, sequence_id)
-        if number <= (self.dated_floor if dated else self.undated_floor) or _digest(token) in self.spent:
+        if number <= (self.dated_floor if dated else self.undated_floor):
             raise PolicyError("the token is spent, or older than one that was forgotten")
 
-    def spend(self, bound: tokens.BoundToken) -> None:
+    def raise_floor(self, bound: tokens.BoundToken) -> None:
         """Let nothing begin under this token, nor under those before it."""
         dated, number = self._order(bound, self.window.highest)
         if dated:
@@ -126,7 +118,7 @@ class Horizon:
     def dump(self) -> list[object]:
         """Return what a store keeps of it besides the window."""
         numbers = self.membership_sequence_id, self.dated_floor, self.undated_floor, self.activated_sequence_id
-        return [self.key, *numbers, *sorted(self.spent)]
+        return [self.key, *numbers]
 
 
 class Horizons:
@@ -212,17 +204,13 @@ class Horizons:
 
 
 def _read(horizon: Horizon, kept: list[object]) -> None:
-    key, membership, dated, undated, activated, *spent = kept
+    key, membership, dated, undated, activated, *_ = kept  # earlier versions named tokens of a peer that was revoked
     for number in (membership, dated, undated, activated):
         if type(number) is not int:
             raise ValueError(f"{number!r} is no number")
-    horizon.key, horizon.spent = str(key), frozenset(map(str, spent))
+    horizon.key = str(key)
     horizon.membership_sequence_id, horizon.dated_floor, horizon.undated_floor = membership, dated, undated  # type: ignore[assignment]
     horizon.activated_sequence_id = activated  # type: ignore[assignment]
-
-
-def _digest(token: bytes) -> str:
-    return sha256(token).hexdigest()[:_DIGEST]
 
 
 class Freshness:
@@ -277,6 +265,10 @@ class Freshness:
         if self._policy.has_clock and now > bound.expiry + self._policy.clock_skew:
             raise PolicyError(f"the message expired {now - bound.expiry:.0f} seconds ago")
 
+    def expired(self, now: float) -> int:
+        """Return up to which expiry a token would be refused as expired, for good measure half a second later."""
+        return int(now - self._policy.clock_skew - _MARGIN / 2) if self._policy.has_clock else -1
+
     def remembered_until(self, bound: tokens.BoundToken | None, now: float) -> float:
         """Return until when an exchange is remembered that a message with this token begins."""
         if bound is None or not self._policy.has_clock or bound.expiry >= FIRST_UNDATED:
@@ -293,36 +285,3 @@ class Freshness:
         """
         newest = max(peer.heard.membership_sequence_id, peer.horizon.membership_sequence_id)
         return any(message is not None and message.sequence_id < newest for message in (said, asked))
-
-    @staticmethod
-    def part(peer: "Peer", exchanges: "Iterable[Exchange]") -> None:
-        """Let nothing begin again that a peer had begun, which is being forgotten with all its exchanges."""
-        begun = [(bound, each) for each in exchanges if not each.mine and (bound := _parsed(each.token)) is not None]
-        begun.sort(key=lambda pair: pair[0].expiry)
-        cut = max(0, len(begun) - MAX_SPENT)
-        for bound, each in begun[:cut]:
-            (each.horizon or peer.horizon).spend(bound)
-        for _, each in begun[cut:]:
-            horizon = each.horizon or peer.horizon
-            horizon.spent |= {_digest(each.token)}
-
-
-def _parsed(token: bytes) -> tokens.BoundToken | None:
-    try:
-        return tokens.parse(token)
-    except PolicyError:
-        return None
-
-
-def token_order(token: bytes) -> int:
-    """Return a number that is the greater the longer a token is good for."""
-    bound = _parsed(token)
-    return 0 if bound is None else bound.expiry
-
-
-def forget_token(exchange: "Exchange") -> bool:
-    """Raise the floor over the token of an exchange that is forgotten; return whether it has one that counts."""
-    if exchange.mine or (bound := _parsed(exchange.token)) is None:
-        return False
-    (exchange.horizon or exchange.peer.horizon).spend(bound)
-    return True
