@@ -2,10 +2,11 @@
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
+from types import MappingProxyType
 from typing import Any, Final
 
 from ..errors import PolicyError
@@ -22,6 +23,9 @@ MAX_EXCHANGES: Final = 256
 
 MAX_REMEMBERED: Final = 1024
 """How many finished exchanges that a peer has begun are remembered, for it may ask for the answer again (T9)."""
+
+
+_NONE: Final[Mapping[bytes, "Exchange"]] = MappingProxyType({})  # one for all peers: most have no exchange at a time
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +72,7 @@ class Peer:
     last_sent: int = 0
     reserved: int = 0  # after a restart, ids of ours begin above this one
     horizon: Horizon = field(default_factory=Horizon)  # of its key
-    exchanges: dict[bytes, Exchange] = field(default_factory=dict)
+    exchanges: Mapping[bytes, Exchange] = field(default_factory=lambda: _NONE)  # only their table changes them
     theirs: Room | None = None
     ours: Room | None = None
     hearing: Horizon | None = None  # of the key that signed what is being heard
@@ -183,7 +187,7 @@ class ExchangeTable:
 
     def add(self, exchange: Exchange) -> None:
         """Remember an exchange."""
-        exchange.peer.exchanges[exchange.token] = exchange
+        self._insert(exchange)
         self.size += 1
         self._enter(exchange)
         self.mark(exchange)
@@ -205,18 +209,31 @@ class ExchangeTable:
     def forget(self, exchange: Exchange) -> None:
         """Forget an exchange that is remembered."""
         self.on_forget(exchange)
-        del exchange.peer.exchanges[exchange.token]
+        self._remove(exchange)
         self.size -= 1
         self._leave(exchange)
         self.mark(exchange)
 
     def rename(self, exchange: Exchange, token: bytes) -> None:
         """Let an exchange that is remembered go on under another token."""
-        del exchange.peer.exchanges[exchange.token]
+        self._remove(exchange)
         self.mark(exchange)
         exchange.token = token
-        exchange.peer.exchanges[token] = exchange
+        self._insert(exchange)
         self.mark(exchange)
+
+    def _insert(self, exchange: Exchange) -> None:
+        peer = exchange.peer
+        if not isinstance(peer.exchanges, dict):
+            peer.exchanges = {}
+        peer.exchanges[exchange.token] = exchange
+
+    def _remove(self, exchange: Exchange) -> None:
+        peer = exchange.peer
+        assert isinstance(peer.exchanges, dict)  # noqa: S101 - this one is in it
+        del peer.exchanges[exchange.token]
+        if not peer.exchanges:
+            peer.exchanges = _NONE
 
     def move(self, exchange: Exchange, state: Enum) -> None:
         """Let an exchange be in another state."""
