@@ -2,15 +2,17 @@
 
 import sys
 from collections import Counter
+from hashlib import sha256
 
 import pytest
 
 from srup import messages as m
-from srup.errors import PolicyError
+from srup.errors import PolicyError, StoreError
 from srup.records import Changes, ExchangeRecord
 from srup.session import DeviceSession, Policy, ServerSession
 from srup.session.events import ActionRequested
 from srup.session.exchange import MAX_REMEMBERED
+from srup.session.freshness import key_number
 from srup.session.spent import MAX_SPENT
 from srup.store import MemoryStore
 from srup.wire import Status
@@ -25,7 +27,7 @@ class Key:
     """A public key, as far as a session looks at it."""
 
     def __init__(self, name):
-        self.signing_fingerprint = name
+        self.signing_fingerprint = sha256(name.encode()).hexdigest()
 
 
 OLD, NEW = Key("old"), Key("new")
@@ -231,7 +233,7 @@ def test_a_retiring_key_in_wrong_hands_crowds_out_none_of_its_successor(device, 
     for number in range(300):
         device.obey(device.order(T0 + 10 * LONG + number), key=OLD, retiring=True)
     horizon = device.session.known.peers[SERVER].horizon
-    assert (horizon.key, horizon.dated_floor) == ("new", 0)
+    assert (horizon.key, horizon.dated_floor) == (key_number(NEW), 0)
     assert device.spent == 40 + 64
     device.refuses(known, signer=NEW)
     device.obey(device.order(device.now + ORDINARY), key=NEW)
@@ -370,13 +372,18 @@ def test_more_than_the_bound_in_a_store_raises_the_floor(device, small, monkeypa
 
 def test_what_an_earlier_version_has_named_is_read(device):
     """Tokens of a partner that was revoked stood in the fact about its keys."""
-    device.session.restore_fact(DEVICE, "freshness", '[["a key",1,2,3,4,"0123456789abcdef"]]')
+    device.session.restore_fact(DEVICE, "freshness", '[["0123456789abcdef",1,2,3,4,"0123456789abcdef"]]')
+
+
+def test_a_record_that_nobody_has_written_is_refused(device):
+    with pytest.raises(StoreError, match="names no key"):
+        device.session.spent.restore(ExchangeRecord(SERVER, b"srup5:" + bytes(16), 0.0, "a key"))
 
 
 def test_spent_tokens_of_somebody_who_is_no_partner_are_kept_and_dropped(device):
     store = MemoryStore()
     store.open(DEVICE)
-    spent = [ExchangeRecord(OTHER, b"srup5:" + bytes([0] * 7 + [9, *[0] * 7, n]), 9.0, "a key") for n in range(3)]
+    spent = [ExchangeRecord(OTHER, b"srup5:" + bytes([0] * 7 + [9, *[0] * 7, n]), 9.0, "7e") for n in range(3)]
     store.commit(Changes(exchanges=spent))
     session = DeviceSession(DEVICE, [SERVER])
     session.restore(store.open(DEVICE), T0)

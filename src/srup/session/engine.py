@@ -19,7 +19,7 @@ from . import freshness, persistence, retry
 from .events import DataRepeated, Left, Unexpected
 from .exchange import Exchange, ExchangeTable, Peer
 from .flow import Flow, Now, Output, Send
-from .freshness import FRESHNESS, KEY_DIGITS, Freshness, Horizon, Horizons, Signer, token_expiry
+from .freshness import FRESHNESS, Freshness, Horizon, Horizons, Signer, key_number, token_expiry
 from .policy import MAX_SEQUENCE_ID, Policy, check_number, check_seconds
 from .spent import SpentTokens
 from .streams import REFUSED_IN, STREAM_IN, STREAM_OUT, StreamPosition, Streams
@@ -237,7 +237,7 @@ class Session:
         bound = None
         if exchange is None or not exchange.mine:
             bound = self.freshness.check_token(peer, message, self.unix(now))
-        horizon.window.check(message.sequence_id)
+        horizon.check(message.sequence_id)
         known = exchange is not None
         cause, start = self._cause(message)
         if exchange is None and start is not None and (peer.member or not start.members_only):
@@ -259,22 +259,22 @@ class Session:
             position = StreamPosition(*bound.place)
             repeated = not self.streams.is_next(peer.identity, position, bound.after)
         if repeated:
-            horizon.window.accept(message.sequence_id)
+            horizon.accept(message.sequence_id)
             outputs = [DataRepeated(peer.identity, message.token)]
         elif exchange is None or cause is None or (exchange.state, cause) not in self.table:
-            horizon.window.accept(message.sequence_id)
+            horizon.accept(message.sequence_id)
             outputs = [Unexpected(peer.identity, message.token, type(message), _why(peer, exchange, message))]
         else:
             # Deployed peers hear only what lies above their own message: it counts before the answer to it is made.
-            before = horizon.window.highest, horizon.window.seen
-            horizon.window.accept(message.sequence_id)
+            before = horizon.highest, horizon.seen
+            horizon.accept(message.sequence_id)
             bound_before, peer.binds = peer.binds, binds  # so does what is said in the answer
             try:
                 outputs = self.step(exchange, cause, message, at)
                 if known or start is None or start.remembered:
                     self.remember(exchange, now)
             except SrupError:
-                horizon.window.highest, horizon.window.seen = before
+                horizon.highest, horizon.seen = before
                 peer.binds = bound_before
                 raise
         if position is not None and not repeated:
@@ -291,7 +291,7 @@ class Session:
         """Return what is known of the key that has signed; the key that counts is the peer's from now on."""
         if signer is None or (signer is peer.signer and not retiring):
             return peer.horizon
-        key, horizons = signer.signing_fingerprint[:KEY_DIGITS], self.horizons
+        key, horizons = key_number(signer), self.horizons
         current = peer.horizon.key == key
         if retiring:
             if current:  # its successor has not been heard yet

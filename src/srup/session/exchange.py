@@ -81,7 +81,7 @@ class Peer:
     @property
     def window(self) -> ReplayWindow:
         """Which sequence ids were seen under the key that counts."""
-        return self.horizon.window
+        return self.horizon
 
     @property
     def heard(self) -> Horizon:

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from .. import tokens
-from ..errors import PolicyError
+from ..errors import PolicyError, StoreError
 from ..records import ExchangeRecord
 from .freshness import FIRST_UNDATED, Horizon, Horizons
 
@@ -42,7 +42,7 @@ class SpentTokens:
         self._known = known
         self._horizons = horizons
         self._expired = -1  # what expires up to then has expired; with no clock nothing is known to have
-        self._numbers: OrderedDict[int, dict[str, list[int]]] = OrderedDict()  # by identity and key, in order
+        self._numbers: OrderedDict[int, dict[int, list[int]]] = OrderedDict()  # by identity and key, in order
         self._changed: dict[tuple[int, int], None] = {}
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ class SpentTokens:
                 count = bisect_left(numbers, expired + 1 << _DIGEST_BITS, hi=min(DROPPED, len(numbers)))
                 self._drop(identity, key, count)
 
-    def _add(self, identity: int, key: str, number: int) -> None:
+    def _add(self, identity: int, key: int, number: int) -> None:
         keys = self._numbers.setdefault(identity, {})
         numbers = keys.setdefault(key, [])
         insort(numbers, number)
@@ -94,7 +94,7 @@ class SpentTokens:
         elif self.of(identity) > 2 * MAX_SPENT:
             self._drop(identity, max(keys, key=lambda each: len(keys[each])), 1)
 
-    def _drop(self, identity: int, key: str, count: int) -> None:
+    def _drop(self, identity: int, key: int, count: int) -> None:
         """Drop the first tokens that were spent under a key, and raise its floor over them."""
         if not count:
             return
@@ -112,14 +112,14 @@ class SpentTokens:
             horizon.dated_floor = max(horizon.dated_floor, dropped[-1] >> _DIGEST_BITS)
             self._known.mark_freshness(identity)
 
-    def _horizon(self, identity: int, key: str) -> Horizon | None:
+    def _horizon(self, identity: int, key: int) -> Horizon | None:
         """Return what is known of a key; None for one that nobody has named, of somebody who is forgotten."""
         peer = self._known.peers.get(identity)
-        if peer is not None and key in ("", peer.horizon.key):
+        if peer is not None and key in (0, peer.horizon.key):
             return peer.horizon
         return self._horizons.peek(identity, key) if key else None
 
-    def _key_of(self, identity: int, number: int) -> str | None:
+    def _key_of(self, identity: int, number: int) -> int | None:
         """Return the key under which a token was spent, None if it is not remembered."""
         for key, numbers in self._numbers.get(identity, {}).items():
             place = bisect_left(numbers, number)
@@ -148,15 +148,20 @@ class SpentTokens:
             if key is None:
                 dropped.append((identity, name))
             else:
-                spent.append(ExchangeRecord(identity, name, float(number >> _DIGEST_BITS), key))
+                spent.append(ExchangeRecord(identity, name, float(number >> _DIGEST_BITS), f"{key:x}"))
         return spent, dropped
 
     def restore(self, kept: ExchangeRecord) -> bool:
-        """Take over a record of a spent token; return whether it is one."""
+        """Take over a record of a spent token; return whether it is one. StoreError for one that nobody has written."""
         spent = len(kept.token) == _NAME_SIZE and kept.token.startswith(_MARK)
-        if spent:
-            self._add(kept.partner, kept.body, int.from_bytes(kept.token[len(_MARK) :], "big"))
-        return spent
+        if not spent:
+            return False
+        try:
+            key = int(kept.body, 16)
+        except ValueError:
+            raise StoreError(f"a spent token of {kept.partner:x} names no key: {kept.body[:80]!r}") from None
+        self._add(kept.partner, key, int.from_bytes(kept.token[len(_MARK) :], "big"))
+        return True
 
 
 def _bound(text: bytes) -> tokens.BoundToken | None:
