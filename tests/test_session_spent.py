@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from contextlib import closing
 from hashlib import sha256
 
 import pytest
@@ -14,7 +15,7 @@ from srup.session.events import ActionRequested
 from srup.session.exchange import MAX_REMEMBERED
 from srup.session.freshness import key_number
 from srup.session.spent import MAX_SPENT
-from srup.store import MemoryStore
+from srup.store import MemoryStore, SqliteStore
 from srup.wire import Status
 
 from .session_link import DEVICE, OTHER, SERVER, T0, Pair, bound, make, nonce, sends
@@ -36,10 +37,10 @@ OLD, NEW = Key("old"), Key("new")
 class Receiver:
     """One end that is given orders by the other one, with a store."""
 
-    def __init__(self, identity, policy):
+    def __init__(self, identity, policy, store=None):
         self.identity, self.policy = identity, policy
         self.partner = SERVER if identity == DEVICE else DEVICE
-        self.store = MemoryStore()
+        self.store = store or MemoryStore()
         self.now = T0
         self.sequence_id = 0
         self.start()
@@ -351,6 +352,25 @@ def test_each_command_costs_as_much_work_as_the_first(device):
 
 
 # What a store holds.
+
+
+def test_an_sqlite_store_keeps_what_is_spent_beyond_a_revocation(tmp_path):
+    with closing(SqliteStore(tmp_path / "device.db")) as store:
+        device = Receiver(DEVICE, Policy(), store)
+        orders = device.obey_many(MANY, LONG, key=OLD)
+        device.commit()
+        assert len(store.open(DEVICE).exchanges) == MANY
+        device.session.revoke(SERVER, device.now)
+        device.commit()
+        assert not list(store.open(DEVICE).partners)
+    size = (tmp_path / "device.db").stat().st_size
+    assert size < 150 * MANY, f"{size / MANY} bytes of the file for each"
+    with closing(SqliteStore(tmp_path / "device.db")) as device.store:
+        device.start()
+        assert device.spent == MANY
+        device.join(SERVER)
+        device.refuses(orders, signer=OLD)
+        device.obey(device.order(device.now + ORDINARY), key=OLD)
 
 
 def test_a_spent_token_is_no_token_that_a_partner_could_name(device, small):

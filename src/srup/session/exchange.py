@@ -270,7 +270,7 @@ class ExchangeTable:
         if due != exchange.due:
             exchange.due = due
             heapq.heappush(self.timers, (due, next(self._order), exchange))
-        if len(self.timers) > 64 + 4 * self.size:  # entries of what was forgotten or rescheduled
+        if len(self.timers) > 64 + 2 * self.size:  # entries of what was forgotten or rescheduled
             self.timers = [entry for entry in self.timers if self._is_current(entry[0], entry[2])]
             heapq.heapify(self.timers)
 
