@@ -654,7 +654,7 @@ def test_t28_as_many_requests_as_are_remembered(tmp_path):
     with HostileFleet(tmp_path) as fleet:
         fleet.joined()
         fleet.device.stop()
-        assert grown(fleet, lambda: asks(fleet, 4_096, 100)) < 2 << 20
+        assert grown(fleet, lambda: asks(fleet, 10_000, 100)) < 2 << 20
         assert fleet.faults() == 0
 
 

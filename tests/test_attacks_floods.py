@@ -223,7 +223,6 @@ def test_t9_one_device_that_asks_again_and_again_has_one_join(crowd, monkeypatch
     """And does not put the joins of others off: it takes its own place only."""
     monkeypatch.setattr("srup.session.exchange.MAX_EXCHANGES", 64)
     monkeypatch.setattr("srup.session.exchange.MAX_REMEMBERED", 128)
-    monkeypatch.setattr("srup.session.exchange.MAX_AT_ONCE", 256)
     other = FIRST + 1
     pour(crowd, [(topic_of(other), join_of(other, 1, HumanJoinRequest))])
     flood = range(1, 1_000)

@@ -24,6 +24,7 @@ class Contacts(Duty):
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
         self._heard: dict[int, int] = {}
+        self._latest = 0  # one number for all that are heard in one second, so that a large fleet takes less memory
 
     def restore(self, transaction: Transaction, state: State) -> None:
         """See :meth:`Duty.restore`."""
@@ -35,5 +36,7 @@ class Contacts(Duty):
         """See :meth:`Duty.accepted`."""
         if 0 <= at - self._heard.get(sender, -PRECISION) < PRECISION or self._engine.store is None:
             return  # a clock that was set back tells of what is newer, too
-        self._heard[sender] = int(at)
+        if self._latest != int(at):
+            self._latest = int(at)
+        self._heard[self._engine.session.peer(sender).identity] = self._latest  # the number that is kept there already
         transaction.changes.facts.append(Fact(sender, HEARD, f"{at:.0f}"))

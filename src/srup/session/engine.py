@@ -19,8 +19,9 @@ from . import freshness, persistence, retry
 from .events import DataRepeated, Left, Unexpected
 from .exchange import Exchange, ExchangeTable, Peer
 from .flow import Flow, Now, Output, Send
-from .freshness import FRESHNESS, KEY_DIGITS, Freshness, Horizon, Horizons, Signer, token_expiry
+from .freshness import FRESHNESS, Freshness, Horizon, Horizons, Signer, key_number, token_expiry
 from .policy import MAX_SEQUENCE_ID, Policy, check_number, check_seconds
+from .spent import SpentTokens
 from .streams import REFUSED_IN, STREAM_IN, STREAM_OUT, StreamPosition, Streams
 from .table import Cause, ExchangeStart, Table, Trigger
 
@@ -103,6 +104,8 @@ class Session:
         self.freshness = Freshness(identity, self.policy, self.forwarded)
         self.horizons = Horizons()
         self.known = ExchangeTable({state for state, cause in self.table if cause is Trigger.EXPIRE})
+        self.spent = SpentTokens(self.known, self.horizons)
+        self.known.on_forget = self.spent.spend
         self.streams = Streams(self.set_fact)
         self.flows = tuple(kind(self) for kind in self.flow_types)
         self._flow_of: dict[type[Enum], Flow] = {flow.states: flow for flow in self.flows}
@@ -123,7 +126,11 @@ class Session:
             peer = self.known.peers.get(peer_id)
             self.set_fact(peer_id, FRESHNESS, self.horizons.dump(peer_id, None if peer is None else peer.horizon))
         facts, self._facts_changed = self._facts_changed, {}
-        return persistence.collect(self.known, self.volatile, facts, self.lead)
+        changes = persistence.collect(self.known, self.volatile, facts, self.lead)
+        spent, dropped = self.spent.take_changed()
+        changes.exchanges += spent
+        changes.ended += dropped
+        return changes
 
     def unix(self, time: float) -> float:
         """Return what a time is in Unix time."""
@@ -162,14 +169,14 @@ class Session:
         found: dict[tuple[int, bytes], Exchange] = {}
         texts = []
         for kept in state.exchanges:
-            if (peer := self.known.peers.get(kept.partner)) is not None:
+            if not self.spent.restore(kept) and (peer := self.known.peers.get(kept.partner)) is not None:
                 exchange = Exchange(peer, kept.token, _UNREAD, kept.expiry, mine=False)
                 found[kept.partner, kept.token] = exchange
                 texts.append((exchange, kept.body))
         states = {state for state, _ in self.table} | {to.state for to in self.table.values()}
         for exchange, text in texts:
             persistence.read_exchange(exchange, text, found, states)
-        for exchange in sorted(found.values(), key=_first_sent):  # what is sent again is so in its order
+        for exchange in sorted(found.values(), key=_age):  # what is sent again is so in its order
             exchange.retry = retry.resumed_pause(self.policy, exchange.retry)
             if exchange.began > now:
                 exchange.began, exchange.expiry = now, now + exchange.expiry - exchange.began
@@ -178,6 +185,7 @@ class Session:
         restarted = [each for each in found.values() if (each.state, Trigger.RESTART) in self.table]
         outputs = self.step_all(restarted, Trigger.RESTART, None, Now(now, b""))
         self.known.take_changed()
+        self.spent.take_changed()
         if state.adopted:
             for peer in self.known.peers.values():
                 self._raise_floor(peer)
@@ -229,16 +237,16 @@ class Session:
         bound = None
         if exchange is None or not exchange.mine:
             bound = self.freshness.check_token(peer, message, self.unix(now))
-        horizon.window.check(message.sequence_id)
+        horizon.check(message.sequence_id)
         known = exchange is not None
         cause, start = self._cause(message)
         if exchange is None and start is not None and (peer.member or not start.members_only):
             if bound is not None and start.remembered:
-                horizon.refuse_spent(bound, message.token, message.sequence_id)
+                self.spent.refuse(peer, horizon, bound, message.token, message.sequence_id)
             until = self.freshness.remembered_until(bound, self.unix(now)) - self.lead
             exchange = Exchange(peer, message.token, start.state, until, mine=False, horizon=horizon)
             if bound is not None:
-                exchange.single_use, exchange.order = True, bound.expiry
+                exchange.single_use = True
         asks_receipt = bound is not None and bound.receipt
         if asks_receipt and exchange is None:
             # Seen, and not taken: a repetition of it would be confirmed.
@@ -251,22 +259,22 @@ class Session:
             position = StreamPosition(*bound.place)
             repeated = not self.streams.is_next(peer.identity, position, bound.after)
         if repeated:
-            horizon.window.accept(message.sequence_id)
+            horizon.accept(message.sequence_id)
             outputs = [DataRepeated(peer.identity, message.token)]
         elif exchange is None or cause is None or (exchange.state, cause) not in self.table:
-            horizon.window.accept(message.sequence_id)
+            horizon.accept(message.sequence_id)
             outputs = [Unexpected(peer.identity, message.token, type(message), _why(peer, exchange, message))]
         else:
             # Deployed peers hear only what lies above their own message: it counts before the answer to it is made.
-            before = horizon.window.highest, horizon.window.seen
-            horizon.window.accept(message.sequence_id)
+            before = horizon.highest, horizon.seen
+            horizon.accept(message.sequence_id)
             bound_before, peer.binds = peer.binds, binds  # so does what is said in the answer
             try:
                 outputs = self.step(exchange, cause, message, at)
                 if known or start is None or start.remembered:
                     self.remember(exchange, now)
             except SrupError:
-                horizon.window.highest, horizon.window.seen = before
+                horizon.highest, horizon.seen = before
                 peer.binds = bound_before
                 raise
         if position is not None and not repeated:
@@ -275,7 +283,7 @@ class Session:
             self.streams.owed[peer.identity] = None
         peer.binds = binds
         if horizon is not peer.horizon:
-            self.known.mark_freshness(peer)
+            self.known.mark_freshness(peer.identity)
         self._keep(peer)
         return outputs
 
@@ -283,7 +291,7 @@ class Session:
         """Return what is known of the key that has signed; the key that counts is the peer's from now on."""
         if signer is None or (signer is peer.signer and not retiring):
             return peer.horizon
-        key, horizons = signer.signing_fingerprint[:KEY_DIGITS], self.horizons
+        key, horizons = key_number(signer), self.horizons
         current = peer.horizon.key == key
         if retiring:
             if current:  # its successor has not been heard yet
@@ -298,7 +306,7 @@ class Session:
                 horizons.put(peer.identity, peer.horizon)
             peer.horizon = horizons.peek(peer.identity, key)
         peer.horizon.key = key
-        self.known.mark_freshness(peer)
+        self.known.mark_freshness(peer.identity)
         return peer.horizon
 
     def _keep(self, peer: Peer) -> None:
@@ -321,6 +329,7 @@ class Session:
 
     def tick(self, now: float) -> list[Output]:
         """Do what time demands, or the first part of that: send again, give up, forget."""
+        self.spent.sweep(self.freshness.expired(self.unix(now)))
         outputs: list[Output] = []
         while len(outputs) < MAX_DUE and (exchange := self.known.pop_due(now)) is not None:
             if now >= exchange.expiry:
@@ -424,9 +433,8 @@ class Session:
         if peer is None:
             return []
         outputs: list[Output] = []
-        self.freshness.part(peer, peer.exchanges.values())
         for exchange in list(peer.exchanges.values()):
-            self.known.forget(exchange, spent=False)
+            self.known.forget(exchange)
             if (exchange.state, Trigger.WITHDRAW) in self.table:
                 # A person is still to decide about it, or a join waits for its word.
                 outputs += self.step(exchange, Trigger.WITHDRAW, None, Now(now, b""))
@@ -435,8 +443,9 @@ class Session:
             self.set_fact(partner, persistence.LAST_SENT_ID, str(peer.last_sent))
         self.streams.forget(partner)
         self.horizons.put(partner, peer.horizon)
-        self.known.mark_freshness(peer)
+        self.known.mark_freshness(peer.identity)
         self.known.drop_peer(peer)
+        self.spent.mark_all(partner)
         if peer.member:
             outputs.append(Left(partner, b""))
         return [*outputs, *(output for flow in self.flows for output in flow.on_revoked(peer, now))]
@@ -612,7 +621,7 @@ class Session:
     def set_membership_id(self, peer: Peer, sequence_id: int) -> None:
         """Note the sequence id of the newest message of a peer that was about being joined or not."""
         peer.heard.membership_sequence_id = sequence_id
-        self.known.mark_freshness(peer)
+        self.known.mark_freshness(peer.identity)
 
     def set_fact(self, peer_id: int, name: str, value: str | None) -> None:
         """Have a store keep a fact, or forget it; it is one of our ``facts``."""
@@ -641,8 +650,8 @@ class _Unread(Enum):
 _UNREAD: Final = _Unread.UNREAD
 
 
-def _first_sent(exchange: Exchange) -> int:
-    return 0 if exchange.request is None else exchange.request.sequence_id
+def _age(exchange: Exchange) -> tuple[int, float]:
+    return 0 if exchange.request is None else exchange.request.sequence_id, exchange.expiry
 
 
 def _why(peer: Peer, exchange: Exchange | None, message: Message) -> str:

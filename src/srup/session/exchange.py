@@ -2,10 +2,11 @@
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
+from types import MappingProxyType
 from typing import Any, Final
 
 from ..errors import PolicyError
@@ -13,7 +14,7 @@ from ..messages import Message
 from ..replay import ReplayWindow
 from ..wire import Status
 from . import retry
-from .freshness import Horizon, Signer, forget_token, token_order
+from .freshness import Horizon, Signer
 
 __all__ = ["MAX_EXCHANGES", "MAX_REMEMBERED", "Exchange", "ExchangeTable", "Peer"]
 
@@ -21,10 +22,10 @@ MAX_EXCHANGES: Final = 256
 """How many exchanges each side may have open with the other at a time (T9)."""
 
 MAX_REMEMBERED: Final = 1024
-"""How many finished exchanges of a peer are remembered because their tokens are still good (T9, T11)."""
+"""How many finished exchanges that a peer has begun are remembered, for it may ask for the answer again (T9)."""
 
-MAX_AT_ONCE: Final = 3 * MAX_REMEMBERED
-"""The same for exchanges whose tokens expire in one and the same second; with long tokens they take below 2 MiB."""
+
+_NONE: Final[Mapping[bytes, "Exchange"]] = MappingProxyType({})  # one for all peers: most have no exchange at a time
 
 
 @dataclass(slots=True, eq=False)
@@ -44,11 +45,6 @@ class Exchange:
     began: float = 0.0  # when I asked, for whoever watches
     detail: Any = None  # what the flow needs to know besides: what was ordered, and how
     horizon: Horizon | None = None  # of the key that began it, if that was not ours
-    order: int = 0  # what its token says about when it expires; 0 if nobody has looked
-
-    def __lt__(self, other: "Exchange") -> bool:
-        """Heaps hold exchanges as they are: with a number beside each they would be twice as large (T28)."""
-        return self.order < other.order
 
     @property
     def partner(self) -> "Peer":
@@ -61,11 +57,9 @@ class Room:
     """What one side has under way with a peer, counted."""
 
     open: dict[Exchange, None] = field(default_factory=dict)  # in the order in which they began
-    remembered: list[Exchange] = field(default_factory=list)  # a heap of finished ones of single use, by their order
-    held: int = 0  # how many of those are remembered still
-    disposable: OrderedDict[Exchange, None] = field(
-        default_factory=OrderedDict
-    )  # finished, the one that ended first at the front
+    # What is finished, the one that ended first at the front: those of single use, and others.
+    answered: OrderedDict[Exchange, None] = field(default_factory=OrderedDict)
+    disposable: OrderedDict[Exchange, None] = field(default_factory=OrderedDict)
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +72,7 @@ class Peer:
     last_sent: int = 0
     reserved: int = 0  # after a restart, ids of ours begin above this one
     horizon: Horizon = field(default_factory=Horizon)  # of its key
-    exchanges: dict[bytes, Exchange] = field(default_factory=dict)
+    exchanges: Mapping[bytes, Exchange] = field(default_factory=lambda: _NONE)  # only their table changes them
     theirs: Room | None = None
     ours: Room | None = None
     hearing: Horizon | None = None  # of the key that signed what is being heard
@@ -87,7 +81,7 @@ class Peer:
     @property
     def window(self) -> ReplayWindow:
         """Which sequence ids were seen under the key that counts."""
-        return self.horizon.window
+        return self.horizon
 
     @property
     def heard(self) -> Horizon:
@@ -112,13 +106,17 @@ class Peer:
 
 
 class ExchangeTable:
-    """All peers of a session and all exchanges with them. A state is ``open`` if time ends it with an effect."""
+    """All peers of a session and all exchanges with them. A state is ``open`` if time ends it with an effect.
+
+    ``on_forget`` is called with each exchange that is about to be forgotten.
+    """
 
     def __init__(self, open_states: Collection[Enum]) -> None:
         self.peers: dict[int, Peer] = {}
         self.size = 0  # exchanges of all peers
         self.timers: list[tuple[float, int, Exchange]] = []
         self.durable = False  # whether somebody asks for what has changed
+        self.on_forget: Callable[[Exchange], None] = lambda exchange: None
         self._open_states = frozenset(open_states)
         self._order = count()
         self._changed_peers: dict[int, Peer] = {}
@@ -148,64 +146,38 @@ class ExchangeTable:
 
     # Room.
 
-    def _spend(self, exchange: Exchange) -> None:
-        if forget_token(exchange):
-            self.mark_freshness(exchange.peer)
-
     def check_room(self, new: Exchange) -> Exchange | None:
         """Return which exchange is to be forgotten for a new one: None, an old one, or the new one itself.
 
         Each side has its own room: what one of them opens must not crowd out what the other is doing. What is finished
-        gives way to what is new: of exchanges whose tokens are good for one the one that expires first, for no token
-        that expires before it begins anything from then on. Where nothing is finished, an exchange that is finished at
-        once (a termination, a value) goes unremembered; any other is refused with PolicyError.
+        gives way to what is new, the one that ended first before all others. Where nothing is finished, an exchange
+        that is finished at once (a termination, a value) goes unremembered; any other is refused with PolicyError.
         """
         room = new.peer.room(new.mine)
         if len(room.open) + len(room.disposable) >= MAX_EXCHANGES:
             if room.disposable:
                 return next(iter(room.disposable))
             if self.is_open(new):
-                held = len(room.open) + room.held
+                held = len(room.open) + len(room.answered)
                 raise PolicyError(f"there are too many exchanges with {new.peer.identity:x}: {held}")
             return new
-        if room.held < MAX_REMEMBERED:
-            return None
-        while not self._is_remembered(room.remembered[0]):  # forgotten since, or under way again
-            heapq.heappop(room.remembered)
-        first = room.remembered[0]
-        # What expires with it begins nothing any more: in one second of many commands nothing gives way, up to a limit.
-        at_once = first.order >= new.order and room.held < MAX_AT_ONCE
-        return None if at_once else first
+        return next(iter(room.answered)) if len(room.answered) >= MAX_REMEMBERED else None
 
-    def _is_remembered(self, exchange: Exchange) -> bool:
-        return self.holds(exchange) and not self.is_open(exchange)
-
-    def _enter(self, exchange: Exchange) -> None:
+    def _place(self, exchange: Exchange) -> dict[Exchange, None]:
+        """Return where an exchange is counted."""
         room = exchange.peer.room(exchange.mine)
         if self.is_open(exchange):
-            room.open[exchange] = None
-        elif exchange.single_use:
-            room.held += 1
-            exchange.order = exchange.order or token_order(exchange.token)
-            heapq.heappush(room.remembered, exchange)
-            if len(room.remembered) > 8 + 2 * room.held:
-                room.remembered = [each for each in room.remembered if self._is_remembered(each)]
-                heapq.heapify(room.remembered)
-        else:
-            room.disposable[exchange] = None
+            return room.open
+        return room.answered if exchange.single_use else room.disposable
+
+    def _enter(self, exchange: Exchange) -> None:
+        self._place(exchange)[exchange] = None
 
     def _leave(self, exchange: Exchange) -> None:
+        self._place(exchange).pop(exchange, None)
         peer = exchange.peer
         room = peer.room(exchange.mine)
-        if self.is_open(exchange):
-            room.open.pop(exchange, None)
-        elif exchange.single_use:
-            room.held -= 1
-            if not room.held:
-                room.remembered.clear()  # entries of what was forgotten
-        else:
-            room.disposable.pop(exchange, None)
-        if not (room.open or room.held or room.disposable):  # a quiet peer costs no memory
+        if not (room.open or room.answered or room.disposable):  # a quiet peer costs no memory
             if exchange.mine:
                 peer.ours = None
             else:
@@ -215,7 +187,7 @@ class ExchangeTable:
 
     def add(self, exchange: Exchange) -> None:
         """Remember an exchange."""
-        exchange.peer.exchanges[exchange.token] = exchange
+        self._insert(exchange)
         self.size += 1
         self._enter(exchange)
         self.mark(exchange)
@@ -225,7 +197,7 @@ class ExchangeTable:
         if exchange.token not in exchange.peer.exchanges:
             oldest = self.check_room(exchange)
             if oldest is exchange:
-                self._spend(exchange)
+                self.on_forget(exchange)
                 return False
             if oldest is not None:
                 self.forget(oldest)
@@ -234,22 +206,34 @@ class ExchangeTable:
             self.mark(exchange)
         return True
 
-    def forget(self, exchange: Exchange, *, spent: bool = True) -> None:
-        """Forget an exchange that is remembered; its token begins no other, unless somebody else sees to that."""
-        if spent:
-            self._spend(exchange)
-        del exchange.peer.exchanges[exchange.token]
+    def forget(self, exchange: Exchange) -> None:
+        """Forget an exchange that is remembered."""
+        self.on_forget(exchange)
+        self._remove(exchange)
         self.size -= 1
         self._leave(exchange)
         self.mark(exchange)
 
     def rename(self, exchange: Exchange, token: bytes) -> None:
         """Let an exchange that is remembered go on under another token."""
-        del exchange.peer.exchanges[exchange.token]
+        self._remove(exchange)
         self.mark(exchange)
         exchange.token = token
-        exchange.peer.exchanges[token] = exchange
+        self._insert(exchange)
         self.mark(exchange)
+
+    def _insert(self, exchange: Exchange) -> None:
+        peer = exchange.peer
+        if not isinstance(peer.exchanges, dict):
+            peer.exchanges = {}
+        peer.exchanges[exchange.token] = exchange
+
+    def _remove(self, exchange: Exchange) -> None:
+        peer = exchange.peer
+        assert isinstance(peer.exchanges, dict)  # noqa: S101 - this one is in it
+        del peer.exchanges[exchange.token]
+        if not peer.exchanges:
+            peer.exchanges = _NONE
 
     def move(self, exchange: Exchange, state: Enum) -> None:
         """Let an exchange be in another state."""
@@ -286,7 +270,7 @@ class ExchangeTable:
         if due != exchange.due:
             exchange.due = due
             heapq.heappush(self.timers, (due, next(self._order), exchange))
-        if len(self.timers) > 64 + 4 * self.size:  # entries of what was forgotten or rescheduled
+        if len(self.timers) > 64 + 2 * self.size:  # entries of what was forgotten or rescheduled
             self.timers = [entry for entry in self.timers if self._is_current(entry[0], entry[2])]
             heapq.heapify(self.timers)
 
@@ -308,10 +292,10 @@ class ExchangeTable:
         if self.durable:
             self._changed_peers[peer.identity] = peer
 
-    def mark_freshness(self, peer: Peer) -> None:
+    def mark_freshness(self, peer_id: int) -> None:
         """Note that more is refused from a peer than before, besides what its window refuses."""
         if self.durable:
-            self._changed_freshness[peer.identity] = None
+            self._changed_freshness[peer_id] = None
 
     def take_changed_freshness(self) -> list[int]:
         """Return the peers that :meth:`mark_freshness` has named since the last call."""

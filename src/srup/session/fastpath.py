@@ -46,7 +46,7 @@ class FastPath:
             bound = self._freshness.check_token(peer, message, self._session.unix(now))
             if bound is not None and bound.receipt:
                 return False
-            peer.horizon.window.accept(message.sequence_id)
+            peer.horizon.accept(message.sequence_id)
         except SrupError:
             return False
         peer.binds = peer.binds or bound is not None

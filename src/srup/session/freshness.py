@@ -6,15 +6,14 @@ membership: what is known of a key stays known when it is removed, rotated or re
 1. The token is short; if it is bound it names its sender and us (T3), and has not expired (T4). A partner that binds no
    tokens passes on some messages under the token of whoever gave them to it: that one names two others.
 2. The sequence id has not been seen under this key, and is not too old (T1, T2).
-3. What begins an exchange does not do so under a token that was spent. Whatever forgets a spent token raises a floor
-   below which no token begins anything: an expiry, or a sequence id for tokens that never expire.
+3. What begins an exchange does not do so under a token that was spent (:mod:`.spent`). Whatever forgets a spent token
+   raises a floor below which no token begins anything: an expiry, or a sequence id for tokens that never expire.
 4. A message about being joined or not counts only if its sender has said nothing newer about that.
 """
 
 import json
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from hashlib import sha256
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from .. import tokens
@@ -24,19 +23,18 @@ from ..replay import WINDOW_SIZE, ReplayWindow
 from .policy import NO_EXPIRY, Policy
 
 if TYPE_CHECKING:
-    from .exchange import Exchange, Peer
+    from .exchange import Peer
 
 __all__ = [
     "FIRST_UNDATED",
     "FRESHNESS",
-    "KEY_DIGITS",
     "Freshness",
     "Horizon",
     "Horizons",
     "Signer",
-    "forget_token",
+    "key_number",
+    "key_text",
     "token_expiry",
-    "token_order",
 ]
 
 
@@ -54,8 +52,7 @@ FIRST_UNDATED: Final = 9 * 10**17
 FRESHNESS: Final = "freshness"
 """The fact about an identity that says what is known of its keys."""
 
-KEY_DIGITS: Final = 32
-"""How much of a fingerprint names a key here: 128 bits."""
+_KEY_DIGITS: Final = 32  # how much of a fingerprint names a key here: 128 bits
 
 MAX_TOKEN: Final = 256
 """The most bytes of a token that is not ours: it is remembered for long (T9)."""
@@ -63,11 +60,18 @@ MAX_TOKEN: Final = 256
 MAX_KEYS: Final = 64
 """How many former keys of an identity are remembered; what was known of others is a floor for all keys not named."""
 
-MAX_SPENT: Final = 64
-"""How many tokens are remembered one by one of a peer that was forgotten; those before them raise a floor."""
-
+_ALL_SEEN: Final = (1 << WINDOW_SIZE) - 1
 _MARGIN: Final = 1.0  # a second longer than a token is good for, or its last moment could see it taken twice
-_DIGEST: Final = 16  # characters of a token's digest
+
+
+def key_number(key: Signer) -> int:
+    """Return the number that names a key here: a large fleet keeps one for each device."""
+    return int(key.signing_fingerprint[:_KEY_DIGITS], 16)
+
+
+def key_text(number: int) -> str:
+    """Return the beginning of the fingerprint of a key; "" for 0."""
+    return f"{number:0{_KEY_DIGITS}x}" if number else ""
 
 
 def token_expiry(expiry: float, sequence_id: int, policy: Policy) -> float:
@@ -82,26 +86,29 @@ def token_expiry(expiry: float, sequence_id: int, policy: Policy) -> float:
 
 
 @dataclass(slots=True, eq=False)
-class Horizon:
-    """What has been heard from an identity under one key: nothing older is heard again."""
+class Horizon(ReplayWindow):
+    """What has been heard from an identity under one key: nothing older is heard again.
 
-    key: str = ""  # the fingerprint; "" while nobody has said
-    window: ReplayWindow = field(default_factory=ReplayWindow)
+    It is the window and the floors in one: a server has one of them for each device.
+    """
+
+    key: int = 0  # what :func:`key_number` says; 0 while nobody has said
+    highest: int = 0
+    seen: int = 1
     membership_sequence_id: int = 0  # of the newest message that was about being joined or not
     dated_floor: int = 0  # no token that expires at or before this time begins an exchange
     undated_floor: int = 0  # nor does one that never expires and was made at or before this sequence id
     activated_sequence_id: int = 0  # of the newest update order whose firmware was activated
-    spent: frozenset[str] = frozenset()  # digests of tokens that begin nothing any more
 
-    def refuse_spent(self, bound: tokens.BoundToken, token: bytes, sequence_id: int) -> None:
-        """Raise PolicyError if this token was spent, or may have been."""
+    def refuse_below_floor(self, bound: tokens.BoundToken, sequence_id: int) -> None:
+        """Raise PolicyError if this token may have been spent and forgotten."""
         dated, number = self._order(bound, sequence_id)
-        if number <= (self.dated_floor if dated else self.undated_floor) or _digest(token) in self.spent:
+        if number <= (self.dated_floor if dated else self.undated_floor):
             raise PolicyError("the token is spent, or older than one that was forgotten")
 
-    def spend(self, bound: tokens.BoundToken) -> None:
+    def raise_floor(self, bound: tokens.BoundToken) -> None:
         """Let nothing begin under this token, nor under those before it."""
-        dated, number = self._order(bound, self.window.highest)
+        dated, number = self._order(bound, self.highest)
         if dated:
             self.dated_floor = max(self.dated_floor, number)
         else:
@@ -116,44 +123,44 @@ class Horizon:
 
     def close(self, floor: int = 0) -> None:
         """Refuse every message with a sequence id up to the highest that was seen, or ``floor``."""
-        self.window = ReplayWindow(max(floor, self.window.highest), (1 << WINDOW_SIZE) - 1)
+        self.highest, self.seen = max(floor, self.highest), _ALL_SEEN
 
     @property
     def height(self) -> int:
         """How much it would refuse of another key, roughly: sequence ids that come from a clock are microseconds."""
-        return max(self.window.highest, self.dated_floor * 1_000_000, self.undated_floor)
+        return max(self.highest, self.dated_floor * 1_000_000, self.undated_floor)
 
     def dump(self) -> list[object]:
         """Return what a store keeps of it besides the window."""
         numbers = self.membership_sequence_id, self.dated_floor, self.undated_floor, self.activated_sequence_id
-        return [self.key, *numbers, *sorted(self.spent)]
+        return [key_text(self.key), *numbers]
 
 
 class Horizons:
     """What is known of the keys that are not the one by which a peer speaks now, by identity and key."""
 
     def __init__(self) -> None:
-        self._former: dict[int, dict[str, Horizon]] = {}
+        self._former: dict[int, dict[int, Horizon]] = {}
 
-    def knows(self, identity: int, key: str) -> bool:
+    def knows(self, identity: int, key: int) -> bool:
         """Return whether something is known of this key."""
         former = self._former.get(identity, {})
-        return key in former or "" in former
+        return key in former or 0 in former
 
-    def take(self, identity: int, key: str) -> Horizon:
+    def take(self, identity: int, key: int) -> Horizon:
         """Return what is known of a key, which is the one of its peer from now on."""
         former = self._former.get(identity, {})
         known = former.pop(key, None)
         if known is not None:
             return known
-        others = former.get("")
+        others = former.get(0)
         new = Horizon(key)
         if others is not None:
-            new.window = ReplayWindow(others.window.highest, (1 << WINDOW_SIZE) - 1)
+            new.close(others.highest)
             new.dated_floor, new.undated_floor = others.dated_floor, others.undated_floor
         return new
 
-    def peek(self, identity: int, key: str) -> Horizon:
+    def peek(self, identity: int, key: int) -> Horizon:
         """Return what is known of a key that is retiring."""
         former = self._former.setdefault(identity, {})
         if key not in former:
@@ -161,7 +168,7 @@ class Horizons:
             self._limit(former)
         return former[key]
 
-    def leave(self, identity: int, key: str) -> None:
+    def leave(self, identity: int, key: int) -> None:
         """Forget what is known of a key here: it is the one of its peer."""
         if key and (former := self._former.get(identity)) is not None:
             former.pop(key, None)
@@ -174,13 +181,13 @@ class Horizons:
             former[horizon.key] = horizon
             self._limit(former)
 
-    def _limit(self, former: dict[str, Horizon]) -> None:
+    def _limit(self, former: dict[int, Horizon]) -> None:
         """Forget the key that raises the floor of all others least: one in wrong hands may have said anything (T30)."""
         while len(former) > MAX_KEYS:
             named = [key for key in former if key][:-1]  # the last one was put there just now
             gone = former.pop(min(named, key=lambda key: former[key].height))
-            others = former.setdefault("", Horizon())
-            others.close(gone.window.highest)
+            others = former.setdefault(0, Horizon())
+            others.close(gone.highest)
             others.dated_floor = max(others.dated_floor, gone.dated_floor)
             others.undated_floor = max(others.undated_floor, gone.undated_floor)
 
@@ -192,7 +199,7 @@ class Horizons:
 
     def dump(self, identity: int, current: Horizon | None) -> str | None:
         """Return the fact about an identity, None if there is nothing to say."""
-        former = [[horizon.window.highest, *horizon.dump()] for horizon in self._former.get(identity, {}).values()]
+        former = [[horizon.highest, *horizon.dump()] for horizon in self._former.get(identity, {}).values()]
         if current is None and not former:
             return None
         return json.dumps([None if current is None else current.dump(), *former], separators=(",", ":"))
@@ -204,7 +211,7 @@ class Horizons:
             if current is not None and kept is not None:
                 _read(current, kept)
             for highest, *rest in former:
-                horizon = Horizon(window=ReplayWindow(highest, (1 << WINDOW_SIZE) - 1))
+                horizon = Horizon(highest=highest, seen=_ALL_SEEN)
                 _read(horizon, rest)
                 self._former.setdefault(identity, {})[horizon.key] = horizon
         except (ValueError, TypeError) as error:
@@ -212,17 +219,13 @@ class Horizons:
 
 
 def _read(horizon: Horizon, kept: list[object]) -> None:
-    key, membership, dated, undated, activated, *spent = kept
+    key, membership, dated, undated, activated, *_ = kept  # earlier versions named tokens of a peer that was revoked
     for number in (membership, dated, undated, activated):
         if type(number) is not int:
             raise ValueError(f"{number!r} is no number")
-    horizon.key, horizon.spent = str(key), frozenset(map(str, spent))
+    horizon.key = int(str(key) or "0", 16)
     horizon.membership_sequence_id, horizon.dated_floor, horizon.undated_floor = membership, dated, undated  # type: ignore[assignment]
     horizon.activated_sequence_id = activated  # type: ignore[assignment]
-
-
-def _digest(token: bytes) -> str:
-    return sha256(token).hexdigest()[:_DIGEST]
 
 
 class Freshness:
@@ -277,6 +280,10 @@ class Freshness:
         if self._policy.has_clock and now > bound.expiry + self._policy.clock_skew:
             raise PolicyError(f"the message expired {now - bound.expiry:.0f} seconds ago")
 
+    def expired(self, now: float) -> int:
+        """Return up to which expiry a token would be refused as expired, for good measure half a second later."""
+        return int(now - self._policy.clock_skew - _MARGIN / 2) if self._policy.has_clock else -1
+
     def remembered_until(self, bound: tokens.BoundToken | None, now: float) -> float:
         """Return until when an exchange is remembered that a message with this token begins."""
         if bound is None or not self._policy.has_clock or bound.expiry >= FIRST_UNDATED:
@@ -293,36 +300,3 @@ class Freshness:
         """
         newest = max(peer.heard.membership_sequence_id, peer.horizon.membership_sequence_id)
         return any(message is not None and message.sequence_id < newest for message in (said, asked))
-
-    @staticmethod
-    def part(peer: "Peer", exchanges: "Iterable[Exchange]") -> None:
-        """Let nothing begin again that a peer had begun, which is being forgotten with all its exchanges."""
-        begun = [(bound, each) for each in exchanges if not each.mine and (bound := _parsed(each.token)) is not None]
-        begun.sort(key=lambda pair: pair[0].expiry)
-        cut = max(0, len(begun) - MAX_SPENT)
-        for bound, each in begun[:cut]:
-            (each.horizon or peer.horizon).spend(bound)
-        for _, each in begun[cut:]:
-            horizon = each.horizon or peer.horizon
-            horizon.spent |= {_digest(each.token)}
-
-
-def _parsed(token: bytes) -> tokens.BoundToken | None:
-    try:
-        return tokens.parse(token)
-    except PolicyError:
-        return None
-
-
-def token_order(token: bytes) -> int:
-    """Return a number that is the greater the longer a token is good for."""
-    bound = _parsed(token)
-    return 0 if bound is None else bound.expiry
-
-
-def forget_token(exchange: "Exchange") -> bool:
-    """Raise the floor over the token of an exchange that is forgotten; return whether it has one that counts."""
-    if exchange.mine or (bound := _parsed(exchange.token)) is None:
-        return False
-    (exchange.horizon or exchange.peer.horizon).spend(bound)
-    return True

@@ -14,7 +14,6 @@ from typing import Any, Final, TypeVar
 from ..errors import StoreError
 from ..messages import SCHEMA, Message
 from ..records import Changes, ExchangeRecord, Fact, PartnerRecord
-from ..replay import ReplayWindow
 from ..wire import Status
 from .exchange import Exchange, ExchangeTable, Peer
 from .freshness import Horizon
@@ -198,7 +197,7 @@ def read_peer(kept: PartnerRecord) -> Peer:
     """Return the peer that :func:`write_peer` has written."""
     # As long as no fact says more: what was sent before does not bring anybody back in.
     decided = 0 if kept.member else kept.highest
-    horizon = Horizon(window=ReplayWindow(kept.highest, kept.seen), membership_sequence_id=decided)
+    horizon = Horizon(highest=kept.highest, seen=kept.seen, membership_sequence_id=decided)
     return Peer(kept.identity, kept.member, kept.binds, kept.reserved, kept.reserved, horizon)
 
 

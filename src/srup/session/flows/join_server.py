@@ -33,6 +33,7 @@ from ..events import (
 )
 from ..exchange import Exchange, Peer
 from ..flow import Flow, Now, Output, Send
+from ..freshness import key_text
 from ..persistence import record
 from ..policy import check_status
 from ..table import ExchangeStart, Transition, Trigger
@@ -297,7 +298,7 @@ class ServerJoins(Flow):
     def _moderate(self, exchange: Exchange, moderated: Moderated, now: Now) -> list[Output]:
         """Let a join wait for somebody's word: for so long, and with no more than so many others."""
         outputs = self.withdraw(exchange.peer, now)  # a device has one under way: the latest
-        exchange.detail = moderated._replace(until=exchange.expiry, signer=exchange.peer.heard.key)
+        exchange.detail = moderated._replace(until=exchange.expiry, signer=key_text(exchange.peer.heard.key))
         exchange.expiry = min(exchange.expiry, now.time + self.session.policy.join_lifetime)
         if len(self.moderated) >= MAX_MODERATED:
             outputs += self.session.abandon([next(iter(self.moderated))], now.time)

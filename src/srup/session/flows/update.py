@@ -125,7 +125,7 @@ class DeviceUpdates(Flow):
                 self.session.version_floor = max(floor, done.version)
             horizon = peer.horizon
             horizon.activated_sequence_id = max(horizon.activated_sequence_id, done.sequence_id)
-            self.session.known.mark_freshness(peer)
+            self.session.known.mark_freshness(peer.identity)
         return self.session.decide(server, token, Trigger.ACTIVATED, Status.ACTIVATE_SUCCESS, now)
 
     def activation_failed(self, server: int, token: bytes, now: float, why: str = "") -> list[Output]:
