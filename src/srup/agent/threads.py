@@ -90,6 +90,7 @@ class Threads:
         engine.handlers.employ(self._name)
         if engine.store is None and isinstance(transport, MqttTransport):
             engine.inbox.listen(transport.wake)
+            engine.flush = transport.flush
             self._lent = transport.lend_thread(self._take_turn, self._due)
         if not self._lent:
             engine.inbox.listen(None)
@@ -116,6 +117,7 @@ class Threads:
         if not threading.current_thread().name.startswith(f"{self._name}-application"):
             wait(running, max(0.0, deadline - time.monotonic()))  # what they have done shall not be done again
         free = self._turn.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        engine.flush = lambda: None  # the last turn is not on the transport's thread
         try:
             if self._lent:  # a handler that is inline may have called this in the middle of a turn
                 last = free and engine.turn_began is None
@@ -130,15 +132,16 @@ class Threads:
 
     def _take_turn(self) -> None:
         """Take a turn, if there is something to do and nobody takes the last one."""
+        if self._due() > time.monotonic():
+            return
         while not self._turn.acquire(timeout=_LOOK):
             if self._engine.stopping.is_set():
                 return  # whoever stops us has it, and waits for this thread
         try:
-            if self._due() <= time.monotonic():
-                try:
-                    self._engine.turn(TURN)
-                except BaseException as fault:  # noqa: BLE001 - as in _loop
-                    self._engine.break_off(fault)
+            if not self._engine.stopping.is_set():
+                self._engine.turn(TURN)
+        except BaseException as fault:  # noqa: BLE001 - as in _loop
+            self._engine.break_off(fault)
         finally:
             self._turn.release()
 

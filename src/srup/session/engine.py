@@ -51,7 +51,8 @@ def command(
 
     @wraps(method)
     def call(session: "Session", /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        return cast("Result", getattr(session.flow(kind), name)(*args, **kwargs))
+        result: Result = getattr(session._flows_by_type[kind], name)(*args, **kwargs)
+        return result
 
     return call
 
@@ -335,8 +336,10 @@ class Session:
 
     def deadline(self) -> float | None:
         """Return when :meth:`tick` or a receipt has something to do next, None for never."""
-        timers = [self.known.timers[0][0]] if self.known.timers else []
-        return min([*timers, *self.streams.deadlines()], default=None)
+        timer = self.known.timers[0][0] if self.known.timers else None
+        if not self.streams.owed:
+            return timer
+        return min([*self.streams.deadlines(), *([] if timer is None else [timer])])
 
     # What an owner may ask about.
 

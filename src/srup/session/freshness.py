@@ -95,24 +95,25 @@ class Horizon:
 
     def refuse_spent(self, bound: tokens.BoundToken, token: bytes, sequence_id: int) -> None:
         """Raise PolicyError if this token was spent, or may have been."""
-        dated, number = self._order(bound, sequence_id)
-        if number <= (self.dated_floor if dated else self.undated_floor) or _digest(token) in self.spent:
+        dated, number = self._order(bound.expiry, sequence_id)
+        floor = self.dated_floor if dated else self.undated_floor
+        if number <= floor or (self.spent and _digest(token) in self.spent):
             raise PolicyError("the token is spent, or older than one that was forgotten")
 
-    def spend(self, bound: tokens.BoundToken) -> None:
-        """Let nothing begin under this token, nor under those before it."""
-        dated, number = self._order(bound, self.window.highest)
+    def spend(self, expiry: int) -> None:
+        """Let nothing begin under a token that expires then, nor under those before it."""
+        dated, number = self._order(expiry, self.window.highest)
         if dated:
             self.dated_floor = max(self.dated_floor, number)
         else:
             self.undated_floor = max(self.undated_floor, number)
 
     @staticmethod
-    def _order(bound: tokens.BoundToken, sequence_id: int) -> tuple[bool, int]:
+    def _order(expiry: int, sequence_id: int) -> tuple[bool, int]:
         """Return whether a token expires at all, and the number by which such tokens are ordered."""
-        if bound.expiry < FIRST_UNDATED:
-            return True, bound.expiry
-        return False, bound.expiry - FIRST_UNDATED if bound.expiry < NO_EXPIRY else sequence_id
+        if expiry < FIRST_UNDATED:
+            return True, expiry
+        return False, expiry - FIRST_UNDATED if expiry < NO_EXPIRY else sequence_id
 
     def close(self, floor: int = 0) -> None:
         """Refuse every message with a sequence id up to the highest that was seen, or ``floor``."""
@@ -301,7 +302,7 @@ class Freshness:
         begun.sort(key=lambda pair: pair[0].expiry)
         cut = max(0, len(begun) - MAX_SPENT)
         for bound, each in begun[:cut]:
-            (each.horizon or peer.horizon).spend(bound)
+            (each.horizon or peer.horizon).spend(bound.expiry)
         for _, each in begun[cut:]:
             horizon = each.horizon or peer.horizon
             horizon.spent |= {_digest(each.token)}
@@ -322,7 +323,9 @@ def token_order(token: bytes) -> int:
 
 def forget_token(exchange: "Exchange") -> bool:
     """Raise the floor over the token of an exchange that is forgotten; return whether it has one that counts."""
-    if exchange.mine or (bound := _parsed(exchange.token)) is None:
+    if exchange.mine:
         return False
-    (exchange.horizon or exchange.peer.horizon).spend(bound)
-    return True
+    expiry = exchange.order or token_order(exchange.token)
+    if expiry:
+        (exchange.horizon or exchange.peer.horizon).spend(expiry)
+    return expiry > 0
