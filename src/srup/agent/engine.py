@@ -62,7 +62,7 @@ IDLE: Final = 3600.0
 TURN: Final = 1024
 """How many things are done in one turn, and made durable in one commit, at most."""
 
-_FREQUENT: Final = ("accepted", "check_address", "close", "due", "precede", "sender_verified", "tick")
+_FREQUENT: Final = ("accepted", "check_address", "close", "precede", "sender_verified", "tick")
 """Hooks that are called for each turn or message, and only of the duties that override them."""
 
 Part = TypeVar("Part", bound=Duty)
@@ -121,6 +121,7 @@ class Engine:
         self.flush: Callable[[], object] = lambda: None  # sends what was published, on the thread of the turns
         self._due: float | None = None  # when there is something to do next, if that is known
         self._due_known = False
+        self._dues: list[Callable[[], float | None]] = [self.own_keys.due]  # who knows of something besides the session
         self.measuring: tuple[Callable[[str, float], object], ...] = ()
         self.amend_key_changes: Callable[[Changes], object] = lambda changes: None  # of a turn, before they are kept
         self.handlers = Handlers(self.journal, keys, self.inbox, self.numbers, store is not None, self._may_call)
@@ -140,6 +141,8 @@ class Engine:
             undeliverable=self._undeliverable,
         )
         self._audit = None if store is None else AuditPruner(self.journal, store, audit_kept)
+        if (audit := self._audit) is not None:
+            self._dues.append(lambda: audit.due)
         self._duties: list[Duty] = []
         self._overriding: dict[str, list[Duty]] = {hook: [] for hook in _FREQUENT}
         self._listeners: dict[type[Event], list[Listener]] = {}
@@ -159,6 +162,8 @@ class Engine:
         for hook, overriding in self._overriding.items():
             if getattr(type(duty), hook) is not getattr(Duty, hook):
                 overriding.append(duty)
+        if type(duty).due is not Duty.due:
+            self._dues.append(duty.due)
         for event, listener in duty.events().items():
             self.listeners(event).append(listener)
         return duty
@@ -427,11 +432,12 @@ class Engine:
     def due(self) -> float | None:
         """Return when a turn has something to do even if nothing arrives; None for never. Only turns change that."""
         if not self._due_known:
-            audit = None if self._audit is None else self._audit.due
-            dues = [self.session.deadline(), audit, self.own_keys.due()]
-            dues += [duty.due() for duty in self._overriding["due"]]
-            self._due = min([due for due in dues if due is not None], default=None)
-            self._due_known = True
+            earliest = self.session.deadline()
+            for ask in self._dues:
+                due = ask()
+                if due is not None and (earliest is None or due < earliest):
+                    earliest = due
+            self._due, self._due_known = earliest, True
         return self._due
 
     def lose_lease(self, error: LeaseLostError) -> None:

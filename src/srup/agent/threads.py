@@ -90,8 +90,9 @@ class Threads:
         engine.handlers.employ(self._name)
         if engine.store is None and isinstance(transport, MqttTransport):
             engine.inbox.listen(transport.wake)
-            engine.flush = transport.flush
             self._lent = transport.lend_thread(self._take_turn, self._due)
+            if self._lent:
+                engine.flush = transport.flush  # which other threads must not call
         if not self._lent:
             engine.inbox.listen(None)
             self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
@@ -147,18 +148,18 @@ class Threads:
 
     def _due(self) -> float:
         """Return when the next turn is to be taken, on the monotonic clock."""
-        try:
-            return math.inf if self._engine.stopping.is_set() else self._due_time()
-        except BaseException as fault:  # noqa: BLE001 - as in _loop
-            self._engine.break_off(fault)
-            return math.inf
-
-    def _due_time(self) -> float:
         engine = self._engine
+        if engine.stopping.is_set():
+            return math.inf
         if len(engine.inbox):
             return 0.0
-        due = engine.due()
-        return time.monotonic() + (IDLE if due is None else min(IDLE, max(0.0, due - engine.clock())))
+        try:
+            due = engine.due()
+        except BaseException as fault:  # noqa: BLE001 - as in _loop
+            engine.break_off(fault)
+            return math.inf
+        pause = IDLE if due is None else due - engine.clock()
+        return time.monotonic() + min(IDLE, max(0.0, pause))
 
     # On a thread of our own.
 

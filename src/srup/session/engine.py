@@ -106,6 +106,7 @@ class Session:
         self.known = ExchangeTable({state for state, cause in self.table if cause is Trigger.EXPIRE})
         self.streams = Streams(self.set_fact)
         self.flows = tuple(kind(self) for kind in self.flow_types)
+        self._heeding_answers = [flow for flow in self.flows if type(flow).on_answer is not Flow.on_answer]
         self._flow_of: dict[type[Enum], Flow] = {flow.states: flow for flow in self.flows}
         self._flows_by_type = {kind: flow for flow in self.flows for kind in type(flow).__mro__}
         self._first_sequence_id = first_sequence_id
@@ -624,7 +625,7 @@ class Session:
 
     def answered(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
         """Let all flows know that a request of ours is answered."""
-        return [output for flow in self.flows for output in flow.on_answer(exchange, cause, now)]
+        return [output for flow in self._heeding_answers for output in flow.on_answer(exchange, cause, now)]
 
     def value_came(self, peer: Peer, value: Data, now: Now) -> list[Output]:
         """Let all flows know that a value came."""

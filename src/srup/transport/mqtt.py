@@ -411,32 +411,35 @@ class MqttTransport:
             # All of them, session or not: a broker that came back from an older state has the session, not the filter.
             link.subscribe(wanted)
             link.unsubscribe(unwanted)
-        news: list[tuple[bool, str]] = []
         if self._news:
             with self._lock:
-                news, self._news = self._news, news
-        for wanted_now, topic_filter in news:
-            if wanted_now:
-                link.subscribe([topic_filter])
-            else:
-                link.unsubscribe([topic_filter])
-        for topic_filter in link.forgotten():
-            with self._lock:
-                self._unwanted.pop(topic_filter, None)
-        link.acknowledge()
+                news, self._news = self._news, []
+            for wanted_now, topic_filter in news:
+                if wanted_now:
+                    link.subscribe([topic_filter])
+                else:
+                    link.unsubscribe([topic_filter])
+        if link.acks:
+            link.acknowledge()
         while self._outbox and link.has_room:
             message = self._outbox.popleft()
             if message.size > self._largest_allowed:
                 self._refuse(message, self._too_large(message))
             else:
                 link.publish(message)
-        state = link.hears, link.complaint
-        if link.ended is None and state != link.said:
-            link.said = state
-            if link.complaint:
-                self._fence.report(False, link.complaint)
-            elif link.hears:
-                self._fence.report(True, f"connected to {self._where()} with MQTT {link.dialect}")
+        if link.changed:
+            link.changed = False
+            self._heed_subscriptions(link)
+
+    def _heed_subscriptions(self, link: _Link) -> None:
+        """Take note of what the broker has said about subscriptions, and report whether they stand."""
+        for topic_filter in link.forgotten():
+            with self._lock:
+                self._unwanted.pop(topic_filter, None)
+        if link.ended is None and link.complaint:
+            self._fence.report(False, link.complaint)
+        elif link.ended is None and link.hears:
+            self._fence.report(True, f"connected to {self._where()} with MQTT {link.dialect}")
 
     def _allow(self, *, announced: float | None = None, hung_up_on: float | None = None) -> None:
         """Take note of what is known about the sizes that the broker takes."""
@@ -556,6 +559,7 @@ class _Link:
         "_window",
         "accepted",
         "acks",
+        "changed",
         "cut",
         "due",
         "ended",
@@ -563,7 +567,6 @@ class _Link:
         "in_flight",
         "open",
         "open_bytes",
-        "said",
         "taken_over",
         "too_large",
         "version_refused",
@@ -580,7 +583,7 @@ class _Link:
         self.cut = False  # it has ended without a word
         self.in_flight: dict[int, _Message] = {}  # sent and not acknowledged, by packet id, in order
         self.acks: deque[_Ticket] = deque()  # of what was settled
-        self.said = False, ""  # what was reported: whether it hears, and the complaint
+        self.changed = True  # the broker has said something about subscriptions, or we have asked for some
         self.open = 0  # deliveries with a packet id that are not settled
         self.open_bytes = 0  # of all that are not
         self._owner = owner
@@ -770,6 +773,7 @@ class _Link:
 
     def subscribe(self, filters: list[str]) -> None:
         """Ask for each filter with QoS 1 and, where the broker can, without one's own messages."""
+        self.changed = True
         for some in _batches(filters):
             if self._is_5:
                 _, mid = self._client.subscribe([(each, SubscribeOptions(qos=1, noLocal=True)) for each in some])
@@ -782,6 +786,7 @@ class _Link:
         """Ask for nothing more from each filter."""
         for topic_filter in filters:
             self._refused.pop(topic_filter, None)
+        self.changed = True
         for some in _batches(filters):
             _, mid = self._client.unsubscribe(some)
             if mid is not None:
@@ -934,6 +939,7 @@ def _on_disconnect(
 
 def _on_subscribe(_client: paho.Client, link: _Link, mid: int, reasons: list[ReasonCode], _properties: object) -> None:
     filters = link._subscribing.pop(mid, [])
+    link.changed = True
     for topic_filter, reason in zip_longest(filters, reasons[: len(filters)]):
         if (reason is None or reason.is_failure) and topic_filter in link._owner._wanted:
             link._refused[topic_filter] = "no answer" if reason is None else str(reason)
@@ -946,6 +952,7 @@ def _on_unsubscribe(
     _client: paho.Client, link: _Link, mid: int, _reasons: list[ReasonCode], _properties: object
 ) -> None:
     link._forgotten += link._unsubscribing.pop(mid, ())
+    link.changed = True
 
 
 @cache
