@@ -101,11 +101,11 @@ class DataQueue:
 
     def awake(self, now: float) -> list[int]:
         """Return the partners that were noted since the last call, and those that are not held any more."""
-        for partner in [partner for partner, until in self._held.items() if now >= until] if self._held else ():
+        if not self._awake and not self._held:
+            return []
+        for partner in [partner for partner, until in self._held.items() if now >= until]:
             del self._held[partner]
             self.wake(partner)
-        if not self._awake:
-            return []
         awake = [partner for partner in self._awake if partner not in self._held]
         self._awake = {}
         return awake
