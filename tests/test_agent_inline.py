@@ -1,11 +1,13 @@
 """Handlers of actions that run inline, and turns on the thread of the transport."""
 
+import sys
 import threading
 import time
 
 import pytest
 
 from srup import Device, KeyRing, PrivateKey, Server, Status, TransportError
+from srup.agent.duty import Duty
 from srup.aio import AsyncDevice
 from srup.store import MemoryStore
 from srup.transport import LocalBroker, MemoryNetwork, MemoryTransport
@@ -221,3 +223,72 @@ def test_an_agent_whose_turns_the_transports_thread_takes_stops_at_once(where):
         wait_until(lambda: took)
         stop(device)
     assert max(took) < 2.0
+
+
+def calls_of(job):
+    """Return how many functions a job calls: how much work it is, on any machine."""
+    count = 0
+
+    def profile(frame, event, argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        job()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def test_the_4000th_command_to_one_device_is_no_more_work_than_the_first():
+    """What is remembered of a partner is counted, not scanned."""
+    pair = Pair()
+    pair.device.on_action(3, inline=True)(lambda server: None)
+
+    def round_trip():
+        future = pair.server.action(DEVICE, 3)
+        for agent in (pair.server, pair.device, pair.server):
+            agent.step()
+            pair.network.advance(pair.now)
+        pair.server.step()
+        pair.now += 0.02
+        assert future.result(0) is Status.ACTION_SUCCESS
+
+    def round_trips():
+        for _ in range(50):
+            round_trip()
+
+    round_trips()
+    first = calls_of(round_trips)
+    for _ in range(4_000):
+        round_trip()
+    assert calls_of(round_trips) <= 1.1 * first
+
+
+class Bookkeeping(Duty):
+    """Notes when a turn comes to its end."""
+
+    def __init__(self, noted):
+        self._noted = noted
+
+    def close(self, transaction, now):
+        self._noted.append("close")
+
+
+@pytest.mark.parametrize(("store", "expected"), [(None, [("flush", 1), "close"]), (MemoryStore, ["close"])])
+def test_an_answer_is_sent_before_the_rest_of_its_turn_if_nothing_has_to_be_durable_first(store, expected):
+    pair = Pair(None if store is None else store())
+    pair.device.on_action(3, inline=True)(lambda server: None)
+    engine, noted = pair.device.engine, []
+    engine.add(Bookkeeping(noted))
+    sent = pair.device.counts["sent"]
+    engine.flush = lambda: noted.append(("flush", pair.device.counts["sent"] - sent))
+    future = pair.server.action(DEVICE, 3)
+    pair.server.step()
+    pair.network.advance(pair.now)
+    engine.turn()
+    assert noted == expected
+    pair.settle()
+    assert future.result(0) is Status.ACTION_SUCCESS

@@ -7,7 +7,6 @@ import pytest
 
 from srup import Device, KeyRing, PolicyError, PrivateKey, StoreError, TransportError
 from srup.agent.clientid import client_id
-from srup.agent.ordered import MailOrders
 from srup.agent.transaction import Call
 from srup.agent.worker import Worker
 from srup.store import RedisStore
@@ -211,7 +210,7 @@ def test_a_partition_whose_turn_fails_begins_anew_and_the_others_go_on(site):
     def fault(*_):
         raise RuntimeError("half of the turn is done")
 
-    server.engine.part(MailOrders).tick = fault
+    server.engine.serving.close = fault
     site.send(0)
     wait_until(lambda: site.has(1), "all values are there")
     wait_until(lambda: site.served(worker), "everything is served")

@@ -206,3 +206,40 @@ def test_a_connection_that_breaks_while_sending_is_over():
         assert not ends.stream.flush()
         assert ends.stream.recv(1) == b""
         assert ends.heard() == [b""]
+
+
+@given(names, st.integers(1, 65535), payloads, st.booleans())
+def test_a_message_is_sent_as_mqtt_says(topic, mid, payload, is_5):
+    with Ends(is_5) as ends:
+        ends.stream.publish(topic, mid, payload)
+        assert ends.stream.flush()
+        sent = publish(topic, mid, payload, properties=b"" if is_5 else None)
+        assert ends.broker.recv(len(sent) + 1) == sent
+
+
+def test_acknowledgements_are_sent_together():
+    with Ends() as ends:
+        ends.stream.acknowledge([1, 0x1234])
+        assert ends.stream.flush()
+        assert ends.broker.recv(100) == packet(0x40, b"\x00\x01") + packet(0x40, b"\x12\x34")
+
+
+@pytest.mark.parametrize(
+    ("wire", "is_5", "expected"),
+    [
+        (packet(0x40, b"\x12\x34"), True, (0x1234, 0)),
+        (packet(0x40, b"\x12\x34"), False, (0x1234, 0)),
+        (packet(0x40, b"\x12\x34\x87"), True, (0x1234, 0x87)),
+        (packet(0x40, b"\x12\x34\x10\x03\x1f\x00\x00"), True, (0x1234, 0x10)),
+        (packet(0x40, b"\x12\x34\x87"), False, None),  # which MQTT 3.1.1 does not know
+        (packet(0x40, b"\x12"), True, None),
+        (packet(0x40, b""), True, None),
+        (packet(0x90, b"\x12\x34\x00\x01"), True, None),
+    ],
+)
+def test_a_puback_is_taken_from_paho_and_nothing_else_is(wire, is_5, expected):
+    with Ends(is_5) as ends:
+        ends.broker.sendall(wire)
+        assert list(ends.stream.read()) == [None]
+        assert ends.stream.take_puback() == expected
+        assert ends.for_paho() == (wire if expected is None else b"")

@@ -10,6 +10,9 @@ WINDOW_SIZE: Final = 1024
 """How far behind the highest accepted sequence id a message may arrive and still be accepted."""
 
 
+_ALL: Final = (1 << WINDOW_SIZE) - 1
+
+
 class ReplayWindow:
     """A sliding window over sequence ids, after RFC 6479: each id at most once, none that fell behind, never 0.
 
@@ -41,7 +44,7 @@ class ReplayWindow:
             self.seen |= 1 << -ahead
         else:
             # A jump past the whole window must not shift by it: the id comes from 64 bits.
-            self.seen = (self.seen << ahead & (1 << WINDOW_SIZE) - 1 | 1) if ahead < WINDOW_SIZE else 1
+            self.seen = (self.seen << ahead & _ALL | 1) if ahead < WINDOW_SIZE else 1
             self.highest = sequence_id
 
     def __repr__(self) -> str:

@@ -312,8 +312,8 @@ class Agent:
     def on_fault(self, handler: Handler) -> Handler:
         """Register a handler called with the exception when a fault in a turn has ended the agent.
 
-        It has let go of everything by then, and all futures have ended. Nothing of that turn has had any effect: a new
-        agent goes on from what is durable. It is called on the thread that has ended.
+        It has let go of everything by then, and all futures have ended. With a store nothing of that turn has had any
+        effect: a new agent goes on from what is durable. It is called on the thread that has ended.
         """
         return self.engine.handlers.register("fault", handler, 1)
 

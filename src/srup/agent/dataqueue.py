@@ -101,6 +101,8 @@ class DataQueue:
 
     def awake(self, now: float) -> list[int]:
         """Return the partners that were noted since the last call, and those that are not held any more."""
+        if not self._awake and not self._held:
+            return []
         for partner in [partner for partner, until in self._held.items() if now >= until]:
             del self._held[partner]
             self.wake(partner)
@@ -142,6 +144,8 @@ class DataQueue:
     def deadline(self) -> float | None:
         """Return when something may expire or need not be held any more, None for never."""
         expiries = self._expiries
+        if not expiries and not self._held:
+            return None
         while expiries and not self._may_wait(*expiries[0][1:]):
             heapq.heappop(expiries)
         return min([*self._held.values(), *(expiry for expiry, *_ in expiries[:1])], default=None)

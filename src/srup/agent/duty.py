@@ -71,7 +71,7 @@ class Duty:
         return False
 
     def tick(self, transaction: Transaction, now: float) -> None:
-        """Do what is due."""
+        """Do what is due: called once :meth:`due` has come, and in each turn that somebody has asked for."""
 
     def close(self, transaction: Transaction, now: float) -> None:
         """Put into the transaction what only its end can say."""

@@ -62,7 +62,7 @@ IDLE: Final = 3600.0
 TURN: Final = 1024
 """How many things are done in one turn, and made durable in one commit, at most."""
 
-_FREQUENT: Final = ("accepted", "check_address", "close", "due", "precede", "sender_verified", "tick")
+_FREQUENT: Final = ("accepted", "check_address", "close", "precede", "sender_verified", "tick")
 """Hooks that are called for each turn or message, and only of the duties that override them."""
 
 Part = TypeVar("Part", bound=Duty)
@@ -118,6 +118,10 @@ class Engine:
         self.commit_failed = False
         self.fault: BaseException | None = None
         self.turn_began: float | None = None
+        self.flush: Callable[[], object] = lambda: None  # sends what was published, on the thread of the turns
+        self._due: float | None = None  # when there is something to do next, if that is known
+        self._due_known = False
+        self._dues: list[Callable[[], float | None]] = [self.own_keys.due]  # who knows of something besides the session
         self.measuring: tuple[Callable[[str, float], object], ...] = ()
         self.amend_key_changes: Callable[[Changes], object] = lambda changes: None  # of a turn, before they are kept
         self.handlers = Handlers(self.journal, keys, self.inbox, self.numbers, store is not None, self._may_call)
@@ -137,6 +141,8 @@ class Engine:
             undeliverable=self._undeliverable,
         )
         self._audit = None if store is None else AuditPruner(self.journal, store, audit_kept)
+        if (audit := self._audit) is not None:
+            self._dues.append(lambda: audit.due)
         self._duties: list[Duty] = []
         self._overriding: dict[str, list[Duty]] = {hook: [] for hook in _FREQUENT}
         self._listeners: dict[type[Event], list[Listener]] = {}
@@ -156,6 +162,8 @@ class Engine:
         for hook, overriding in self._overriding.items():
             if getattr(type(duty), hook) is not getattr(Duty, hook):
                 overriding.append(duty)
+        if type(duty).due is not Duty.due:
+            self._dues.append(duty.due)
         for event, listener in duty.events().items():
             self.listeners(event).append(listener)
         return duty
@@ -195,6 +203,7 @@ class Engine:
             duty.prepare()
         self.keys.watch(self._key_withdrawn)
         self._process = os.getpid()
+        self._due_known = False
         self.transport.start(self.inbound.arrived, self.report_link)
         self.started = True
 
@@ -346,7 +355,10 @@ class Engine:
             self.turn_began = time.monotonic()
             transaction.busy = True
             return transaction
-        with self.in_turn():
+        due = self.due()
+        self._due_known = False
+        self._turn_thread = threading.get_ident()
+        try:
             self.session.lead = self.clock.lead
             for duty in self._overriding["precede"]:
                 if duty.precede(transaction):
@@ -354,9 +366,17 @@ class Engine:
             done = self._drain(transaction, limit, patience)
             if not done:
                 self.turn_began = time.monotonic()
+            elif self.store is None:  # nothing has to become durable first, and somebody waits for it
+                self._take_effect(transaction)
+                self.flush()
             self.handlers.collect_finished(transaction, done)
-            self._tick(transaction)
-            self._close(transaction)
+            now = self.clock()
+            self._heed_clock(transaction, now)
+            if transaction.due or (due is not None and now >= due):
+                self._tick(transaction, now)
+            self._close(transaction, now)
+        finally:
+            self._turn_thread = None
         transaction.busy = done > 0 or bool(transaction.effects or transaction.calls)
         return transaction
 
@@ -393,20 +413,32 @@ class Engine:
             self.journal.log(logging.WARNING, "%s: its store works again")
         self.commit_failed, self.store_error = False, None
         self._begin_transaction()
-        for effect in transaction.effects:
-            self.journal.log_exceptions(effect)
-        self.handlers.run_at_once()
-        self.handlers.submit(transaction.calls)
+        self._take_effect(transaction)
         if self._audit is not None:
             self._audit.prune(self.clock(), self.clock.unix(), self.host.audit_share())
         self.turn_began = None
         return True
 
+    def _take_effect(self, transaction: Transaction) -> None:
+        """Let all take effect outside that the transaction has put off so far."""
+        effects, transaction.effects = transaction.effects, []
+        for effect in effects:
+            self.journal.log_exceptions(effect)
+        self.handlers.run_at_once()
+        if transaction.calls:
+            self.handlers.submit(transaction.calls)
+            transaction.calls.clear()  # in place: the handlers count those that wait in it
+
     def due(self) -> float | None:
-        """Return when a turn has something to do even if nothing arrives; None for never."""
-        audit = None if self._audit is None else self._audit.due
-        dues = (self.session.deadline(), audit, *(duty.due() for duty in self._overriding["due"]))
-        return min((due for due in dues if due is not None), default=None)
+        """Return when a turn has something to do even if nothing arrives; None for never. Only turns change that."""
+        if not self._due_known:
+            earliest = self.session.deadline()
+            for ask in self._dues:
+                due = ask()
+                if due is not None and (earliest is None or due < earliest):
+                    earliest = due
+            self._due, self._due_known = earliest, True
+        return self._due
 
     def lose_lease(self, error: LeaseLostError) -> None:
         """Touch nothing any more: somebody else serves these partners now."""
@@ -447,8 +479,9 @@ class Engine:
             self.inbound.deliver(transaction, batch)
         return done
 
-    def _tick(self, transaction: Transaction) -> None:
-        now, lead = self.clock(), self.session.lead
+    def _heed_clock(self, transaction: Transaction, now: float) -> None:
+        """See whether somebody has set the Unix clock."""
+        lead = self.session.lead
         if abs(lead - self._lead) > STEP:
             text = "%s: the clock was set by %+.0f seconds"
             self.journal.log(logging.INFO, text, lead - self._lead)
@@ -456,15 +489,17 @@ class Engine:
             self.guarded_perform(transaction, lambda: self.session.clock_set(now, self.entropy(16)))
             for duty in self._duties:
                 duty.clock_set(transaction)
+
+    def _tick(self, transaction: Transaction, now: float) -> None:
+        """Do what is due."""
         if outputs := self.journal.log_exceptions(self.session.tick, now):
             self.perform(transaction, outputs)
         self.own_keys.forget_former(now)
         for duty in self._overriding["tick"]:
             duty.tick(transaction, now)
 
-    def _close(self, transaction: Transaction) -> None:
+    def _close(self, transaction: Transaction, now: float) -> None:
         """Send what can be sent now, and put together what the store is to keep."""
-        now = self.clock()
         for duty in self._overriding["close"]:
             duty.close(transaction, now)
         if self.store is None:

@@ -197,13 +197,14 @@ class Handlers:
 
     def call(self, transaction: Transaction | None, call: Call) -> None:
         """Call a handler when the transaction is durable, on the application's thread if it is not inline."""
+        if transaction is not None and call.inline and not self._durable:
+            self._at_once.append(call)
+            return
         if call.peer is not None:
             with self._counting:
                 self._of_peer[call.peer] += 1
         if transaction is None:
             self.submit([call])
-        elif call.inline and not self._durable:
-            self._at_once.append(call)
         else:
             transaction.calls.append(call)
 
@@ -230,19 +231,22 @@ class Handlers:
         """Hand calls over to the application's thread, and make those that are inline."""
         if not calls:
             return
-        with self._counting:
-            self._submitted += len(calls)
         inline = [call for call in calls if call.inline]
         others = [call for call in calls if not call.inline] if inline else calls
         if others:
+            with self._counting:
+                self._submitted += len(others)
             self._line.put(others)
             self._start_job(self.application, partial(self._run_line, len(others)))
+        for call in inline:
+            self._count_off(call)
         self._run_inline(inline)
 
     def run_at_once(self) -> None:
         """Make the calls that wait for no commit; not under a lock that the application may be waiting for."""
-        calls, self._at_once = self._at_once, []
-        self.submit(calls)
+        if self._at_once:
+            calls, self._at_once = self._at_once, []
+            self._run_inline(calls)
 
     def submit_refusal(self, call: Call | None) -> bool:
         """Hand a call about a refused message over, if any; not if many wait: junk must not fill the memory (T9)."""
@@ -263,35 +267,38 @@ class Handlers:
             future.add_done_callback(self._jobs.discard)
 
     def _run_inline(self, calls: Sequence[Call]) -> None:
-        if calls:
-            self._inline = threading.get_ident()
-            self.run_calls(calls)
-            self._inline = None
+        if not calls:
+            return
+        self._inline = threading.get_ident()
+        for call in calls:
+            if not self._may_call():
+                break
+            self._running_inline = call
+            self._journal.log_exceptions(self._make, call)
+        self._inline = self._running_inline = None
+
+    def _count_off(self, call: Call) -> None:
+        """Take note that the turn of a call has come."""
+        if (peer := call.peer) is not None:
+            with self._counting:
+                self._of_peer[peer] -= 1
+                if self._of_peer[peer] <= 0:
+                    del self._of_peer[peer]
 
     def run_calls(self, calls: Iterable[Call]) -> None:
         """Call handlers, one after the other; a call that is not made now is made after a restart if it is kept."""
         for call in calls:
             if not self._may_call():
                 return
-            peer = call.peer
             with self._counting:
                 self._started += 1
-                if peer is not None:
-                    self._of_peer[peer] -= 1
-                    if self._of_peer[peer] <= 0:
-                        del self._of_peer[peer]
-            if inline := self._inline == threading.get_ident():
-                self._running_inline = call
-            else:
-                self._running, self.began = call, time.monotonic()
+            self._count_off(call)
+            self._running, self.began = call, time.monotonic()
             self._journal.log_exceptions(self._make, call)
-            if inline:
-                self._running_inline = None
-            else:
-                self._running = self.began = None
+            self._running = self.began = None
             self.progress()
-            if call.number and peer is not None:
-                self.finished(peer, call.number)
+            if call.number and call.peer is not None:
+                self.finished(call.peer, call.number)
 
     def _make(self, call: Call) -> None:
         peer = call.peer

@@ -18,7 +18,7 @@ from ..errors import ReplayError, SignatureError, SrupError, UnknownSenderError
 from ..keyring import KeyRing
 from ..keys import PublicKey
 from ..logs import Limiter
-from ..messages import Message
+from ..messages import Data, Message
 from ..printable import printable
 from ..transport.base import Delivery
 from ..transport.topics import parse_topic
@@ -114,7 +114,8 @@ class Inbound:
         fast, guard = self._fast_path, self._journal.log_exceptions
         fast.position = 0
         while fast.position < len(batch):
-            guard(fast.run, transaction, batch, opened, as_of)
+            if type(opened[fast.position]) is Data:
+                guard(fast.run, transaction, batch, opened, as_of)
             if fast.position < len(batch):
                 guard(self._handle, transaction, batch[fast.position], opened[fast.position], as_of)
                 fast.position += 1

@@ -11,8 +11,9 @@ __all__ = ["Inbox", "Work"]
 Work = Callable[[Transaction], object]
 
 
-def _nothing(_transaction: Transaction) -> None:
-    """Wake the thread that takes the turns."""
+def _look(transaction: Transaction) -> None:
+    """Wake the thread that takes the turns, and have it look at all that may be due."""
+    transaction.due = True
 
 
 class Inbox:
@@ -37,11 +38,13 @@ class Inbox:
 
     def wake(self) -> None:
         """Have a turn taken even if there is nothing else to do."""
-        self.put(_nothing)
+        self.put(_look)
 
     def get(self, patience: float) -> Delivery | Work | None:
         """Take the next thing; None if there is nothing after ``patience`` seconds."""
+        if patience <= 0.0 and not self._queue.qsize():
+            return None
         try:
-            return self._queue.get(patience > 0, patience)
+            return self._queue.get(patience > 0.0, patience)
         except queue.Empty:
             return None

@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, cast
+from functools import partial
+from typing import Final
 
 __all__ = ["STEP", "LocalTime"]
 
@@ -14,6 +15,10 @@ _HELD_UP: Final = 0.1  # seconds from one look at a clock to the next
 _ATTEMPTS: Final = 10
 
 Clock = Callable[[], float]
+
+_SYSTEM: Final[Clock] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
 
 
 class LocalTime:
@@ -30,8 +35,10 @@ class LocalTime:
 
     def __init__(self, clock: Clock) -> None:
         self.unix = clock
-        self._monotonic = _system if clock is time.time else getattr(clock, "monotonic", None) or _Forwards(clock)
+        monotonic: Clock | None = _SYSTEM if clock is time.time else getattr(clock, "monotonic", None)
+        self._monotonic = monotonic or _Forwards(clock)
         self._offset = 0.0
+        self._lead = 0.0  # what it was when somebody asked last
         self.begin()
 
     def begin(self) -> None:
@@ -40,20 +47,20 @@ class LocalTime:
 
     def __call__(self) -> float:
         """Return the local time."""
-        return cast("float", self._monotonic()) + self._offset
+        return self._monotonic() + self._offset
 
     @property
     def lead(self) -> float:
         """How far Unix time is ahead of local time now."""
-        for _ in range(_ATTEMPTS):  # a process that is held up between two looks has not seen the clock being set
-            before, unix, after = self(), self.unix(), self()
-            if after - before < _HELD_UP:
-                break
-        return unix - after
-
-
-def _system() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+        lead = self.unix() - self()
+        if not -_HELD_UP < lead - self._lead < _HELD_UP:
+            for _ in range(_ATTEMPTS):  # a process that is held up between two looks has not seen the clock being set
+                before, unix, after = self(), self.unix(), self()
+                lead = unix - after
+                if after - before < _HELD_UP:
+                    break
+        self._lead = lead
+        return lead
 
 
 class _Forwards:

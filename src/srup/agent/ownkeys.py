@@ -45,6 +45,12 @@ class OwnKeys:
         self.current, self._unanswered = key, None
         self.withdraw()
 
+    def due(self) -> float | None:
+        """Return when :meth:`forget_former` has something to do, None for never."""
+        if self._former is None and self._unanswered is None:
+            return None
+        return min(until for _, until in filter(None, (self._former, self._unanswered)))
+
     def forget_former(self, now: float) -> None:
         """Drop keys that have nothing to open any more: the former one, and one that was offered in vain."""
         if self._former is not None and now >= self._former[1]:

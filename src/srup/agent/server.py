@@ -290,6 +290,7 @@ class Server(Agent):
 
         def begin(transaction: Transaction, now: float, nonce: bytes) -> Sequence[Output]:
             self._key.rotate(new_key, now + lasts, done, self._members.identities)
+            transaction.due = True  # the first are asked in this turn
             return ()
 
         def begun(future: "Future[None]") -> None:

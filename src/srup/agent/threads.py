@@ -91,6 +91,8 @@ class Threads:
         if engine.store is None and isinstance(transport, MqttTransport):
             engine.inbox.listen(transport.wake)
             self._lent = transport.lend_thread(self._take_turn, self._due)
+            if self._lent:
+                engine.flush = transport.flush  # which other threads must not call
         if not self._lent:
             engine.inbox.listen(None)
             self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
@@ -116,6 +118,7 @@ class Threads:
         if not threading.current_thread().name.startswith(f"{self._name}-application"):
             wait(running, max(0.0, deadline - time.monotonic()))  # what they have done shall not be done again
         free = self._turn.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        engine.flush = lambda: None  # the last turn is not on the transport's thread
         try:
             if self._lent:  # a handler that is inline may have called this in the middle of a turn
                 last = free and engine.turn_began is None
@@ -130,32 +133,33 @@ class Threads:
 
     def _take_turn(self) -> None:
         """Take a turn, if there is something to do and nobody takes the last one."""
+        if self._due() > time.monotonic():
+            return
         while not self._turn.acquire(timeout=_LOOK):
             if self._engine.stopping.is_set():
                 return  # whoever stops us has it, and waits for this thread
         try:
-            if self._due() <= time.monotonic():
-                try:
-                    self._engine.turn(TURN)
-                except BaseException as fault:  # noqa: BLE001 - as in _loop
-                    self._engine.break_off(fault)
+            if not self._engine.stopping.is_set():
+                self._engine.turn(TURN)
+        except BaseException as fault:  # noqa: BLE001 - as in _loop
+            self._engine.break_off(fault)
         finally:
             self._turn.release()
 
     def _due(self) -> float:
         """Return when the next turn is to be taken, on the monotonic clock."""
-        try:
-            return math.inf if self._engine.stopping.is_set() else self._due_time()
-        except BaseException as fault:  # noqa: BLE001 - as in _loop
-            self._engine.break_off(fault)
-            return math.inf
-
-    def _due_time(self) -> float:
         engine = self._engine
+        if engine.stopping.is_set():
+            return math.inf
         if len(engine.inbox):
             return 0.0
-        due = engine.due()
-        return time.monotonic() + (IDLE if due is None else min(IDLE, max(0.0, due - engine.clock())))
+        try:
+            due = engine.due()
+        except BaseException as fault:  # noqa: BLE001 - as in _loop
+            engine.break_off(fault)
+            return math.inf
+        pause = IDLE if due is None else due - engine.clock()
+        return time.monotonic() + min(IDLE, max(0.0, pause))
 
     # On a thread of our own.
 

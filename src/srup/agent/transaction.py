@@ -68,11 +68,12 @@ class Dispatch:
 class Transaction:
     """What is put off until ``changes`` are durable: ``effects``, in order, then ``calls`` of handlers.
 
-    ``futures`` are those that the effects end. ``signer`` is the key that has signed the message in hand. ``busy`` says
-    whether the turn had anything to do.
+    ``futures`` are those that the effects end. ``signer`` is the key that has signed the message in hand. ``due`` says
+    that something is to be done for which it may be time, whatever has arrived, ``busy`` that the turn had anything to
+    do.
     """
 
-    __slots__ = ("busy", "calls", "changes", "effects", "futures", "signer")
+    __slots__ = ("busy", "calls", "changes", "due", "effects", "futures", "signer")
 
     def __init__(self) -> None:
         self.changes = Changes()
@@ -80,6 +81,7 @@ class Transaction:
         self.calls: list[Call] = []
         self.futures: list[Future[Any]] = []
         self.signer: PublicKey | None = None
+        self.due = False
         self.busy = False
 
 

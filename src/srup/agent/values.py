@@ -98,8 +98,9 @@ class Values(Duty):
 
     def close(self, transaction: Transaction, now: float) -> None:
         """See :meth:`Duty.close`: send what can be sent now."""
-        for partner in [partner for partner in self._queue.held() if self._engine.session.binds(partner)]:
-            self._queue.release(partner)
+        for partner in self._queue.held():
+            if self._engine.session.binds(partner):
+                self._queue.release(partner)
         left, waiting = SENT_AT_ONCE, self._queue.awake(now)
         while left and waiting:
             partner = waiting.pop(0)

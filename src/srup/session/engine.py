@@ -52,7 +52,8 @@ def command(
 
     @wraps(method)
     def call(session: "Session", /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        return cast("Result", getattr(session.flow(kind), name)(*args, **kwargs))
+        result: Result = getattr(session._flows_by_type[kind], name)(*args, **kwargs)
+        return result
 
     return call
 
@@ -108,6 +109,7 @@ class Session:
         self.known.on_forget = self.spent.spend
         self.streams = Streams(self.set_fact)
         self.flows = tuple(kind(self) for kind in self.flow_types)
+        self._heeding_answers = [flow for flow in self.flows if type(flow).on_answer is not Flow.on_answer]
         self._flow_of: dict[type[Enum], Flow] = {flow.states: flow for flow in self.flows}
         self._flows_by_type = {kind: flow for flow in self.flows for kind in type(flow).__mro__}
         self._first_sequence_id = first_sequence_id
@@ -344,8 +346,10 @@ class Session:
 
     def deadline(self) -> float | None:
         """Return when :meth:`tick` or a receipt has something to do next, None for never."""
-        timers = [self.known.timers[0][0]] if self.known.timers else []
-        return min([*timers, *self.streams.deadlines()], default=None)
+        timer = self.known.timers[0][0] if self.known.timers else None
+        if not self.streams.owed:
+            return timer
+        return min([*self.streams.deadlines(), *([] if timer is None else [timer])])
 
     # What an owner may ask about.
 
@@ -630,7 +634,7 @@ class Session:
 
     def answered(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
         """Let all flows know that a request of ours is answered."""
-        return [output for flow in self.flows for output in flow.on_answer(exchange, cause, now)]
+        return [output for flow in self._heeding_answers for output in flow.on_answer(exchange, cause, now)]
 
     def value_came(self, peer: Peer, value: Data, now: Now) -> list[Output]:
         """Let all flows know that a value came."""

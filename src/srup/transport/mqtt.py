@@ -40,7 +40,7 @@ from srup.transport.topics import check_filter, check_topic
 
 try:
     import paho.mqtt.client as paho
-    from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+    from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
     from paho.mqtt.packettypes import PacketTypes
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
@@ -77,12 +77,12 @@ _MAX_OPEN: Final = 16_777_216  # bytes of deliveries that are not settled; from 
 _OVERHEAD: Final = 256  # bytes that a delivery takes besides its payload, about
 _FILTERS_PER_PACKET: Final = 8  # AWS IoT Core takes no more
 _UNSENT: Final = 65_536  # bytes that wait to be sent; no more messages join them
-_PUBACK: Final = b"\x40\x02"  # a packet id of two bytes follows (MQTT 5.0, section 3.4)
 _LONGEST: Final = 268_435_460  # bytes of a packet (MQTT 5.0, section 2.1.4)
 _SUSPICIOUS: Final = 4  # connections in a row that did not last
 _STRIKES: Final = 3  # connections in a row that ended of one and the same message, which is given up then
 _REFUSED_PAUSE: Final = 30.0  # seconds until a subscription is tried again that the broker has refused
-_UNSUPPORTED_VERSION: Final = 0x84  # reason codes: MQTT 5.0, section 2.4
+_FAILURES: Final = 0x80  # reason codes from this one on: MQTT 5.0, section 2.4
+_UNSUPPORTED_VERSION: Final = 0x84
 _KEEP_ALIVE_TIMEOUT: Final = 0x8D
 _TAKEN_OVER: Final = 0x8E
 _TOO_LARGE: Final = 0x95
@@ -271,6 +271,13 @@ class MqttTransport:
         self._wake()
         return True
 
+    def flush(self) -> None:
+        """Send at once what was published and settled, as far as it can be sent; in a turn (:meth:`lend_thread`)."""
+        link = None if self._connecting else self._link
+        if link is not None and link.accepted and link.ended is None:
+            self._exchange(link)
+            link.flush()
+
     def wake(self) -> None:
         """Have the network thread look what there is to do. On any thread."""
         self._wake()
@@ -314,7 +321,9 @@ class MqttTransport:
         """Take the next steps from pause to connection to farewell."""
         link = None if self._connecting else self._link
         if link is None or link.ended is not None:
-            due = self._take_turn()
+            self._awake = True
+            self._take_turn()
+            due = self._fall_asleep()
         if self._connecting:
             return due
         if link is None:
@@ -329,10 +338,11 @@ class MqttTransport:
             self._awake = True  # what callbacks leave here is looked at below
             link.move(ready)
             link.check_time(now)
-            due = self._take_turn()
+            self._take_turn()
             if link.accepted and link.ended is None:
                 self._exchange(link)
             link.flush()
+            due = self._fall_asleep(link)
             if link.ended is None and not self._finished(now, link):
                 link.watch()
                 return now if link.goes_on else min(link.due, self._deadline, due)
@@ -343,14 +353,19 @@ class MqttTransport:
         self._rest(link, now)
         return now
 
-    def _take_turn(self) -> float:
-        """Let whoever borrows the thread take a turn; return when it is to have the next one."""
-        self._awake = True
+    def _take_turn(self) -> None:
+        """Let whoever borrows the thread take a turn."""
         try:
             self._turn()
         except Exception:  # noqa: BLE001 - whatever happens in it, the link stays up
             self._fence.fault("a turn raised")
+
+    def _fall_asleep(self, link: _Link | None = None) -> float:
+        """Have whoever leaves something wake us from now on; return when there is something to do even so."""
         self._awake = False  # before looking at the queues: no call gets lost
+        works = link is not None and link.accepted and link.ended is None
+        if link is not None and works and (self._news or link.acks or (self._outbox and link.has_room)):
+            return 0.0
         return self._turn_due()
 
     def recover(self, now: float) -> float:
@@ -396,23 +411,31 @@ class MqttTransport:
             # All of them, session or not: a broker that came back from an older state has the session, not the filter.
             link.subscribe(wanted)
             link.unsubscribe(unwanted)
-        with self._lock:
-            news, self._news = self._news, []
-        for wanted_now, topic_filter in news:
-            if wanted_now:
-                link.subscribe([topic_filter])
-            else:
-                link.unsubscribe([topic_filter])
-        for topic_filter in link.forgotten():
+        if self._news:
             with self._lock:
-                self._unwanted.pop(topic_filter, None)
-        link.acknowledge()
+                news, self._news = self._news, []
+            for wanted_now, topic_filter in news:
+                if wanted_now:
+                    link.subscribe([topic_filter])
+                else:
+                    link.unsubscribe([topic_filter])
+        if link.acks:
+            link.acknowledge()
         while self._outbox and link.has_room:
             message = self._outbox.popleft()
             if message.size > self._largest_allowed:
                 self._refuse(message, self._too_large(message))
             else:
                 link.publish(message)
+        if link.changed:
+            link.changed = False
+            self._heed_subscriptions(link)
+
+    def _heed_subscriptions(self, link: _Link) -> None:
+        """Take note of what the broker has said about subscriptions, and report whether they stand."""
+        for topic_filter in link.forgotten():
+            with self._lock:
+                self._unwanted.pop(topic_filter, None)
         if link.ended is None and link.complaint:
             self._fence.report(False, link.complaint)
         elif link.ended is None and link.hears:
@@ -536,6 +559,7 @@ class _Link:
         "_window",
         "accepted",
         "acks",
+        "changed",
         "cut",
         "due",
         "ended",
@@ -559,6 +583,7 @@ class _Link:
         self.cut = False  # it has ended without a word
         self.in_flight: dict[int, _Message] = {}  # sent and not acknowledged, by packet id, in order
         self.acks: deque[_Ticket] = deque()  # of what was settled
+        self.changed = True  # the broker has said something about subscriptions, or we have asked for some
         self.open = 0  # deliveries with a packet id that are not settled
         self.open_bytes = 0  # of all that are not
         self._owner = owner
@@ -591,7 +616,6 @@ class _Link:
         client.connect_timeout = _CONNECT_TIMEOUT
         client.on_connect = _on_connect
         client.on_disconnect = _on_disconnect
-        client.on_publish = _on_publish
         client.on_subscribe = _on_subscribe
         client.on_unsubscribe = _on_unsubscribe
         if owner._credentials[0] is not None:
@@ -698,7 +722,10 @@ class _Link:
             self._full = False
             for publication in self._stream.read():
                 if publication is None:
-                    self._client.loop_read()
+                    if (puback := self._stream.take_puback()) is None:
+                        self._client.loop_read()
+                    else:
+                        self._confirm(*puback)
                 else:
                     self._deliver(publication)
                 self._full = self.is_full
@@ -746,6 +773,7 @@ class _Link:
 
     def subscribe(self, filters: list[str]) -> None:
         """Ask for each filter with QoS 1 and, where the broker can, without one's own messages."""
+        self.changed = True
         for some in _batches(filters):
             if self._is_5:
                 _, mid = self._client.subscribe([(each, SubscribeOptions(qos=1, noLocal=True)) for each in some])
@@ -758,6 +786,7 @@ class _Link:
         """Ask for nothing more from each filter."""
         for topic_filter in filters:
             self._refused.pop(topic_filter, None)
+        self.changed = True
         for some in _batches(filters):
             _, mid = self._client.unsubscribe(some)
             if mid is not None:
@@ -772,7 +801,7 @@ class _Link:
         """Send the acknowledgements of what was settled since the last call."""
         if not self.acks or self._stream is None:
             return
-        packets = bytearray()
+        mids = []
         while self.acks:
             ticket = self.acks.popleft()
             if ticket.settled:
@@ -781,16 +810,26 @@ class _Link:
             self.open_bytes -= ticket.size
             if ticket.mid:
                 self.open -= 1
-                packets += _PUBACK
-                packets += ticket.mid.to_bytes(2, "big")
-        self._stream.send(packets)
+                mids.append(ticket.mid)
+        self._stream.acknowledge(mids)
 
     def publish(self, message: _Message) -> None:
         """Send a message with QoS 1."""
-        info = self._client.publish(message.topic, message.payload, qos=1)
-        while info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # 65,535 packet ids later: this one is still in flight
-            info = self._client.publish(message.topic, message.payload, qos=1)
-        self.in_flight[info.mid] = message
+        assert self._stream is not None  # noqa: S101 - the broker has accepted the connection
+        mid = self._client._mid_generate()  # which paho has for its own packets as well; a test says if that changes
+        while mid in self.in_flight or mid in self._subscribing or mid in self._unsubscribing:
+            mid = self._client._mid_generate()  # 65,535 of them later
+        self.in_flight[mid] = message
+        self._stream.publish(message.topic.encode(), mid, message.payload)
+
+    def _confirm(self, mid: int, reason: int) -> None:
+        """The broker has taken a message, or says why it refuses it."""
+        if (message := self.in_flight.pop(mid, None)) is None:
+            return
+        if reason >= _FAILURES:
+            about = {"topic": message.topic, "reason": _name_of(reason)}
+            log.warning("the broker refused a message on %a: %s", message.topic, about["reason"], extra=about)
+        self._owner._settled(message)
 
     def end(self, why: str) -> None:
         """Note why the link is over; the first reason counts."""
@@ -861,7 +900,7 @@ class _PassingTicket(_Ticket):
             self()
 
 
-# paho's callbacks, all from within connect, move, check_time, publish and take_leave; the user data is the link. They
+# paho's callbacks, all from within connect, move, check_time and take_leave; the user data is the link. They
 # belong to no object, of which a fleet would have thousands. Signatures: its API version 2.
 
 
@@ -898,17 +937,9 @@ def _on_disconnect(
         link.end(f"{link._owner._where()} ended the connection: {reason}")
 
 
-def _on_publish(_client: paho.Client, link: _Link, mid: int, reason: ReasonCode, _properties: object) -> None:
-    if (message := link.in_flight.pop(mid, None)) is None:
-        return
-    if reason.is_failure:
-        about = {"topic": message.topic, "reason": str(reason)}
-        log.warning("the broker refused a message on %a: %s", message.topic, reason, extra=about)
-    link._owner._settled(message)
-
-
 def _on_subscribe(_client: paho.Client, link: _Link, mid: int, reasons: list[ReasonCode], _properties: object) -> None:
     filters = link._subscribing.pop(mid, [])
+    link.changed = True
     for topic_filter, reason in zip_longest(filters, reasons[: len(filters)]):
         if (reason is None or reason.is_failure) and topic_filter in link._owner._wanted:
             link._refused[topic_filter] = "no answer" if reason is None else str(reason)
@@ -921,6 +952,7 @@ def _on_unsubscribe(
     _client: paho.Client, link: _Link, mid: int, _reasons: list[ReasonCode], _properties: object
 ) -> None:
     link._forgotten += link._unsubscribing.pop(mid, ())
+    link.changed = True
 
 
 @cache
@@ -931,6 +963,14 @@ def _connect_properties(session_expiry: int) -> Properties:
     properties.ReceiveMaximum = _RECEIVE_MAXIMUM
     properties.MaximumPacketSize = _MAX_PACKET
     return properties
+
+
+def _name_of(reason: int) -> str:
+    """Return what the reason code of a PUBACK means."""
+    try:
+        return str(ReasonCode(PacketTypes.PUBACK, identifier=reason))
+    except (KeyError, ValueError):
+        return f"reason code 0x{reason:02x}"
 
 
 def _packet_size(topic: str, payload: bytes) -> int:

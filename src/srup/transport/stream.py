@@ -1,15 +1,15 @@
 """A connection's bytes in few system calls: whatever has come is received at once, and what goes out is sent at once.
 
 paho reads each packet in four pieces and sends each one by itself. Every system call gives up the GIL, which a busy
-thread does not give back for milliseconds. So a :class:`Stream` stands between paho and its socket. It also opens the
-PUBLISH packets, which are nearly all that a server receives; every other packet is paho's to read. And it bounds what a
-hostile broker can make us keep: no packet is longer than ``limit``, and none begins an exchange of QoS 2, which nobody
-subscribes with and for which paho would store the message.
+thread does not give back for milliseconds. So a :class:`Stream` stands between paho and its socket. It also opens and
+makes the packets that are nearly all there are, PUBLISH and PUBACK, of which paho would make a dozen objects each;
+every other packet is paho's. And it bounds what a hostile broker can make us keep: no packet is longer than ``limit``,
+and none begins an exchange of QoS 2, which nobody subscribes with and for which paho would store the message.
 """
 
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 __all__ = ["Publication", "Stream"]
@@ -19,6 +19,8 @@ _LONGEST_HEADER: Final = 5  # bytes: the type, then the remaining length; MQTT 5
 _PUBLISH: Final = 3  # the upper half of the first byte; MQTT 5.0, section 3.3.1
 _QOS: Final = 0x06
 _QOS_1: Final = 0x02
+_PUBLISH_QOS_1: Final = b"\x32"
+_PUBACK: Final = b"\x40"  # a packet id of two bytes follows, with MQTT 5 perhaps a reason code; MQTT 5.0, section 3.4
 
 
 class Publication(NamedTuple):
@@ -59,6 +61,28 @@ class Stream:
         """Take all of this; :meth:`flush` sends it."""
         self._outgoing += data
         return len(data)
+
+    def publish(self, topic: bytes, mid: int, payload: bytes) -> None:
+        """Take a message that is to be sent with QoS 1 and without properties."""
+        head = b"%b%b%b" % (len(topic).to_bytes(2, "big"), topic, mid.to_bytes(2, "big"))
+        if self._is_5:
+            head += b"\0"
+        self._outgoing += b"%b%b%b%b" % (_PUBLISH_QOS_1, _to_variable(len(head) + len(payload)), head, payload)
+
+    def acknowledge(self, mids: Iterable[int]) -> None:
+        """Take the acknowledgements of publications."""
+        self._outgoing += b"".join([b"%b\x02%b" % (_PUBACK, mid.to_bytes(2, "big")) for mid in mids])
+
+    def take_puback(self) -> tuple[int, int] | None:
+        """Take the next packet from paho if it is a PUBACK: the packet id and the reason code; None if it is none."""
+        packet = self._for_paho
+        if not packet.startswith(_PUBACK):
+            return None
+        size, body = _variable(packet, 1)
+        if size < 2 or (size > 2 and not self._is_5):
+            return None
+        self._for_paho = packet[body + size :]
+        return int.from_bytes(packet[body : body + 2], "big"), packet[body + 2] if size > 2 else 0
 
     def close(self) -> None:
         """Send what can be sent without waiting, and close the socket."""
@@ -166,6 +190,16 @@ class Stream:
             self.fault = "a damaged message"
             return None
         return Publication(received[topic:topic_end], mid, received[payload:end])
+
+
+def _to_variable(value: int) -> bytes:
+    """Write a variable byte integer (MQTT 5.0, section 1.5.5)."""
+    written = bytearray()
+    while value > 0x7F:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    written.append(value)
+    return bytes(written)
 
 
 def _variable(buffer: bytes, at: int) -> tuple[int, int]:

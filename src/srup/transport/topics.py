@@ -10,6 +10,7 @@ A topic arrives from the network and proves nothing: the caller compares the dev
 """
 
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from srup.errors import PolicyError, TransportError
@@ -33,6 +34,7 @@ EVERYTHING: Final = "SRUP/#"
 """The filter of a listener to all SRUP traffic."""
 
 _TOPIC: Final = re.compile(f"SRUP/(?:servers/(?P<server>{CANONICAL})/)?(?P<device>{CANONICAL})")
+_REMEMBERED: Final = 1024  # topics; one is read again for every message on it
 _LONGEST: Final = 65535  # bytes of UTF-8: MQTT 5.0, section 1.5.4
 
 
@@ -63,6 +65,7 @@ def join_filter(server: int) -> str:
     return f"SRUP/servers/{_hex(server)}/#"
 
 
+@lru_cache(_REMEMBERED)
 def parse_topic(topic: str) -> Address:
     """The one address that a topic spells; PolicyError for everything that this module would not have written."""
     if (match := _TOPIC.fullmatch(topic)) is None:
