@@ -146,7 +146,7 @@ sanitize: $(SANITIZED)/test.stamp
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 SRUP_BACKEND=native \
 	$(SANITIZED)/bin/pytest -p no:cacheprovider --timeout=600 -k "not leave_nothing and not great_many and not ctrl_c" \
-		tests/test_vectors.py tests/test_codec.py tests/test_wycheproof.py tests/test_verify_many.py
+		tests/test_vectors.py tests/test_codec.py tests/test_cut.py tests/test_wycheproof.py tests/test_verify_many.py
 
 # Interpreters to build for; each is found by its name or path.
 PYTHONS ?= $(PYTHON)

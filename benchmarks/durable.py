@@ -22,7 +22,7 @@ from srup import KeyRing, PrivateKey, Server, TransportError
 from srup.agent import engine, threads
 from srup.records import Changes, PartnerRecord
 from srup.store import SqliteStore
-from srup.transport import LocalBroker, MqttTransport
+from srup.transport import LocalBroker, MqttTransport, unsettled
 
 from .material import public_key, rsa_keys, signed_wires
 from .receive import Watch, broker_with_session, receive_plain, send, through
@@ -68,7 +68,7 @@ def receive_durable(url: str, keys: int, count: int, grouped: bool = True) -> tu
         server.engine.inbound.arrived = on_delivery  # type: ignore[method-assign]
         server.on_data("temperature", "double")(lambda device, data_id, value: watch.add(1))
         if not grouped:
-            engine.BATCH = 1  # type: ignore[misc]
+            engine.BATCH = unsettled.TOGETHER = 1  # type: ignore[misc]
             threads.TURN = 1  # type: ignore[misc]
         server.start()
         try:

@@ -44,10 +44,11 @@ VECTOR_KEYS = {"rsa2048": "A2048", "rsa3072": "D3072", "rsa4096": "E4096"}
 
 
 class Twin(NamedTuple):
-    """The two modules of one backend."""
+    """The modules of one backend."""
 
     codec: ModuleType
     verify: ModuleType
+    cut: ModuleType
 
     def signer(self, key: PrivateKey) -> Any:
         """What signs with ``key`` on this twin."""
@@ -81,9 +82,9 @@ def algorithm(scheme: str) -> str:
 
 
 def load_twin(name: str) -> Twin:
-    codec, verify = ("_codec", "_verify") if name == "native" else ("_codec_py", "_verify_py")
+    suffix = "" if name == "native" else "_py"
     try:
-        return Twin(importlib.import_module(f"srup_native.{codec}"), importlib.import_module(f"srup_native.{verify}"))
+        return Twin(*(importlib.import_module(f"srup_native.{part}{suffix}") for part in ("_codec", "_verify", "_cut")))
     except ModuleNotFoundError as error:
         if os.environ.get("SRUP_REQUIRE_NATIVE"):
             pytest.fail(f"SRUP_REQUIRE_NATIVE is set, and the extension is not built: {error}")

@@ -38,10 +38,10 @@ rm -rf "$root/srup"
 mkdir -p "$root/srup"
 cp -r "$source/src" "$source/tests" "$source/pyproject.toml" "$root/srup/"
 native=$root/srup/src/srup_native
-for name in _codec _verify; do
+for name in _codec _cut _verify; do
   (cd "$root/srup/src" && "${CYTHON:-python3}" -m cython -3 srup_native/$name.pyx)
 done
-printf 'import srup_native._codec as _codec\nimport srup_native._verify as _verify\n' >"$native/_built.py"
+printf 'import srup_native.%s as %s\n' _codec _codec _cut _cut _verify _verify >"$native/_built.py"
 
 cat >"$root/srup/inside.sh" <<'INSIDE'
 set -eu
@@ -50,6 +50,7 @@ cd /srup/src/srup_native
 include=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')
 suffix=$(python3 -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 gcc -O0 -fPIC -shared -DOPENSSL_NO_DEPRECATED -I"$include" _codec.c -o "_codec$suffix"
+gcc -O0 -fPIC -shared -I"$include" _cut.c -o "_cut$suffix"
 gcc -O0 -fPIC -shared -DOPENSSL_NO_DEPRECATED -I"$include" -I. _verify.c rsa_mb.c -o "_verify$suffix" -lcrypto
 cd /srup
 for backend in native python; do

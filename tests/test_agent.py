@@ -1074,8 +1074,8 @@ def test_t9_messages_wait_at_the_broker_while_the_application_is_behind(pair, mo
 @pytest.mark.process
 def test_t9_nothing_is_lost_while_the_application_is_behind(monkeypatch):
     """A broker that may have so many messages open with us sends the rest when the handlers have caught up."""
-    monkeypatch.setattr("srup.transport.mqtt._RECEIVE_MAXIMUM", 50)
-    monkeypatch.setattr("srup.agent.handlers.HELD_FROM", 100)
+    monkeypatch.setattr("srup.transport.unsettled.RECEIVE_MAXIMUM", 50)
+    monkeypatch.setattr("srup.agent.backlog.HELD_FROM", 100)
     monkeypatch.setattr("srup.agent.inbound.MAX_WAITING", 300)
     go_on, taken = threading.Event(), []
     ring = KeyRing({DEVICE: key_of(DEVICE).public_key})

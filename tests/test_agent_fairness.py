@@ -119,7 +119,7 @@ def test_calls_of_one_partner_keep_their_order_in_a_fair_line():
     line.put(Call(lambda each=number: order.append((2, each)), peer=2) for number in range(3))
     line.put([Call(lambda: order.append((None, 0)))])
     while (call := line.take()) is not None:
-        call.job()
+        call.job(*call.arguments)
     assert [number for peer, number in order if peer == 1] == list(range(50))
     assert [number for peer, number in order if peer == 2] == [0, 1, 2]
     assert order.index((2, 0)) == WIDTH
@@ -156,7 +156,7 @@ def test_messages_are_acknowledged_in_order_from_whichever_thread(tmp_path):
         for ack in (first, lambda: order.append(2)):
             engine.inbox.put(Delivery("SRUP/d0", b"junk", ack))
         # Both are due at once, as when the handlers have caught up.
-        engine.handlers.are_behind = lambda: not order and engine.inbound.unacknowledged() == 1 and not started
+        engine.handlers.backlog.is_long = lambda: not order and engine.inbound.unacknowledged() == 1 and not started
         fleet.server.step()
         assert order == [1, 2]
 
@@ -218,6 +218,19 @@ def test_a_clock_that_was_set_back_does_not_silence_the_audit():
     assert quota.admits(1, 1e6)
     assert sum(quota.admits(1, 1e6) for _ in range(3000)) <= 1000
     assert quota.admits(1, 1e6 + 2)
+
+
+def test_the_audit_remembers_few_partners_and_looks_through_them_seldom():
+    """In a fleet of any size a row costs the same: partners are forgotten many at a time."""
+    quota = AuditQuota()
+    looked = 0
+    for number in range(20_000):
+        now = 1e9 + number / 5000  # of each second's 5,000 partners none was heard before
+        before = quota.remembered
+        assert quota.admits(number, now)
+        looked += before + 1 if quota.remembered <= before else 0
+        assert quota.remembered <= 2 * 5001
+    assert looked <= 2 * 20_000
 
 
 def test_every_value_of_the_protocol_is_known_as_one():

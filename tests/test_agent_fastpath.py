@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srup import Action, Data, JoinRequest, KeyRing, Policy, PrivateKey, ResignRequest, Response, Server, encode, wire
-from srup.agent import handlers
+from srup.agent import backlog, handlers
 from srup.agent.transaction import Transaction
 from srup.keys import PublicKey
 from srup.records import Changes, PartnerRecord
@@ -337,8 +337,8 @@ def test_one_unusual_thing_at_each_place_of_a_run(kind, place):
 def test_both_ways_come_to_the_same_when_the_handlers_are_behind(drawn):
     """Quotas are used up, and nothing is acknowledged; now and then the handlers catch up."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(handlers, "MAX_REFUSALS", 2)
-        patch.setattr(handlers, "HELD_FROM", 12)
+        patch.setattr(backlog, "MAX_REFUSALS", 2)
+        patch.setattr(backlog, "HELD_FROM", 12)
         script, worlds = Script(), (World(True, True), World(False, True))
         for world in worlds:
             world.server.engine.handlers.application = world.slow = Slow()
@@ -409,15 +409,15 @@ def test_a_key_that_is_taken_away_while_a_batch_is_verified_counts_no_more(monke
 def test_a_fault_on_the_fast_path_costs_no_other_message(monkeypatch):
     world, script = World(True, True), Script()
     world.turn([script.ordinary(sender, 0) for sender in MEMBERS])
-    find = world.server.engine.serving.find
+    check_quota = world.server.engine.handlers.backlog.check_quota
     faults = iter([False, True, False])
 
-    def fail(peer, value):
+    def fail(peer):
         if next(faults, False):
             raise RuntimeError("a fault")
-        return find(peer, value)
+        check_quota(peer)
 
-    monkeypatch.setattr(world.server.engine.serving, "find", fail)
+    monkeypatch.setattr(world.server.engine.handlers.backlog, "check_quota", fail)
     world.turn([script.ordinary(sender, 0) for sender in MEMBERS])
     assert world.server.counts["faults"] == 1
     assert [told[1][0] for told in world.told if told[0] == "value"] == [*MEMBERS, *MEMBERS]

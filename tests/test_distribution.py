@@ -32,7 +32,7 @@ COMPILED_FROM = {
 MARKERS = {"srup/py.typed", "srup_native/py.typed"}
 METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-EXTENSION = {f"srup_native/{name}" for name in ("_built.py", f"_codec{SUFFIX}", f"_verify{SUFFIX}")}
+EXTENSION = {f"srup_native/{name}" for name in ("_built.py", f"_codec{SUFFIX}", f"_cut{SUFFIX}", f"_verify{SUFFIX}")}
 
 PROGRAM = """
 import sys

@@ -265,7 +265,7 @@ def test_a_key_that_comes_back_finds_its_tokens_spent_and_is_served(receiver, re
     if restarted:
         receiver.restart()
         assert receiver.spent == MANY
-    receiver.session._horizon_of(receiver.session.peer(receiver.partner), OLD, retiring=False)
+    receiver.session.horizon_of(receiver.session.peer(receiver.partner), OLD, retiring=False)
     receiver.join(receiver.partner)
     receiver.refuses(orders, signer=OLD)
     receiver.obey(receiver.order(receiver.now + ORDINARY), key=OLD)

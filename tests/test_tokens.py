@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srup.errors import PolicyError
-from srup.tokens import NONCE_SIZE, BoundToken, bind, parse
+from srup.tokens import NONCE_SIZE, BoundToken, bind, parse, plain_expiry
 
 NONCE = bytes(range(16))
 TEXT = b"AAECAwQFBgcICQoLDA0ODw"
@@ -207,3 +207,42 @@ def test_a_place_follows_only_what_is_before_it(place):
 def test_what_looks_like_a_place_and_is_none_is_ignored(place):
     bound = parse(bind(1, 2, 3, bytes(16)) + b":r" + place)
     assert bound.place is None
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=80),
+        st.builds(
+            lambda *parts: b"srup5:%x:%x:%s:%s%s" % parts,
+            st.integers(0, 20),
+            st.integers(0, 20),
+            st.sampled_from([b"0", b"00", b"7", b"07", b"-1", b"1900000000", b"9" * 18, b"9" * 19, b""]),
+            st.sampled_from([b"A" * 22, b"A" * 21, b"A" * 23, b"_-" * 11, b"=" * 22]),
+            st.sampled_from([b"", b":", b":r", b":r1.2", b":v7", b":x", b"\n", b" "]),
+        ),
+    ),
+    st.integers(0, 20),
+    st.integers(0, 20),
+)
+def test_a_plain_token_is_one_that_says_nothing_but_names_expiry_and_nonce(token, sender, recipient):
+    try:
+        bound = parse(token)
+    except PolicyError:
+        bound = None
+    plain = bound is not None and bound == BoundToken(sender, recipient, bound.expiry, bound.nonce)
+    plain = plain and token.count(b":") == 4  # fields that nobody knows are for the usual way
+    assert plain_expiry(token, sender, recipient) == (bound.expiry if plain else None)
+
+
+@given(
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 10**18 - 1),
+    st.binary(min_size=16, max_size=16),
+)
+def test_what_is_bound_without_more_is_plain(sender, recipient, expiry, nonce):
+    token = bind(sender, recipient, expiry, nonce)
+    assert plain_expiry(token, sender, recipient) == expiry
+    assert plain_expiry(token, sender ^ 1, recipient) is None
+    assert plain_expiry(token, sender, recipient ^ 1) is None
+    assert plain_expiry(bind(sender, recipient, expiry, nonce, receipt=True), sender, recipient) is None

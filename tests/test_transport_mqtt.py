@@ -18,7 +18,7 @@ from cryptography import x509
 
 from srup import PrivateKey
 from srup.errors import MessageTooLargeError, TransportError
-from srup.transport import MemoryNetwork, MemoryTransport, MqttTransport
+from srup.transport import Deliveries, MemoryNetwork, MemoryTransport, MqttTransport, unsettled
 from srup.transport import mqtt as mqtt_module
 from srup.transport.stream import Stream
 
@@ -531,8 +531,56 @@ class TestAgainstAScript:
             assert script.read()[0] == 0x32
         one.transport.stop(0)
 
+    def test_what_comes_together_is_handed_on_and_acknowledged_together(self, script):
+        came = queue.Queue()
+        transport = MqttTransport(script.url, "one")
+        transport.hear_together(came.put)
+        transport.start(came.put, lambda connected, why: None)
+        with script.accept():
+            script.say(b"".join(publication(1 + number) for number in range(100)))
+            heard = []
+            while sum(map(len, heard)) < 100:  # in how many pieces it is received, nobody knows
+                heard.append(came.get(timeout=PATIENCE))
+            for together in heard:
+                assert isinstance(together, Deliveries)
+                assert together.topics == ["SRUP/1"] * len(together)
+                together.ack()
+                together.ack()
+            assert [script.read() for _ in range(100)] == [puback(1 + number) for number in range(100)]
+            script.say(b"\x30\x0a\x00\x06SRUP/1\x00y" + publication(7))
+            assert [came.get(timeout=PATIENCE).payloads for _ in range(2)] == [[b"y"], [b""]]  # a QoS is by itself
+            transport.publish("SRUP/2", b"and nothing is acknowledged")
+            assert script.read()[0] == 0x32
+        transport.stop(0)
+
+    def test_whoever_stands_in_between_hears_each_message_by_itself(self, script):
+        came, not_told = queue.Queue(), queue.Queue()
+        transport = MqttTransport(script.url, "one")
+        transport.hear_together(not_told.put)
+        transport.start(lambda delivery: came.put(delivery), lambda connected, why: None)
+        with script.accept():
+            script.say(publication(1) + publication(2))
+            for number in (1, 2):
+                came.get(timeout=PATIENCE).ack()
+                assert script.read() == puback(number)
+        assert not_told.empty()
+        transport.stop(0)
+
+    def test_what_comes_together_is_settled_when_it_cannot_be_handed_on(self, script):
+        def raise_(deliveries):
+            raise RuntimeError("a fault")
+
+        transport = MqttTransport(script.url, "one")
+        transport.hear_together(raise_)
+        transport.start(raise_, lambda connected, why: None)
+        with script.accept():
+            script.say(publication(1) + publication(2))
+            assert [script.read() for _ in range(2)] == [puback(1), puback(2)]
+        assert 1 <= transport.faults <= 2
+        transport.stop(0)
+
     def test_a_broker_that_heeds_no_limit_is_not_read_until_something_is_acknowledged(self, script, monkeypatch):
-        monkeypatch.setattr(mqtt_module, "_RECEIVE_MAXIMUM", 20)
+        monkeypatch.setattr(unsettled, "RECEIVE_MAXIMUM", 20)
         one = Peer(MqttTransport(script.url, "one"))
         one.start()
         with script.accept():
@@ -785,7 +833,7 @@ class TestAHostileBroker:
 
     @pytest.mark.parametrize("qos", [0, 1])
     def test_t18_it_is_not_read_while_too_much_of_it_is_unsettled(self, script, monkeypatch, qos):
-        monkeypatch.setattr(mqtt_module, "_MAX_OPEN", 100_000)
+        monkeypatch.setattr(unsettled, "MAX_OPEN", 100_000)
         one = Peer(MqttTransport(script.url, "one"))
         one.start()
         with script.accept():
@@ -1064,7 +1112,7 @@ class TestMqtt:
             one.transport.stop(0)
 
     def test_no_more_is_open_than_may_be_even_if_the_broker_sends_more(self, mosquitto, monkeypatch):
-        monkeypatch.setattr(mqtt_module, "_RECEIVE_MAXIMUM", 50)
+        monkeypatch.setattr(unsettled, "RECEIVE_MAXIMUM", 50)
         receiver = Peer(MqttTransport(mosquitto.url, "full", session_expiry=4712))
         receiver.transport.subscribe("SRUP/full")
         receiver.connect()
@@ -1077,7 +1125,7 @@ class TestMqtt:
             while len(heard) < 2000:
                 waiting.append(receiver.inbox.get(timeout=PATIENCE))
                 heard.append(waiting[-1].payload)
-                most = max(most, receiver.transport._link.open)
+                most = max(most, receiver.transport._link.unsettled.count)
                 if len(waiting) == 40:  # settled now and then, and never all
                     for delivery in waiting[:30]:
                         delivery.ack()

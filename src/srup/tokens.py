@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from .errors import PolicyError
 from .identity import CANONICAL
 
-__all__ = ["NONCE_SIZE", "BoundToken", "bind", "parse"]
+__all__ = ["NONCE_SIZE", "BoundToken", "bind", "parse", "plain_expiry"]
 
 NONCE_SIZE: Final = 16
 """How many random bytes a token takes."""
@@ -37,6 +37,7 @@ _RECEIPT: Final = re.compile(rb":r(?:([1-9][0-9]{0,19})\.([1-9][0-9]{0,19})(?:\.
 _FORM: Final = re.compile(
     rf"srup5:({CANONICAL}):({CANONICAL}):(0|[1-9][0-9]{{0,17}}):([A-Za-z0-9_-]{{22}})(?::[!-9;-~]*)*".encode()
 )
+_EXPIRY_AND_NONCE: Final = re.compile(rb"(0|[1-9][0-9]{0,17}):[A-Za-z0-9_-]{22}")
 
 
 class BoundToken(NamedTuple):
@@ -89,6 +90,13 @@ def bind(
     elif receipt:
         named += b":r"
     return b"%s%x:%x:%d:%s%s" % (_PREFIX, sender, recipient, max(0, int(expiry)), text, named)
+
+
+def plain_expiry(token: bytes, sender: int, recipient: int) -> int | None:
+    """Return the expiry of a bound token of ``sender`` for ``recipient`` that says nothing more; None for any other."""
+    names = f"srup5:{sender:x}:{recipient:x}:".encode()
+    form = _EXPIRY_AND_NONCE.fullmatch(token, len(names)) if token.startswith(names) else None
+    return None if form is None else int(form[1])
 
 
 def parse(token: bytes) -> BoundToken | None:

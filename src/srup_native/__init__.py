@@ -1,9 +1,9 @@
 """Bytes to values and back, hash, sign and verify: the mechanism under :mod:`srup`, which knows no message names.
 
-Every module exists twice with one contract: ``_codec_py`` and ``_verify_py`` hold the pure implementation and the
-contract's text, ``_codec`` and ``_verify`` are compiled from Cython. This module is the only place that chooses:
-the extension where it was built, else the pure twin; the environment variable ``SRUP_BACKEND`` set to ``native`` or
-``python`` forces one of them.
+Every module exists twice with one contract: ``_codec_py``, ``_verify_py`` and ``_cut_py`` hold the pure implementation
+and the contract's text, ``_codec``, ``_verify`` and ``_cut`` are compiled from Cython. This module is the only place
+that chooses: the extension where it was built, else the pure twin; the environment variable ``SRUP_BACKEND`` set to
+``native`` or ``python`` forces one of them.
 
 The build adds ``_built``, which imports the extension, to packages that have one. Where it is present, an extension
 that is missing or does not load is an error, never a silent fallback.
@@ -29,6 +29,7 @@ __all__ = [
     "Schema",
     "Signer",
     "Verifier",
+    "cut",
     "info",
     "pack",
     "signer",
@@ -43,14 +44,14 @@ if _demanded not in ("", "native", "python"):
 
 if not TYPE_CHECKING and _demanded != "python":
     try:
-        from ._built import _codec, _verify
+        from ._built import _codec, _cut, _verify
     except ModuleNotFoundError as error:
-        if error.name in ("srup_native._codec", "srup_native._verify"):
+        if error.name in ("srup_native._codec", "srup_native._cut", "srup_native._verify"):
             raise ImportError(
                 f"srup was installed with its native backend, but {error.name} is missing from {__path__[0]}. "
                 "A zip archive cannot hold it: unpack the archive. A frozen program must include it: collect "
-                "srup_native._codec and srup_native._verify. Another version of Python needs an installation of its "
-                "own. Set SRUP_BACKEND=python to accept the slower pure-Python backend instead",
+                "srup_native._codec, srup_native._cut and srup_native._verify. Another version of Python needs an "
+                "installation of its own. Set SRUP_BACKEND=python to accept the slower pure-Python backend instead",
                 name=error.name,
             ) from error
         if error.name != "srup_native._built":
@@ -65,6 +66,7 @@ if not TYPE_CHECKING and _demanded != "python":
 
 if TYPE_CHECKING or _demanded == "python":
     from . import _codec_py as _codec
+    from . import _cut_py as _cut
     from . import _verify_py as _verify
 
 BACKEND: Final = "python" if _demanded == "python" else "native"
@@ -78,6 +80,7 @@ Record = _codec.Record
 Schema = _codec.Schema
 pack = _codec.pack
 splice = _codec.splice
+cut = _cut.cut
 signer = _verify.signer
 verifier = _verify.verifier
 verify_many = _verify.verify_many

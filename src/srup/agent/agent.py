@@ -185,7 +185,7 @@ class Agent:
             turn=0.0 if (began := engine.turn_began) is None else ticks - began,
             handler=0.0 if (began := engine.handlers.began) is None else ticks - began,
             inbox=len(engine.inbox),
-            handlers=max(0, engine.handlers.backlog()),
+            handlers=max(0, engine.handlers.backlog.size()),
             values=len(engine.values),
             oldest_value=0.0 if value is None else max(0.0, now - value / 1e6),  # numbers come from the clock
             requests=len(asked),

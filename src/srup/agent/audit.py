@@ -29,6 +29,8 @@ RATE: Final = 1.0
 SHARE: Final = 1_000
 """How many times that all partners together may cause, at once and in the long run."""
 
+_ROW_LASTS: Final = 1 / RATE  # seconds until it is used up
+_BURST_LASTS: Final = BURST / RATE
 _LOOK: Final = 3600.0  # seconds until it is looked again which rows are too old
 _PIECE: Final = 4000  # rows that are deleted between two turns, at most
 _PAUSE: Final = 0.1  # seconds from one piece to the next, at least
@@ -56,21 +58,30 @@ class AuditQuota:
     def __init__(self) -> None:
         self._used_up: dict[int, float] = {}  # by partner, of those that were heard lately
         self._all_used_up = 0.0
+        self._look_from = SHARE  # so many partners, to forget those that were not heard lately
+
+    @property
+    def remembered(self) -> int:
+        """How many partners it remembers."""
+        return len(self._used_up)
 
     def admits(self, partner: int, now: float) -> bool:
         """Return whether a row may be written for a partner, and count it if so."""
-        latest = now + BURST / RATE
+        latest = now + _BURST_LASTS
         of_partner, of_all = self._used_up.get(partner, now), self._all_used_up
         if not now <= of_partner <= latest + 1.0:  # that late only if the clock was set back
             of_partner = now
         if not now <= of_all <= latest + 1.0:
             of_all = now
-        if of_partner + 1 / RATE > latest or of_all + 1 / (RATE * SHARE) > latest:
+        of_partner += _ROW_LASTS
+        of_all += _ROW_LASTS / SHARE
+        if of_partner > latest or of_all > latest:
             return False
-        self._used_up[partner] = of_partner + 1 / RATE
-        self._all_used_up = of_all + 1 / (RATE * SHARE)
-        if len(self._used_up) > SHARE:
+        self._used_up[partner] = of_partner
+        self._all_used_up = of_all
+        if len(self._used_up) > self._look_from:
             self._used_up = {each: until for each, until in self._used_up.items() if until > now}
+            self._look_from = max(SHARE, 2 * len(self._used_up))  # or a large fleet would be gone through each time
         return True
 
 

@@ -7,10 +7,16 @@ from typing import Any, Final, NamedTuple
 
 from ..errors import PolicyError
 
-__all__ = ["DataQueue", "Value", "Waiting"]
+__all__ = ["DataQueue", "Value", "Waiting", "pack_name"]
 
 MAX_WAITING: Final = 30_000
 """How many values one agent may have waiting, for all partners together. One partner has half of what is free."""
+
+
+def pack_name(data_id: str) -> bytes:
+    """Return what stands before the data of a value of this name where it is stored."""
+    name = data_id.encode()
+    return len(name).to_bytes(2, "big") + name
 
 
 class Value(NamedTuple):
@@ -21,8 +27,7 @@ class Value(NamedTuple):
 
     def pack(self) -> bytes:
         """Return the bytes to store."""
-        name = self.data_id.encode()
-        return len(name).to_bytes(2, "big") + name + self.data
+        return pack_name(self.data_id) + self.data
 
     @classmethod
     def unpack(cls, body: bytes) -> "Value":

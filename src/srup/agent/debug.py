@@ -62,7 +62,7 @@ class DebugView:
     @property
     def handlers(self) -> int:
         """How many calls of handlers are handed over and wait for their turn."""
-        return self._engine.handlers.handed_over()
+        return self._engine.handlers.backlog.handed_over()
 
     @property
     def values(self) -> int:

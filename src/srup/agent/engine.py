@@ -31,11 +31,12 @@ from ..session.events import Event
 from ..session.exchange import Exchange
 from ..session.flow import Output, Send
 from ..store import Store
-from ..transport.base import Delivery, Transport
+from ..transport.base import Deliveries, Delivery, Transport
 from ..transport.mqtt import MqttTransport
 from ..transport.topics import parse_topic
 from ..wire import PROTOCOL_VALUES
 from .audit import AuditPruner, AuditQuota, audit_row
+from .batch import Batch
 from .clientid import SECRET, client_id, spelled
 from .duty import Duty, Listener
 from .facts import CLIENT_ID, REPLACED, Facts
@@ -43,7 +44,7 @@ from .fastpath import FastPath
 from .handlers import Handlers
 from .host import Host
 from .inbound import BATCH, Inbound, Refusal
-from .inbox import Inbox, Work
+from .inbox import Inbox, Work, count
 from .journal import Journal
 from .localtime import STEP, LocalTime
 from .outbound import Outbound
@@ -204,6 +205,8 @@ class Engine:
         self.keys.watch(self._key_withdrawn)
         self._process = os.getpid()
         self._due_known = False
+        if isinstance(self.transport, MqttTransport):
+            self.transport.hear_together(self.inbound.arrived)
         self.transport.start(self.inbound.arrived, self.report_link)
         self.started = True
 
@@ -448,11 +451,11 @@ class Engine:
 
     def _begin_transaction(self) -> None:
         self._transaction = Transaction()
-        self.handlers.collected = self._transaction.calls
+        self.handlers.backlog.begin(self._transaction.calls)
 
     def _drain(self, transaction: Transaction, limit: int | None = None, patience: float = 0.0) -> int:
         """Do what is in the inbox; messages that stand together are one batch. Return how many things there were."""
-        batch: list[Delivery] = []
+        batch = Batch()
         done = 0
         while limit is None or done < limit:
             item = self.inbox.get(patience)
@@ -460,20 +463,20 @@ class Engine:
                 if not batch:
                     break
                 self.inbound.deliver(transaction, batch)
-                batch = []  # and look once more: a handler that is inline has answered, perhaps
+                batch = Batch()  # and look once more: a handler that is inline has answered, perhaps
                 continue
             if not done:
                 self.turn_began = time.monotonic()
-            done += 1
+            done += count(item)
             patience = 0.0
-            if isinstance(item, Delivery):
-                batch.append(item)
+            if isinstance(item, Deliveries | Delivery):
+                batch.add(item)
                 if len(batch) < BATCH:
                     continue
             if batch:
                 self.inbound.deliver(transaction, batch)
-                batch = []
-            if not isinstance(item, Delivery):
+                batch = Batch()
+            if not isinstance(item, Deliveries | Delivery):
                 self.journal.log_exceptions(item, transaction)
         if batch:
             self.inbound.deliver(transaction, batch)
@@ -573,7 +576,7 @@ class Engine:
         for duty in self._overriding["check_address"]:
             duty.check_address(address, message.sender_id)
         if isinstance(message, Action) or (isinstance(message, Data) and message.data_id not in PROTOCOL_VALUES):
-            self.handlers.check_quota(message.sender_id)
+            self.handlers.backlog.check_quota(message.sender_id)
         now = self.clock()
         signer = transaction.signer
         retiring = signer is not self.keys.get(message.sender_id)
@@ -586,6 +589,10 @@ class Engine:
             else:
                 self.journal.counts["not audited"] += 1
         self.perform(transaction, outputs)
+
+    def overriding(self, hook: str) -> list[Callable[..., Any]]:
+        """Return one of the hooks that are called for each message, of the duties that override it."""
+        return [getattr(duty, hook) for duty in self._overriding[hook]]
 
     def tell_accepted(self, transaction: Transaction, sender: int, at: float) -> None:
         """Tell the duties of a message that the session has taken at this Unix time."""

@@ -1,7 +1,7 @@
 """The line of handler calls: in order, and fair between partners."""
 
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
@@ -22,7 +22,7 @@ class FairLine:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the rest
         self._line: deque[Call] = deque()
-        self._standing: Counter[int] = Counter()  # by partner
+        self._standing: dict[int, int] = {}  # by partner
         self._beside: dict[int, deque[Call]] = {}
 
     def put(self, calls: Iterable[Call]) -> None:
@@ -32,7 +32,7 @@ class FairLine:
                 peer = call.peer
                 if peer is None:
                     self._line.append(call)
-                elif peer in self._beside or self._standing[peer] >= WIDTH:
+                elif peer in self._beside or self._standing.get(peer, 0) >= WIDTH:
                     self._beside.setdefault(peer, deque()).append(call)
                 else:
                     self._stand(peer, call)
@@ -44,8 +44,9 @@ class FairLine:
                 return None
             call = self._line.popleft()
             if (peer := call.peer) is not None:
-                self._standing[peer] -= 1
-                if not self._standing[peer]:
+                if left := self._standing[peer] - 1:
+                    self._standing[peer] = left
+                else:
                     del self._standing[peer]
                 if (beside := self._beside.get(peer)) is not None:
                     self._stand(peer, beside.popleft())
@@ -54,5 +55,5 @@ class FairLine:
             return call
 
     def _stand(self, peer: int, call: Call) -> None:
-        self._standing[peer] += 1
+        self._standing[peer] = self._standing.get(peer, 0) + 1
         self._line.append(call)

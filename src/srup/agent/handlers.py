@@ -7,19 +7,20 @@ the link; those that wait for a person or a camera, and downloads, have other th
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from inspect import isawaitable, iscoroutine, iscoroutinefunction, signature
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from ..errors import PolicyError
 from ..keyring import KeyRing
 from ..messages import DataKind
 from ..records import InboxEntry
 from ..session import persistence
 from ..wire import Status
+from . import backlog
+from .backlog import Backlog
 from .fairline import FairLine
 from .inbox import Inbox
 from .journal import Journal
@@ -29,12 +30,6 @@ __all__ = ["Handler", "Handlers", "Inline"]
 
 Result = TypeVar("Result")
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-
-HELD_FROM: Final = 5_000
-"""From so many calls that wait nothing is acknowledged, so that the broker sends no more."""
-
-MAX_REFUSALS: Final = 256
-"""How many handlers wait at most when one more refusal is told."""
 
 
 class Inline(Executor):
@@ -92,7 +87,7 @@ class Handlers:
         self.downloads: Executor = Inline()
         self.began: float | None = None
         self.again = False  # what is being told was told before, perhaps, by the process before this one
-        self.collected: Sequence[Call] = ()  # calls of the transaction that is open
+        self.backlog = Backlog(keys)  # the calls that wait
         self._at_once: list[Call] = []  # inline ones that wait for no commit, but for whoever holds a lock
         self.adapt: Callable[[Callable[..., Any]], Callable[..., Any]] = check_plain  # makes a plain function of it
         self.progress: Callable[[], object] = lambda: None  # is called whenever a handler has ended
@@ -108,10 +103,6 @@ class Handlers:
         self._lent = False  # whether the threads are somebody else's
         self._jobs: set[Future[Any]] = set()
         self._line = FairLine()
-        self._counting = threading.Lock()  # guards the counts
-        self._submitted = 0
-        self._started = 0
-        self._of_peer: Counter[int] = Counter()  # calls that are collected or submitted, and not started
         self._finished: deque[tuple[int, int]] = deque()  # inbox entries whose handlers have ended
         self._finishable = (0, 0)  # so many of them are finished once so many things more of the inbox are done
 
@@ -168,45 +159,18 @@ class Handlers:
         """Return the jobs that were started and have not ended."""
         return [job for job in self._jobs.copy() if not job.cancelled()]
 
-    def handed_over(self) -> int:
-        """Return how many calls of handlers are handed over and wait for their turn."""
-        return self._submitted - self._started
-
-    def backlog(self) -> int:
-        """Return how many calls of handlers wait for their turn, those of the open transaction included."""
-        return self.handed_over() + len(self.collected)
-
-    def are_behind(self) -> bool:
-        """Return whether so many calls wait that the broker has to."""
-        return self.backlog() >= HELD_FROM
-
-    def check_quota(self, peer: int) -> None:
-        """Raise PolicyError if a partner has more calls waiting than half of what is still free for all of them.
-
-        So however many flood us, there is room for one more (T9). A partner that is the only one keeps nobody waiting:
-        the broker keeps what it sends until the handlers have caught up (:class:`Inbound`).
-        """
-        waiting = self._of_peer.get(peer, 0)
-        free = HELD_FROM - MAX_REFUSALS - self.backlog()
-        if waiting >= max(1, free // 2) and len(self._keys) > 1:
-            raise PolicyError(
-                f"{waiting} handler calls pending for {peer:x}: its messages are refused until some have ended"
-            )
-
     # Calls.
 
     def call(self, transaction: Transaction | None, call: Call) -> None:
         """Call a handler when the transaction is durable, on the application's thread if it is not inline."""
-        if transaction is not None and call.inline and not self._durable:
-            self._at_once.append(call)
-            return
-        if call.peer is not None:
-            with self._counting:
-                self._of_peer[call.peer] += 1
         if transaction is None:
             self.submit([call])
+        elif call.inline and not self._durable:
+            self._at_once.append(call)
         else:
             transaction.calls.append(call)
+            if call.peer is not None:
+                self.backlog.collect(call.peer)
 
     def call_for(
         self,
@@ -234,12 +198,9 @@ class Handlers:
         inline = [call for call in calls if call.inline]
         others = [call for call in calls if not call.inline] if inline else calls
         if others:
-            with self._counting:
-                self._submitted += len(others)
+            self.backlog.submit(others)
             self._line.put(others)
             self._start_job(self.application, partial(self._run_line, len(others)))
-        for call in inline:
-            self._count_off(call)
         self._run_inline(inline)
 
     def run_at_once(self) -> None:
@@ -250,7 +211,7 @@ class Handlers:
 
     def submit_refusal(self, call: Call | None) -> bool:
         """Hand a call about a refused message over, if any; not if many wait: junk must not fill the memory (T9)."""
-        if self.handed_over() >= MAX_REFUSALS:
+        if self.backlog.handed_over() >= backlog.MAX_REFUSALS:
             return False
         if call is not None:
             self.submit([call])
@@ -277,33 +238,26 @@ class Handlers:
             self._journal.log_exceptions(self._make, call)
         self._inline = self._running_inline = None
 
-    def _count_off(self, call: Call) -> None:
-        """Take note that the turn of a call has come."""
-        if (peer := call.peer) is not None:
-            with self._counting:
-                self._of_peer[peer] -= 1
-                if self._of_peer[peer] <= 0:
-                    del self._of_peer[peer]
-
     def run_calls(self, calls: Iterable[Call]) -> None:
         """Call handlers, one after the other; a call that is not made now is made after a restart if it is kept."""
         for call in calls:
             if not self._may_call():
                 return
-            with self._counting:
-                self._started += 1
-            self._count_off(call)
-            self._running, self.began = call, time.monotonic()
-            self._journal.log_exceptions(self._make, call)
-            self._running = self.began = None
-            self.progress()
-            if call.number and call.peer is not None:
-                self.finished(call.peer, call.number)
+            self._run_call(call)
+
+    def _run_call(self, call: Call) -> None:
+        self.backlog.start(call)
+        self._running, self.began = call, time.monotonic()
+        self._journal.log_exceptions(self._make, call)
+        self._running = self.began = None
+        self.progress()
+        if call.number and call.peer is not None:
+            self.finished(call.peer, call.number)
 
     def _make(self, call: Call) -> None:
         peer = call.peer
         if not call.pinned or peer is None or (call.pin is not None and self._keys.pin(peer) is call.pin):
-            call.job()
+            call.job(*call.arguments)
         else:
             self._journal.counts["not done"] += 1
             text = "%s: %x lost its key; what it asked for is not done"
@@ -314,8 +268,8 @@ class Handlers:
     def _run_line(self, count: int) -> None:
         """Call so many handlers, whose turn it is."""
         for _ in range(count):
-            if (call := self._line.take()) is not None:
-                self.run_calls([call])
+            if (call := self._line.take()) is not None and self._may_call():
+                self._run_call(call)
 
     def ask(self, handler: Callable[..., Any], *arguments: object, failure: Status, success: Status) -> Status:
         """Call a handler and translate what it returns or raises; on the application's thread."""

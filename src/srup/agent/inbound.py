@@ -20,18 +20,19 @@ from ..keys import PublicKey
 from ..logs import Limiter
 from ..messages import Data, Message
 from ..printable import printable
-from ..transport.base import Delivery
+from ..transport.base import Deliveries, Delivery
 from ..transport.topics import parse_topic
+from .batch import Batch
 from .fastpath import FastPath
 from .handlers import Handlers
-from .inbox import Inbox
+from .inbox import Inbox, count
 from .journal import Journal
 from .transaction import Call, Transaction
 
 __all__ = ["Inbound", "Refusal"]
 
 BATCH: Final = 256
-"""How many messages are verified together at most."""
+"""From so many messages on that came in one piece or one after the other, they are verified together."""
 
 MAX_WAITING: Final = 10_000
 """How many messages and handlers wait at most; a broker keeps what does not get in."""
@@ -88,26 +89,27 @@ class Inbound:
         self._fast_path = fast_path
         self._take = take
         self._excuses = excuses
-        self._unacknowledged: deque[Callable[[], None]] = deque()  # until the handlers have caught up
+        # Until the handlers have caught up: so many messages, and what acknowledges them.
+        self._unacknowledged: deque[tuple[int, Sequence[Callable[[], None]]]] = deque()
         self._acknowledging = RLock()
         self._refusal_lines = Limiter()
         handlers.progress = self._catch_up
 
-    def arrived(self, delivery: Delivery) -> None:
-        """Take a message from the transport, on its thread."""
-        if len(self._inbox) + self._handlers.backlog() >= MAX_WAITING:
-            self._journal.counts["overflow"] += 1  # unacknowledged: a broker without a limit sends it again later
+    def arrived(self, delivery: Delivery | Deliveries) -> None:
+        """Take messages from the transport, on its thread."""
+        if len(self._inbox) + self._handlers.backlog.size() >= MAX_WAITING:
+            # Unacknowledged: a broker without a limit sends it again later.
+            self._journal.counts["overflow"] += count(delivery)
         else:
             self._inbox.put(delivery)
 
-    def deliver(self, transaction: Transaction, batch: list[Delivery]) -> None:
+    def deliver(self, transaction: Transaction, batch: Batch) -> None:
         """Verify messages together, then let each have its effect; each is acknowledged whatever came of it."""
-        if self._stopping.is_set() or not batch:
+        if self._stopping.is_set():
             return  # unacknowledged: the broker keeps them for the next start
         self._journal.counts["received"] += len(batch)
-        wires = [delivery.payload for delivery in batch]
         as_of = self._keys.withdrawn
-        opened = self._journal.log_exceptions(verify_many, wires, self._keys, self._threads)
+        opened = self._journal.log_exceptions(verify_many, batch.wires, self._keys, self._threads)
         if opened is None:  # the keys are not to be had: unacknowledged, the broker sends it again later
             self._journal.counts["not verified"] += len(batch)
             return
@@ -115,24 +117,26 @@ class Inbound:
         fast.position = 0
         while fast.position < len(batch):
             if type(opened[fast.position]) is Data:
-                guard(fast.run, transaction, batch, opened, as_of)
-            if fast.position < len(batch):
-                guard(self._handle, transaction, batch[fast.position], opened[fast.position], as_of)
+                guard(fast.run, transaction, batch.topics, opened, as_of)
+            if (at := fast.position) < len(batch):
+                guard(self._handle, transaction, batch.topics[at], batch.wires[at], opened[at], as_of)
                 fast.position += 1
-        transaction.effects.append(partial(self._acknowledge, [delivery.ack for delivery in batch]))
+        transaction.effects.append(partial(self._acknowledge, len(batch), batch.acks))
         self.measure("batch", len(batch))
 
-    def _handle(self, transaction: Transaction, delivery: Delivery, opened: Message | SrupError, as_of: int) -> None:
+    def _handle(
+        self, transaction: Transaction, topic: str, wire: bytes, opened: Message | SrupError, as_of: int
+    ) -> None:
         """Let a message take effect, or say why not."""
         if isinstance(opened, UnknownSenderError) and opened.sender_id == self._identity:
             return  # our own: both ends share a device's topic (docs/protocol/flows.md#f-6)
         try:
             # Whoever takes a key away does so before this message has its effect, or after it.
             with self._keys.lock:
-                message, transaction.signer = self._genuine(delivery.payload, opened, as_of)
-                self._take(transaction, delivery.topic, message)
+                message, transaction.signer = self._genuine(wire, opened, as_of)
+                self._take(transaction, topic, message)
         except SrupError as error:
-            self.refuse(Refusal(delivery.topic, delivery.payload, error))
+            self.refuse(Refusal(topic, wire, error))
         finally:
             transaction.signer = None
             self._handlers.run_at_once()  # without the lock of the keys
@@ -154,10 +158,10 @@ class Inbound:
 
     def unacknowledged(self) -> int:
         """Return how many messages were taken and are not acknowledged yet because the handlers are far behind."""
-        return len(self._unacknowledged)
+        return sum(messages for messages, _ in self._unacknowledged.copy())
 
-    def _acknowledge(self, acks: Sequence[Callable[[], None]]) -> None:
-        self._unacknowledged.extend(acks)
+    def _acknowledge(self, messages: int, acks: Sequence[Callable[[], None]]) -> None:
+        self._unacknowledged.append((messages, acks))
         self._catch_up()
 
     def _catch_up(self) -> None:
@@ -165,11 +169,12 @@ class Inbound:
 
         A message that is merely not taken would be lost to us until the next connection.
         """
-        if not self._unacknowledged or self._handlers.are_behind():
+        if not self._unacknowledged or self._handlers.backlog.is_long():
             return
         with self._acknowledging:  # the application's thread does this as well, and brokers want it in order
             while self._unacknowledged:
-                self._unacknowledged.popleft()()
+                for ack in self._unacknowledged.popleft()[1]:
+                    ack()
 
     # Refusals.
 

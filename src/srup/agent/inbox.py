@@ -1,14 +1,16 @@
 """What waits for the thread that takes an agent's turns: messages from the transport, and work from other threads."""
 
 import queue
+import threading
 from collections.abc import Callable
 
-from ..transport.base import Delivery
+from ..transport.base import Deliveries, Delivery
 from .transaction import Transaction
 
-__all__ = ["Inbox", "Work"]
+__all__ = ["Inbox", "Item", "Work", "count"]
 
 Work = Callable[[Transaction], object]
+Item = Deliveries | Delivery | Work
 
 
 def _look(transaction: Transaction) -> None:
@@ -16,22 +18,30 @@ def _look(transaction: Transaction) -> None:
     transaction.due = True
 
 
+def count(item: Item) -> int:
+    """Return how many things stand in for this one: each message is one."""
+    return len(item) if isinstance(item, Deliveries) else 1
+
+
 class Inbox:
-    """First in, first out. ``put`` and ``wake`` may be called on any thread."""
+    """First in, first out. ``put`` and ``wake`` may be called on any thread. Its length is :func:`count` of all."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Delivery | Work] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._counting = threading.Lock()
+        self._more = 0  # how many more things there are than the queue says
         self._ring: Callable[[], object] | None = None
 
     def __len__(self) -> int:
-        return self._queue.qsize()
+        return self._queue.qsize() + self._more
 
     def listen(self, ring: Callable[[], object] | None) -> None:
         """Have ``ring`` called after each thing that is put in; for whoever does not wait in :meth:`get`."""
         self._ring = ring
 
-    def put(self, item: Delivery | Work) -> None:
-        """Append a message, or work that is called with the transaction of its turn."""
+    def put(self, item: Item) -> None:
+        """Append messages, or work that is called with the transaction of its turn."""
+        self._note(count(item) - 1)
         self._queue.put(item)
         if self._ring is not None:
             self._ring()
@@ -40,11 +50,18 @@ class Inbox:
         """Have a turn taken even if there is nothing else to do."""
         self.put(_look)
 
-    def get(self, patience: float) -> Delivery | Work | None:
-        """Take the next thing; None if there is nothing after ``patience`` seconds."""
+    def get(self, patience: float) -> Item | None:
+        """Take what is next; None if there is nothing after ``patience`` seconds."""
         if patience <= 0.0 and not self._queue.qsize():
             return None
         try:
-            return self._queue.get(patience > 0.0, patience)
+            item = self._queue.get(patience > 0.0, patience)
         except queue.Empty:
             return None
+        self._note(1 - count(item))
+        return item
+
+    def _note(self, more: int) -> None:
+        if more:
+            with self._counting:
+                self._more += more

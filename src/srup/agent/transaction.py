@@ -30,12 +30,14 @@ class Handling(NamedTuple):
 class Call(NamedTuple):
     """A call of a handler, for which partner it is, and the inbox entry (its number, or 0) that is finished with it.
 
+    ``job`` gets the ``arguments``.
+
     One that is ``pinned`` is made only while ``pin`` is the key by which the partner is known. ``token`` is what the
     partner has asked it under; ``again`` says that it may have been made before, ``inline`` that it waits for no thread
     of the application's. ``lost`` is called instead of it when that key is gone.
     """
 
-    job: Callable[[], object]
+    job: Callable[..., object]
     peer: int | None = None
     number: int = 0
     token: bytes = b""
@@ -44,6 +46,7 @@ class Call(NamedTuple):
     again: bool = False
     inline: bool = False
     lost: Callable[[], object] | None = None
+    arguments: tuple[object, ...] = ()
 
     @property
     def handling(self) -> Handling | None:
@@ -100,10 +103,10 @@ class EntryNumbers:
         self._clock = clock
         self._last = 0
 
-    def next(self) -> int:
-        """Return a new number; it comes from the clock, in microseconds."""
-        now = int(self._clock() * 1e6)
-        self._last = now if now > self._last else self._last + 1
+    def next(self, now: float | None = None) -> int:
+        """Return a new number; it comes from the clock, in microseconds, unless that says ``now`` already."""
+        micros = int((self._clock() if now is None else now) * 1e6)
+        self._last = micros if micros > self._last else self._last + 1
         return self._last
 
     def note(self, number: int) -> None:

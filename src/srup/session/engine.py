@@ -227,7 +227,7 @@ class Session:
         recorded as seen, whether or not a row of the table expects it.
         """
         peer = self.peer(message.sender_id)
-        peer.hearing = horizon = self._horizon_of(peer, signer, retiring=retiring)
+        peer.hearing = horizon = self.horizon_of(peer, signer, retiring=retiring)
         try:
             return self._receive(peer, horizon, message, Now(now, nonce))
         finally:
@@ -289,7 +289,7 @@ class Session:
         self._keep(peer)
         return outputs
 
-    def _horizon_of(self, peer: Peer, signer: Signer | None, *, retiring: bool) -> Horizon:
+    def horizon_of(self, peer: Peer, signer: Signer | None, *, retiring: bool) -> Horizon:
         """Return what is known of the key that has signed; the key that counts is the peer's from now on."""
         if signer is None or (signer is peer.signer and not retiring):
             return peer.horizon

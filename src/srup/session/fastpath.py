@@ -31,25 +31,31 @@ class FastPath:
         # A flow that takes note of values may answer them.
         self._open = plain and all(type(flow).on_value is Flow.on_value for flow in session.flows)
 
-    def take(self, message: Data, signer: Signer, now: float) -> bool:
-        """Take a value that ``signer`` has signed, whose key counts, as :meth:`Session.receive` would.
+    def take(self, message: Data, signer: Signer, unix: float) -> bool:
+        """Take a value that ``signer`` has signed, whose key counts, as :meth:`Session.receive` would at ``unix`` time.
 
-        An ordinary one comes from a member that speaks by the same key as before; it is new, in time, answers nothing,
-        is none of the protocol's own, and wants no receipt. False, and nothing has changed, for any other.
+        An ordinary one comes from a member; it is new, in time, answers nothing, is none of the protocol's own, and
+        wants no receipt. False, and nothing has changed but that a member's key is known, for any other.
         """
-        peer = self._known.peers.get(message.sender_id)
-        if peer is None or not peer.member or peer.signer is not signer or not self._open:
+        sender, token = message.sender_id, message.token
+        peer = self._known.peers.get(sender)
+        if peer is None or not peer.member or not self._open:
             return False
-        if message.token in peer.exchanges or message.data_id in self._special:
+        if (peer.exchanges and token in peer.exchanges) or message.data_id in self._special:
             return False
+        if peer.signer is not signer:
+            self._session.horizon_of(peer, signer, retiring=False)
+        horizon = peer.horizon
         try:
-            bound = self._freshness.check_token(peer, message, self._session.unix(now))
-            if bound is not None and bound.receipt:
-                return False
-            peer.horizon.accept(message.sequence_id)
+            if not (binds := self._freshness.is_plain(sender, token, unix)):
+                bound = self._freshness.check_token(peer, message, unix)
+                if bound is not None and bound.receipt:
+                    return False
+                binds = peer.binds or bound is not None
+            horizon.accept(message.sequence_id)
         except SrupError:
             return False
-        peer.binds = peer.binds or bound is not None
-        self._horizons.leave(peer.identity, peer.horizon.key)
+        peer.binds = binds
+        self._horizons.leave(sender, horizon.key)
         self._known.mark_peer(peer)
         return True

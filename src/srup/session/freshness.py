@@ -266,6 +266,14 @@ class Freshness:
         self._check_expiry(bound, now)
         return bound
 
+    def is_plain(self, sender: int, token: bytes, now: float) -> bool:
+        """Return whether a question's token names its sender and us, has not expired, and says nothing more.
+
+        That is what :meth:`check_token` finds of nearly all, at a fraction of the cost.
+        """
+        expiry = tokens.plain_expiry(token, sender, self._identity)
+        return expiry is not None and (now <= expiry + self._policy.clock_skew or not self._policy.has_clock)
+
     def _is_forwarded(self, peer: "Peer", message: Message, bound: tokens.BoundToken) -> bool:
         """Return whether a deployed partner has passed this token on with its message: then it binds nothing here.
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from srup.extras import at_first_use
-from srup.transport.base import Delivery, Transport
+from srup.transport.base import Deliveries, Delivery, Transport
 
 if TYPE_CHECKING:
     from srup.transport.broker import LocalBroker
@@ -42,6 +42,7 @@ __getattr__ = at_first_use(__name__, _AT_FIRST_USE)
 
 __all__ = [
     "Address",
+    "Deliveries",
     "Delivery",
     "LocalBroker",
     "MemoryNetwork",

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, Protocol
 
 from srup.errors import TransportError
 
-__all__ = ["MAX_QUEUED", "Delivery", "Fence", "Transport"]
+__all__ = ["MAX_QUEUED", "Deliveries", "Delivery", "Fence", "Transport"]
 
 MAX_QUEUED: Final = 100_000
 
@@ -28,6 +28,20 @@ class Delivery(NamedTuple):
     topic: str
     payload: bytes
     ack: Callable[[], None]
+
+
+class Deliveries:
+    """Messages that arrived together, in order: their ``topics`` and ``payloads``. ``ack()`` settles all of them."""
+
+    __slots__ = ("ack", "payloads", "topics")
+
+    def __init__(self, topics: list[str], payloads: list[bytes], ack: Callable[[], None]) -> None:
+        self.topics = topics
+        self.payloads = payloads
+        self.ack = ack
+
+    def __len__(self) -> int:
+        return len(self.payloads)
 
 
 class Transport(Protocol):
@@ -78,9 +92,15 @@ class Transport(Protocol):
 class Fence:
     """The callbacks given to a transport, which may raise without harm to the link (T8)."""
 
-    def __init__(self, on_delivery: Callable[[Delivery], None], on_state: Callable[[bool, str], None]) -> None:
+    def __init__(
+        self,
+        on_delivery: Callable[[Delivery], None],
+        on_state: Callable[[bool, str], None],
+        on_deliveries: Callable[[Deliveries], None] | None = None,
+    ) -> None:
         self.faults = 0
         self._on_delivery = on_delivery
+        self._on_deliveries = on_deliveries
         self._on_state = on_state
         self._state = (False, "")
 
@@ -91,6 +111,20 @@ class Fence:
         except Exception:  # noqa: BLE001 - whatever a message provokes in the application, the link stays up
             self.fault("on_delivery raised for a message on %a", delivery.topic)
             delivery.ack()
+
+    @property
+    def together(self) -> bool:
+        """Whether what comes together is to be handed over together."""
+        return self._on_deliveries is not None
+
+    def deliver_together(self, deliveries: Deliveries) -> None:
+        """Do the same with what came together; settle all of it if it could not be."""
+        assert self._on_deliveries is not None  # noqa: S101 - whoever calls has asked
+        try:
+            self._on_deliveries(deliveries)
+        except Exception:  # noqa: BLE001 - as above
+            self.fault("on_deliveries raised for %d messages, the first on %a", len(deliveries), deliveries.topics[0])
+            deliveries.ack()
 
     def settle(self, topic: str, on_settled: Callable[[], object]) -> None:
         """Call what is to be called when a message has been acknowledged, or refused."""

@@ -33,10 +33,12 @@ from urllib.parse import urlsplit
 
 from srup.certificates import explain
 from srup.errors import MessageTooLargeError, TransportError
-from srup.transport.base import MAX_QUEUED, Delivery, Fence, log
+from srup.transport import unsettled
+from srup.transport.base import MAX_QUEUED, Deliveries, Delivery, Fence, log
 from srup.transport.reactor import Reactor
-from srup.transport.stream import Publication, Stream
+from srup.transport.stream import Stream
 from srup.transport.topics import check_filter, check_topic
+from srup.transport.unsettled import Unsettled
 
 try:
     import paho.mqtt.client as paho
@@ -71,10 +73,7 @@ _TICK: Final = 1.0  # seconds; paho's keep-alive needs to be looked after, the l
 _SHOWN: Final = 8  # characters of a client id that others may see
 _NEVER: Final = 65_535  # seconds: the longest keep-alive, for a broker that wants none
 _IN_FLIGHT: Final = 20  # messages sent and not acknowledged; more than this is slower
-_RECEIVE_MAXIMUM: Final = 1000  # deliveries that the broker (version 5) may have open with us
 _MAX_PACKET: Final = 131_072  # bytes; the longest message is half as long, the rest is for topic and properties
-_MAX_OPEN: Final = 16_777_216  # bytes of deliveries that are not settled; from then on nothing is read
-_OVERHEAD: Final = 256  # bytes that a delivery takes besides its payload, about
 _FILTERS_PER_PACKET: Final = 8  # AWS IoT Core takes no more
 _UNSENT: Final = 65_536  # bytes that wait to be sent; no more messages join them
 _LONGEST: Final = 268_435_460  # bytes of a packet (MQTT 5.0, section 2.1.4)
@@ -176,6 +175,7 @@ class MqttTransport:
 
         self._version = MQTTProtocolVersion.MQTTv5
         self._fence = _NOBODY
+        self._on_deliveries: Callable[[Delivery | Deliveries], None] | None = None
         self._stopping = False
         self._deadline = inf  # of stopping, on the monotonic clock
         self._awake = False  # the network thread will look at the queues
@@ -216,9 +216,17 @@ class MqttTransport:
             if self._started or self._stopping:
                 raise TransportError(f"{self!r} was started before")
             self._started = True
-        self._fence = Fence(on_delivery, on_state)
+        between = on_delivery != self._on_deliveries  # somebody has put another one there
+        self._fence = Fence(on_delivery, on_state, None if between else self._on_deliveries)
         log.info("connecting to %s as %s", self._where(), self._shown_id())
         self._reactor.enter(self)
+
+    def hear_together(self, on_deliveries: Callable[[Delivery | Deliveries], None]) -> None:
+        """Before the start: say that this ``on_delivery`` takes what comes together, instead of one by one, too.
+
+        Any other one that :meth:`start` is given, since somebody has put it in between, still gets each by itself.
+        """
+        self._on_deliveries = on_deliveries
 
     def subscribe(self, topic_filter: str) -> None:
         """See :meth:`Transport.subscribe`."""
@@ -364,7 +372,7 @@ class MqttTransport:
         """Have whoever leaves something wake us from now on; return when there is something to do even so."""
         self._awake = False  # before looking at the queues: no call gets lost
         works = link is not None and link.accepted and link.ended is None
-        if link is not None and works and (self._news or link.acks or (self._outbox and link.has_room)):
+        if link is not None and works and (self._news or link.unsettled.waits or (self._outbox and link.has_room)):
             return 0.0
         return self._turn_due()
 
@@ -419,7 +427,7 @@ class MqttTransport:
                     link.subscribe([topic_filter])
                 else:
                     link.unsubscribe([topic_filter])
-        if link.acks:
+        if link.unsettled.waits:
             link.acknowledge()
         while self._outbox and link.has_room:
             message = self._outbox.popleft()
@@ -526,7 +534,7 @@ class MqttTransport:
         """Whether it may end: it was told to, and has nothing left to send or no time left to send it."""
         if not self._stopping:
             return False
-        idle = not self._outbox and (link is None or not (link.in_flight or link.wants_write or link.acks))
+        idle = not self._outbox and (link is None or not (link.in_flight or link.wants_write or link.unsettled.waits))
         return idle or now >= self._deadline
 
 
@@ -558,17 +566,15 @@ class _Link:
         "_watched",
         "_window",
         "accepted",
-        "acks",
         "changed",
         "cut",
         "due",
         "ended",
         "greeted",
         "in_flight",
-        "open",
-        "open_bytes",
         "taken_over",
         "too_large",
+        "unsettled",
         "version_refused",
     )
 
@@ -582,10 +588,8 @@ class _Link:
         self.too_large = False  # the broker has said that a packet of ours was
         self.cut = False  # it has ended without a word
         self.in_flight: dict[int, _Message] = {}  # sent and not acknowledged, by packet id, in order
-        self.acks: deque[_Ticket] = deque()  # of what was settled
         self.changed = True  # the broker has said something about subscriptions, or we have asked for some
-        self.open = 0  # deliveries with a packet id that are not settled
-        self.open_bytes = 0  # of all that are not
+        self.unsettled = Unsettled(owner._fence, owner._wake)
         self._owner = owner
         self._fence = owner._fence
         self._stream: Stream | None = None  # none before it is connected
@@ -696,18 +700,13 @@ class _Link:
             self._client.tls_set_context(owner._tls)
 
     @property
-    def is_full(self) -> bool:
-        """Whether the broker has sent more than it may (Mosquitto 2.0 does, once one is settled), or than we keep."""
-        return self.open > _RECEIVE_MAXIMUM or self.open_bytes > _MAX_OPEN
-
-    @property
     def goes_on(self) -> bool:
         """Whether what has come, and had to wait, can be taken now."""
-        return self._full and not self.is_full
+        return self._full and not self.unsettled.is_full
 
     def watch(self) -> None:
         """Have the reactor wait for what the connection waits for; one that is full is not read: TCP holds it back."""
-        events = 0 if self.is_full else selectors.EVENT_READ
+        events = 0 if self.unsettled.is_full else selectors.EVENT_READ
         if self.wants_write:
             events |= selectors.EVENT_WRITE
         if not events:
@@ -720,15 +719,15 @@ class _Link:
         """Read and write what the socket has and takes."""
         if self._stream is not None and (ready & selectors.EVENT_READ or self.goes_on):
             self._full = False
-            for publication in self._stream.read():
-                if publication is None:
+            for run in self._stream.read(unsettled.TOGETHER if self._fence.together else 1):
+                if run is None:
                     if (puback := self._stream.take_puback()) is None:
                         self._client.loop_read()
                     else:
                         self._confirm(*puback)
                 else:
-                    self._deliver(publication)
-                self._full = self.is_full
+                    self.unsettled.deliver(run)
+                self._full = self.unsettled.is_full
                 if self._full or self._client.socket() is None:
                     break
             if self._stream.fault is not None:
@@ -743,25 +742,12 @@ class _Link:
         if self._stream is not None and not self._stream.flush():
             self._client.loop_read()  # which hears that the connection is over
 
-    def _deliver(self, publication: Publication) -> None:
-        size = len(publication.payload) + _OVERHEAD
-        self.open += publication.mid > 0
-        self.open_bytes += size
-        ticket = (_Ticket if publication.mid else _PassingTicket)(self, publication.mid, size)
-        try:
-            topic = publication.topic.decode()
-        except UnicodeDecodeError:  # MQTT forbids it, so only a broken or hostile broker sends it
-            self._fence.fault("a message arrived whose topic is not UTF-8")
-            ticket()
-        else:
-            self._fence.deliver(Delivery(topic, publication.payload, ticket))
-
     def check_time(self, now: float) -> None:
         """Keep alive; give up on a broker that does not answer."""
         if now < self.due:
             return
         self.due = now + (max(_TICK, self._keepalive / 8) if self._keepalive > 4 else _TICK / 4)
-        if not self.is_full:  # else the answer to a ping is not read either
+        if not self.unsettled.is_full:  # else the answer to a ping is not read either
             self._client.loop_misc()
         if now >= self._subscribe_at:
             self._subscribe_at = inf
@@ -799,19 +785,8 @@ class _Link:
 
     def acknowledge(self) -> None:
         """Send the acknowledgements of what was settled since the last call."""
-        if not self.acks or self._stream is None:
-            return
-        mids = []
-        while self.acks:
-            ticket = self.acks.popleft()
-            if ticket.settled:
-                continue
-            ticket.settled = True
-            self.open_bytes -= ticket.size
-            if ticket.mid:
-                self.open -= 1
-                mids.append(ticket.mid)
-        self._stream.acknowledge(mids)
+        if self.unsettled.waits and self._stream is not None:
+            self._stream.send(self.unsettled.acknowledgements())
 
     def publish(self, message: _Message) -> None:
         """Send a message with QoS 1."""
@@ -874,32 +849,6 @@ class _Link:
             self._watched = 0
 
 
-class _Ticket:
-    """Settles a delivery of a link when it is called, from any thread; once, as the network thread sees to."""
-
-    __slots__ = ("_link", "mid", "settled", "size")
-
-    def __init__(self, link: _Link, mid: int, size: int) -> None:
-        self._link = link
-        self.mid = mid  # packet id, or 0
-        self.size = size
-        self.settled = False
-
-    def __call__(self) -> None:
-        self._link.acks.append(self)
-        self._link._owner._wake()
-
-
-class _PassingTicket(_Ticket):
-    """One for QoS 0, which cannot come again: it counts as settled as well when nobody holds it any more."""
-
-    __slots__ = ()
-
-    def __del__(self) -> None:
-        if not self.settled:
-            self()
-
-
 # paho's callbacks, all from within connect, move, check_time and take_leave; the user data is the link. They
 # belong to no object, of which a fleet would have thousands. Signatures: its API version 2.
 
@@ -960,7 +909,7 @@ def _connect_properties(session_expiry: int) -> Properties:
     """What a CONNECT says; one object for all, for each is as large as a connection."""
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.SessionExpiryInterval = session_expiry
-    properties.ReceiveMaximum = _RECEIVE_MAXIMUM
+    properties.ReceiveMaximum = unsettled.RECEIVE_MAXIMUM
     properties.MaximumPacketSize = _MAX_PACKET
     return properties
 

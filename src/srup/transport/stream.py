@@ -9,26 +9,30 @@ and none begins an exchange of QoS 2, which nobody subscribes with and for which
 
 import socket
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-__all__ = ["Publication", "Stream"]
+from srup_native import cut
+
+__all__ = ["ACKNOWLEDGEMENT", "Run", "Stream"]
 
 _CHUNK: Final = 65536  # bytes that are received at a time
-_LONGEST_HEADER: Final = 5  # bytes: the type, then the remaining length; MQTT 5.0, section 2.1
-_PUBLISH: Final = 3  # the upper half of the first byte; MQTT 5.0, section 3.3.1
-_QOS: Final = 0x06
-_QOS_1: Final = 0x02
-_PUBLISH_QOS_1: Final = b"\x32"
+_PUBLISH_QOS_1: Final = b"\x32"  # MQTT 5.0, section 3.3.1
 _PUBACK: Final = b"\x40"  # a packet id of two bytes follows, with MQTT 5 perhaps a reason code; MQTT 5.0, section 3.4
 
+ACKNOWLEDGEMENT: Final = 4
+"""The bytes of a PUBACK packet (MQTT 5.0, section 3.4)."""
 
-class Publication(NamedTuple):
-    """A PUBLISH packet. ``mid`` is its packet id; 0 with QoS 0, which nobody acknowledges."""
 
-    topic: bytes
-    mid: int
-    payload: bytes
+class Run(NamedTuple):
+    """PUBLISH packets that came one behind the other. A topic that is not UTF-8 is bytes, and alone.
+
+    ``acknowledgements`` are the packets that settle them, of :data:`ACKNOWLEDGEMENT` bytes each; none with QoS 0.
+    """
+
+    topics: list[str | bytes]
+    payloads: list[bytes]
+    acknowledgements: bytes
 
 
 class Stream:
@@ -68,10 +72,6 @@ class Stream:
         if self._is_5:
             head += b"\0"
         self._outgoing += b"%b%b%b%b" % (_PUBLISH_QOS_1, _to_variable(len(head) + len(payload)), head, payload)
-
-    def acknowledge(self, mids: Iterable[int]) -> None:
-        """Take the acknowledgements of publications."""
-        self._outgoing += b"".join([b"%b\x02%b" % (_PUBACK, mid.to_bytes(2, "big")) for mid in mids])
 
     def take_puback(self) -> tuple[int, int] | None:
         """Take the next packet from paho if it is a PUBACK: the packet id and the reason code; None if it is none."""
@@ -117,38 +117,28 @@ class Stream:
             self._over = True
         return not self._over
 
-    def read(self) -> Iterator[Publication | None]:
-        """Receive what has come; give each whole packet in order, opened, or None for one that is paho's to read now.
+    def read(self, most: int) -> Iterator[Run | None]:
+        """Receive what has come; give its packets in order, in runs of up to ``most``, or None: paho is to read one.
 
         The end of the connection is paho's to hear, too; a ``fault`` is the caller's to look at.
         """
         self._receive()
         received, begin = bytes(self._received), 0  # slices of it are what goes on, without another copy
-        there, limit = len(received), self._limit
         try:
             while self.fault is None:
-                size, body = _variable(received, begin + 1)
-                if body == 0:
-                    if there - begin >= _LONGEST_HEADER:
-                        self.fault = "a packet without a valid length"
-                    break
-                end = body + size
-                if end - begin > limit:
-                    self.fault = f"a packet of {end - begin} bytes, although {limit} is our limit"
-                    break
-                if end > there:
+                end, topics, payloads, acknowledgements = cut(received, begin, self._is_5, self._limit, most)
+                if end == begin:
                     break
                 packet, begin = begin, end
-                if received[packet] >> 4 == _PUBLISH:
-                    opened = self._opened(received[packet], received, body, end)
-                    if opened is None:
-                        break
-                    yield opened
+                if topics:
+                    yield Run(topics, payloads, acknowledgements)
                 else:
                     self._for_paho += received[packet:end]
                     yield None
+        except ValueError as error:
+            self.fault, begin = str(error), len(received)
         finally:
-            del self._received[: there if self.fault else begin]
+            del self._received[:begin]
         if self._over and self.fault is None:
             yield None
 
@@ -165,31 +155,6 @@ class Stream:
             pass
         except OSError:
             self._over = True
-
-    def _opened(self, first: int, received: bytes, begin: int, end: int) -> Publication | None:
-        """Open a PUBLISH packet whose body lies between ``begin`` and ``end`` (MQTT 5.0, section 3.3).
-
-        None, and a fault, for one that must not come.
-        """
-        quality = first & _QOS
-        if quality not in (0, _QOS_1):
-            self.fault = "a message with QoS 2, which nobody subscribed with"
-            return None
-        topic = begin + 2
-        payload = topic_end = topic + int.from_bytes(received[begin:topic], "big")
-        mid = 0
-        if quality:
-            payload += 2
-            mid = int.from_bytes(received[topic_end:payload], "big")
-        good = topic_end > topic and (mid > 0) is (quality > 0)
-        if self._is_5:
-            properties, after = _variable(received, payload)
-            good = good and after > 0
-            payload = after + properties  # no property means anything to us
-        if not good or payload > end:
-            self.fault = "a damaged message"
-            return None
-        return Publication(received[topic:topic_end], mid, received[payload:end])
 
 
 def _to_variable(value: int) -> bytes:

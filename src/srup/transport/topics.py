@@ -47,6 +47,8 @@ class Address(NamedTuple):
 
 def device_topic(identity: int) -> str:
     """The topic of a device: ``SRUP/<device>``. ValueError unless 0 <= identity < 2**64."""
+    if type(identity) is int and 0 <= identity < 1 << 64:  # as _hex does, without a call for each message
+        return f"SRUP/{identity:x}"
     return f"SRUP/{_hex(identity)}"
 
 
