@@ -44,7 +44,7 @@ class World:
         before = self.members
         facts = Facts(self.devices, self.outcomes, self.busy)
         decision = decide(self.document, self.campaign, before, facts, self.now)
-        backwards = Facts(*(dict(reversed(each.items())) for each in facts))
+        backwards = Facts(*(dict(reversed(each.items())) for each in facts[:3]))
         shuffled = dict(reversed(before.items()))
         assert decide(self.document, self.campaign, shuffled, backwards, self.now) == decision
         self.members = before | decision.changed

@@ -46,11 +46,15 @@ class Outcome(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is known: all devices of the fleet, what became of orders, by id, and who is in which other campaign."""
+    """What is known: all devices of the fleet, what became of orders, by id, and who is in which other campaign.
+
+    ``room`` is how many orders the mailbox takes now.
+    """
 
     devices: Mapping[int, Candidate] = {}
     outcomes: Mapping[bytes, Outcome] = {}
     busy: Mapping[int, str] = {}
+    room: int = 10**9
 
 
 class Posting(NamedTuple):
@@ -139,6 +143,7 @@ def decide(document: Document, campaign: Campaign, members: Mapping[int, Member]
         step.finish()
     if step.campaign.state in OVER - {State.FINISHED}:
         step.take_back()
+    step.settle()
     changed = {device: each for device, each in step.members.items() if members.get(device) != each}
     return Decision(tuple(step.postings), step.campaign, changed, step.deadline(), tuple(step.events))
 
@@ -306,6 +311,11 @@ class _Step:
             elif member.at in UNDER_WAY and not member.gives_up and member.activated is None and not finishes:
                 self._cancel(device, member, At.CANCELLED, reason)
 
+    def settle(self) -> None:
+        """Note whether there is anything left to follow."""
+        settled = self.campaign.state in OVER and not any(each.follows for each in self.members.values())
+        self.campaign = replace(self.campaign, settled=settled)
+
     # Groups.
 
     def _of_group(self, group: int) -> list[Member]:
@@ -370,7 +380,7 @@ class _Step:
 
     def _room(self) -> int:
         """Return how many devices may be told to update now."""
-        pace, most = self.document.pace, len(self.members)
+        pace, most = self.document.pace, self.facts.room - len(self.postings)
         if pace.at_once is not None:
             most = min(most, pace.at_once - sum(each.at in UNDER_WAY for each in self.members.values()))
         if pace.per_minute is not None:
@@ -416,6 +426,8 @@ class _Step:
         if not self.document.held or (activation.when == "command" and not self.campaign.may_activate):
             return
         for device, member in sorted(self.members.items()):
+            if len(self.postings) >= self.facts.room:
+                return
             if not self._holds(member) or self._opening(device) > self.now:
                 continue
             about = self.campaign.order_id(device, member.orders)

@@ -284,12 +284,18 @@ def _zone(value: object) -> str:
 
 
 def read(
-    text: str, name: str = "campaign", folder: Path | None = None, where: Callable[[str], object] = lambda text: None
+    text: str,
+    name: str = "campaign",
+    folder: Path | None = None,
+    where: Callable[[str], object] = lambda text: None,
+    *,
+    known: tuple[str, int | None] | None = None,
 ) -> Document:
     """Read a campaign file; ``name`` is its own, ``folder`` that to which the path of the firmware is relative.
 
-    ``where`` raises ValueError for a text that is no condition on devices. CampaignFileError, with line and column, for
-    whatever is wrong, a firmware file that cannot be read included.
+    ``where`` raises ValueError for a text that is no condition on devices. With ``known``, the digest and size of the
+    firmware, its file is not looked at again. CampaignFileError, with line and column, for whatever is wrong, including
+    a firmware file that cannot be read.
     """
     file = SourceFile(name, text)
     try:
@@ -299,7 +305,7 @@ def read(
     whole = Table(file, content, ())
     document = Document(
         name=whole.take("name", _name),
-        firmware=_firmware(whole.table("firmware"), folder or Path()),
+        firmware=_firmware(whole.table("firmware"), folder or Path(), known),
         target=_target(whole.table("target"), where),
         groups=_groups(file, whole.take("group", lambda value: value, [{}])),
         gate=_gate(whole.table("gate")),
@@ -315,12 +321,14 @@ def read(
     return document
 
 
-def _firmware(table: Table, folder: Path) -> Firmware:
+def _firmware(table: Table, folder: Path, known: tuple[str, int | None] | None) -> Firmware:
     path = table.take("file", lambda value: folder / _text(value), None)
     digest = table.take("digest", _text, None)
     url = table.take("url", _text)
     size = None
-    if path is not None:
+    if known is not None:
+        digest, size = known
+    elif path is not None:
         computed = _file_digest(table, path)
         if digest is not None and digest != computed:
             table.file.fail(("firmware", "digest"), f"digest: the file {path.name} has the digest {computed}")

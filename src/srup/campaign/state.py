@@ -51,7 +51,7 @@ ENDED: Final = frozenset(At) - UNDER_WAY - {At.WAITING}
 
 @dataclass(frozen=True)
 class Member:
-    """A device that takes part, ``at`` a state ``since`` a Unix time; ``reason`` says why it is not further.
+    """A device of a ``group``, from 0, ``at`` a state ``since`` a Unix time; ``reason`` says why it is not further.
 
     ``orders`` counts all that it was ever sent, and with them names the last; ``tries`` those that count now.
     ``ordered`` and ``activated`` say when it was last told to update and to activate; it is not told again before
@@ -59,7 +59,7 @@ class Member:
     ``gives_up``: that was taken back, and this is the state it leads to. ``result`` is how the last try ended.
     """
 
-    group: int
+    group: int = -1
     at: At = At.WAITING
     since: float = 0.0
     reason: str = ""
@@ -82,7 +82,7 @@ class Member:
 
     def dump(self) -> bytes:
         """Return it as JSON."""
-        empty = asdict(Member(-1))
+        empty = asdict(Member())
         return json.dumps({name: value for name, value in asdict(self).items() if value != empty[name]}).encode()
 
     @classmethod
@@ -101,7 +101,7 @@ class Campaign:
 
     ``admitted`` once it is known who takes part; ``group`` is the last that is open, and ``passed`` says since when the
     gate behind it would let the next one in. ``may_activate``: the operator has given the command. ``approvals`` are
-    those who have approved it, and when.
+    those who have approved it, and when. ``settled``: it is over, and no outcome is to come any more.
     """
 
     key: str
@@ -115,6 +115,7 @@ class Campaign:
     group: int = 0
     passed: float | None = None
     may_activate: bool = False
+    settled: bool = False
 
     def order_id(self, device: int, number: int, verb: str = "update") -> bytes:
         """Return the id of an order of this campaign: the same each time, so that it is posted once."""
