@@ -1,12 +1,13 @@
 """What an operator does with the devices of a server, from any process that can reach its store."""
 
-from .campaigns import Campaigns, CampaignView, check_download, load_document
+from .campaigns import CampaignRunner, Campaigns, CampaignView, check_download, load_document
 from .devices import FleetDevice, LastUpdate
 from .fleet import Fleet
 from .posted import PostedOrder
 from .where import where
 
 __all__ = [
+    "CampaignRunner",
     "CampaignView",
     "Campaigns",
     "Fleet",

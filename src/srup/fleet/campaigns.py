@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from ..agent.reports import OrderReport
 from ..agent.verbs import Activate, Cancel, Order, Update
@@ -31,7 +31,7 @@ from .where import where
 if TYPE_CHECKING:
     from .fleet import Fleet
 
-__all__ = ["CampaignView", "Campaigns", "check_download", "load_document"]
+__all__ = ["CampaignRunner", "CampaignView", "Campaigns", "check_download", "load_document"]
 
 log: Final = logging.getLogger("srup.fleet")
 
@@ -312,6 +312,23 @@ class Campaigns:
     def close(self) -> None:
         """Let go of the connections."""
         self._store.close()
+
+
+class CampaignRunner:
+    """Carries out the campaigns of a server in a thread, within a block; there may be several, in any processes."""
+
+    def __init__(self, fleet: "Fleet") -> None:
+        self._campaigns = fleet.campaigns
+        self._until = threading.Event()
+        self._thread = threading.Thread(target=self._campaigns.run, args=(self._until,), name="campaigns", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._until.set()
+        self._thread.join()
 
 
 # Between the records of a store and what is decided about.
