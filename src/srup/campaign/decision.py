@@ -3,17 +3,19 @@
 Run again with the same facts it wants nothing more; in whichever order the facts come, it wants the same.
 """
 
+import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from .document import Document
 from .schedule import iso
-from .state import ENDED, OVER, UNDER_WAY, At, Campaign, Member, State
+from .state import OVER, UNDER_WAY, At, Campaign, Member, State
 
-__all__ = ["Candidate", "Decision", "Facts", "Outcome", "Posting", "decide", "ineligible"]
+__all__ = ["Candidate", "Course", "Decision", "Facts", "Outcome", "Posting", "decide", "ineligible"]
 
 _MINUTE: Final = 60.0
 _HELD: Final = 30 * 86400.0  # seconds for which firmware may wait for its activation when a campaign has no end
@@ -80,6 +82,7 @@ class Decision(NamedTuple):
     events: tuple[str, ...]
 
 
+@lru_cache(maxsize=1 << 17)
 def rank(name: str, device: int) -> float:
     """Return where a device stands in the campaign with this name, from 0 to 1: by lot, and the same each time."""
     return int.from_bytes(blake2b(f"{name}/{device:x}".encode(), digest_size=8).digest()) / 2.0**64
@@ -122,56 +125,105 @@ def ineligible(document: Document, device: Candidate | None, busy: Mapping[int, 
     return ""
 
 
-def succeeded(document: Document, member: Member) -> bool:
-    """Return whether a device counts as a success."""
-    return member.at is At.HEALTHY or (member.at is At.ACTIVATED and not document.activation.confirm)
-
-
 def decide(document: Document, campaign: Campaign, members: Mapping[int, Member], facts: Facts, now: float) -> Decision:
     """Decide what a campaign does at this Unix time."""
-    step = _Step(document, campaign, dict(members), facts, now)
-    step.take_outcomes()
-    step.begin()
-    if step.campaign.state is State.RUNNING:
-        step.admit()
-        step.stop_if_failing()
-    step.end_if_late()
-    while step.open_groups() and step.order():
-        step.admit()  # who cannot be updated any more counts in no group and takes no place: look again
-    if step.campaign.state is State.RUNNING:
-        step.activate()
-        step.finish()
-    if step.campaign.state in OVER - {State.FINISHED}:
-        step.take_back()
-    step.settle()
-    changed = {device: each for device, each in step.members.items() if members.get(device) != each}
-    return Decision(tuple(step.postings), step.campaign, changed, step.deadline(), tuple(step.events))
+    return Course(document, campaign, members).decide(facts, now)
 
 
-@dataclass
-class _Step:
-    """A decision while it is being made: ``campaign`` and ``members`` are what they will be."""
+class Course:
+    """A campaign that is decided about again and again: what :func:`decide` does, going on from the last decision.
 
-    document: Document
-    campaign: Campaign
-    members: dict[int, Member]
-    facts: Facts
-    now: float
+    Devices are counted by group and state, so that a large fleet is gone through once.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(self, document: Document, campaign: Campaign, members: Mapping[int, Member]) -> None:
+        self.document, self.campaign = document, campaign
+        self.members = dict(members)
+        self.facts, self.now = Facts(), 0.0
         self.postings: list[Posting] = []
         self.events: list[str] = []
+        self._before: dict[int, Member | None] = {}  # those that have changed in this decision
+        self._counts: Counter[tuple[int, At]] = Counter()
+        self._failing = 0
+        self._follows: set[int] = set()
+        self._at: dict[At, set[int]] = {At.WAITING: set(), At.ORDERED: set(), At.READY: set()}
+        self._again: set[int] = set()  # those that wait for another try
+        self._queue: list[tuple[int, int, float, int]] = []  # who waits, in the order in which they are served
+        self._openings: dict[str, float] = {}
+        self._ordered = [each.ordered for each in self.members.values() if each.ordered is not None]
+        for device, member in self.members.items():
+            self._count(device, member)
+
+    def decide(self, facts: Facts, now: float) -> Decision:
+        """Decide what the campaign does at this Unix time."""
+        self.facts, self.now = facts, now
+        self.postings, self.events, self._before, self._openings = [], [], {}, {}
+        self._take_outcomes()
+        self._begin()
+        if self.campaign.state is State.RUNNING:
+            self._admit()
+            self._stop_if_failing()
+        self._end_if_late()
+        while self._open_groups() and self._order():
+            self._admit()  # who cannot be updated any more counts in no group and takes no place: look again
+        if self.campaign.state is State.RUNNING:
+            self._activate()
+            self._finish()
+        if self.campaign.state in OVER - {State.FINISHED}:
+            self._take_back()
+        self._settle()
+        changed = {
+            device: self.members[device]
+            for device, before in sorted(self._before.items(), key=lambda each: each[0])
+            if self.members[device] != before
+        }
+        return Decision(tuple(self.postings), self.campaign, changed, self._deadline(), tuple(self.events))
+
+    def number(self, *states: At, group: int | None = None) -> int:
+        """Return how many devices are in these states, of one group or of all."""
+        return sum(count for (of, at), count in self._counts.items() if at in states and group in (None, of))
+
+    def _count(self, device: int, member: Member) -> None:
+        self._counts[member.group, member.at] += 1
+        self._failing += member.failing
+        if member.follows:
+            self._follows.add(device)
+        if (having := self._at.get(member.at)) is not None:
+            having.add(device)
+            if member.not_before:
+                self._again.add(device)
+        if member.at is At.WAITING:
+            heapq.heappush(self._queue, (member.group, member.tries, rank(self.document.name, device), device))
+
+    def _set(self, device: int, member: Member) -> None:
+        """Let a device have another state."""
+        before = self.members.get(device)
+        if before == member:
+            return
+        if before is not None:
+            self._counts[before.group, before.at] -= 1
+            self._failing -= before.failing
+            self._follows.discard(device)
+            self._again.discard(device)
+            if (having := self._at.get(before.at)) is not None:
+                having.discard(device)
+        self._before.setdefault(device, before)
+        self.members[device] = member
+        self._count(device, member)
+
+    @property
+    def _all_ended(self) -> bool:
+        return not any(self._at.values())
 
     # How orders went.
 
-    def take_outcomes(self) -> None:
+    def _take_outcomes(self) -> None:
         """Take in what devices have answered, and what they have not answered in time."""
-        for device, member in sorted(self.members.items()):
-            if not member.follows:
-                continue
+        for device in sorted(self._follows):
+            member = self.members[device]
             outcome = self.facts.outcomes.get(self.campaign.order_id(device, member.orders))
             if outcome is not None:
-                self.members[device] = member = self._told(member, outcome)
+                self._set(device, member := self._told(member, outcome))
             if member.follows:
                 self._take_time(device, member)
 
@@ -220,9 +272,8 @@ class _Step:
         if member.at is At.ORDERED:
             self._cancel(device, member, At.UNANSWERED, member.reason)
         else:  # it was told, and that cannot be taken back; should it answer yet, that counts
-            self.members[device] = self._ended(
-                member, At.UNANSWERED, "it was told to activate and fell silent", too_late
-            )
+            said = "it was told to activate and fell silent"
+            self._set(device, self._ended(member, At.UNANSWERED, said, too_late))
 
     def _too_late(self, member: Member) -> float | None:
         """Return when a device has taken too long over what it was told last."""
@@ -232,7 +283,7 @@ class _Step:
     def _cancel(self, device: int, member: Member, then: At, reason: str) -> None:
         about = self.campaign.order_id(device, member.orders)
         self.postings.append(Posting("cancel", device, self.campaign.order_id(device, member.orders, "cancel"), about))
-        self.members[device] = replace(member, gives_up=str(then), reason=reason)
+        self._set(device, replace(member, gives_up=str(then), reason=reason))
 
     # The campaign as a whole.
 
@@ -240,7 +291,7 @@ class _Step:
         self.campaign = replace(self.campaign, state=state, since=self.now, reason=reason)
         self.events.append(f"{state}: {reason}" if reason else str(state))
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Begin once it is approved, and its time has come."""
         people = self.document.approval.people
         if self.campaign.state is State.AWAITING_APPROVAL and len(self.campaign.approvals) >= people:
@@ -248,7 +299,7 @@ class _Step:
         if self.campaign.state is State.SCHEDULED and self.now >= (self.document.window.start or 0.0):
             self._enter(State.RUNNING)
 
-    def admit(self) -> None:
+    def _admit(self) -> None:
         """Decide who takes part, once, and again for devices that may come late; each has its place by lot."""
         if self.campaign.admitted and not self.document.target.late:
             return
@@ -261,7 +312,7 @@ class _Step:
                 continue
             if reason := ineligible(self.document, known, self.facts.busy):
                 if member is None or member.reason != reason:
-                    self.members[device] = Member(-1, At.SKIPPED, self.now, reason)
+                    self._set(device, Member(-1, At.SKIPPED, self.now, reason))
             else:
                 fresh.append(device)
         self._place(sorted(fresh, key=lambda device: rank(self.document.name, device)))
@@ -269,35 +320,34 @@ class _Step:
 
     def _place(self, fresh: list[int]) -> None:
         """Give devices a group: the first that has room and is not closed behind us."""
-        taken = Counter(each.group for each in self.members.values() if each.at is not At.SKIPPED)
-        total = taken.total() + len(fresh)
+        groups = range(len(self.document.groups))
+        taken = [self.number(*set(At) - {At.SKIPPED}, group=number) for number in groups]
+        total = sum(taken) + len(fresh)
         room = [each.size.of(total) - taken[number] for number, each in enumerate(self.document.groups)]
         for device in fresh:
-            groups = range(self.campaign.group, len(room))
-            group = next((number for number in groups if room[number] > 0), None)
+            group = next((number for number in groups[self.campaign.group :] if room[number] > 0), None)
             if group is not None:
                 room[group] -= 1
-                self.members[device] = Member(group, At.WAITING, self.now)
+                self._set(device, Member(group, At.WAITING, self.now))
             elif device not in self.members:
-                self.members[device] = Member(-1, At.SKIPPED, self.now, "no group has room for it")
+                self._set(device, Member(-1, At.SKIPPED, self.now, "no group has room for it"))
 
-    def stop_if_failing(self) -> None:
+    def _stop_if_failing(self) -> None:
         """Stop when too many devices have failed."""
         stop = self.document.gate.stop
-        failing = sum(each.failing for each in self.members.values())
-        good = sum(each.at in (At.HEALTHY, At.ACTIVATED) for each in self.members.values())
+        failing, good = self._failing, self.number(At.HEALTHY, At.ACTIVATED)
         if failing >= stop.failures and failing > stop.share * (failing + good) + _TOLERANCE:
             self._enter(State.STOPPED, f"{failing} of {failing + good} devices that have ended have failed")
 
-    def end_if_late(self) -> None:
+    def _end_if_late(self) -> None:
         """End when the time of the campaign is over."""
         end = self.document.window.end
         if end is None or self.now < end or self.campaign.state in OVER:
             return
-        left = any(each.at not in ENDED for each in self.members.values()) or not self.campaign.admitted
+        left = not self._all_ended or not self.campaign.admitted
         self._enter(*((State.EXPIRED, f"its end, {iso(end)}, has come") if left else (State.FINISHED, "")))
 
-    def take_back(self) -> None:
+    def _take_back(self) -> None:
         """Take back what a campaign that is over has ordered, unless the device was told to activate it.
 
         When it has just stopped, those that wait go on to do so, for the operator may go on with them.
@@ -305,46 +355,50 @@ class _Step:
         state = self.campaign.state
         reason = f"the campaign is {state}" + (f": {self.campaign.reason}" if self.campaign.reason else "")
         finishes = state is State.EXPIRED and self.document.window.then == "stop ordering" and not self.document.held
-        for device, member in sorted(self.members.items()):
+        for device in sorted(set().union(*self._at.values())):
+            member = self.members[device]
             if member.at is At.WAITING and state is not State.STOPPED:
-                self.members[device] = replace(member, at=At.CANCELLED, since=self.now, reason=reason)
+                self._set(device, replace(member, at=At.CANCELLED, since=self.now, reason=reason))
             elif member.at in UNDER_WAY and not member.gives_up and member.activated is None and not finishes:
                 self._cancel(device, member, At.CANCELLED, reason)
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """Note whether there is anything left to follow."""
-        settled = self.campaign.state in OVER and not any(each.follows for each in self.members.values())
+        settled = self.campaign.state in OVER and not self._follows
         self.campaign = replace(self.campaign, settled=settled)
 
     # Groups.
 
-    def _of_group(self, group: int) -> list[Member]:
-        left_out = (At.SKIPPED, At.CANCELLED)
-        return [each for each in self.members.values() if each.group == group and each.at not in left_out]
+    def _size(self, group: int) -> int:
+        """Return how many devices of a group count: not those that were left out or taken back."""
+        return self.number(*set(At) - {At.SKIPPED, At.CANCELLED}, group=group)
 
-    def open_groups(self) -> bool:
+    def _good(self, group: int) -> int:
+        reached = (At.HEALTHY,) if self.document.activation.confirm else (At.HEALTHY, At.ACTIVATED)
+        return self.number(*reached, group=group)
+
+    def _open_groups(self) -> bool:
         """Let the next group in if enough of the present one have succeeded for as long as is to be waited.
 
         Return whether the campaign is running still.
         """
         while self.campaign.state is State.RUNNING and self.campaign.group < len(self.document.groups) - 1:
             number = self.campaign.group
-            group = self._of_group(number)
-            good = sum(succeeded(self.document, each) for each in group)
-            if good < self.document.gate.success * len(group) - _TOLERANCE:
+            size, good = self._size(number), self._good(number)
+            if good < self.document.gate.success * size - _TOLERANCE:
                 self.campaign = replace(self.campaign, passed=None)
-                others = any(each.at not in ENDED for each in self.members.values())
-                if others and all(each.at in ENDED for each in group):
+                going_on = self.number(At.WAITING, At.ORDERED, At.READY, group=number)
+                if not self._all_ended and not going_on:
                     needed = f"{self.document.gate.success * 100:g} %"
-                    said = f"group {number + 1} has ended, {good} of {len(group)} succeeded, and {needed} are needed"
+                    said = f"group {number + 1} has ended, {good} of {size} succeeded, and {needed} are needed"
                     self._enter(State.PAUSED, said)
                 break
             if self.campaign.passed is None:
                 self.campaign = replace(self.campaign, passed=self.now)
-            if group and self.now < self._opens():
+            if size and self.now < self._opens():
                 break
             self.campaign = replace(self.campaign, group=number + 1, passed=None)
-            self.events.append(f"group {number + 2} opens: {_devices(len(self._of_group(number + 1)))}")
+            self.events.append(f"group {number + 2} opens: {_devices(self._size(number + 1))}")
         return self.campaign.state is State.RUNNING
 
     def _opens(self) -> float:
@@ -359,19 +413,17 @@ class _Step:
         if daily is None:
             return self.now
         known = self.facts.devices.get(device)
-        try:
-            return daily.opening(self.now, self.document.zone_of({} if known is None else known.tags))[0]
-        except ValueError:
-            return float("inf")
+        tags = {} if known is None else known.tags
+        of = tags.get("zone", "")
+        if of not in self._openings:
+            try:
+                self._openings[of] = daily.opening(self.now, self.document.zone_of(tags))[0]
+            except ValueError:
+                self._openings[of] = float("inf")
+        return self._openings[of]
 
-    def _waiting(self) -> Iterator[tuple[int, Member]]:
-        """Return those that wait and whose group is open, in the order in which they are served."""
-        found = [
-            (member.group, member.tries, rank(self.document.name, device), device, member)
-            for device, member in self.members.items()
-            if member.at is At.WAITING and member.group <= self.campaign.group
-        ]
-        yield from ((device, member) for *_, device, member in sorted(found, key=lambda each: each[:4]))
+    def _is_open(self, device: int) -> bool:
+        return self.members[device].group <= self.campaign.group
 
     def _may_order_at(self, device: int, member: Member) -> float:
         """Return when a device that waits may be told to update, as far as that is a matter of its own time."""
@@ -382,37 +434,48 @@ class _Step:
         """Return how many devices may be told to update now."""
         pace, most = self.document.pace, self.facts.room - len(self.postings)
         if pace.at_once is not None:
-            most = min(most, pace.at_once - sum(each.at in UNDER_WAY for each in self.members.values()))
+            most = min(most, pace.at_once - self.number(*UNDER_WAY))
         if pace.per_minute is not None:
             most = min(most, pace.per_minute - len(self._recent()))
         return most
 
     def _recent(self) -> list[float]:
-        """Return when devices were told to update within the last minute."""
-        since = self.now - _MINUTE
-        return sorted(
-            each.ordered for each in self.members.values() if each.ordered is not None and each.ordered > since
-        )
+        """Return when devices were told to update within the last minute, the earliest first."""
+        self._ordered = sorted(at for at in self._ordered if at > self.now - _MINUTE)
+        return self._ordered if self.document.pace.per_minute is not None else []
 
-    def order(self) -> bool:
+    def _order(self) -> bool:
         """Order updates, within all limits; return whether somebody was left out who cannot be updated any more."""
-        room, left_out = self._room(), False
-        for device, member in self._waiting():
-            if room <= 0:
+        room, left_out, later = self._room(), False, []
+        while room > 0 and self._queue:
+            entry = heapq.heappop(self._queue)
+            group, tries, _, device = entry
+            member = self.members[device]
+            if member.at is not At.WAITING or (member.group, member.tries) != (group, tries):
+                continue  # it has gone on since
+            if group > self.campaign.group:
+                later.append(entry)
                 break
             if self._may_order_at(device, member) > self.now:
+                later.append(entry)
                 continue
             if reason := ineligible(self.document, self.facts.devices.get(device), self.facts.busy):
-                self.members[device] = replace(member, at=At.SKIPPED, since=self.now, reason=reason)
+                self._set(device, replace(member, at=At.SKIPPED, since=self.now, reason=reason))
                 left_out = True
                 continue
             room -= 1
-            ordered: dict[str, Any] = {"orders": member.orders + 1, "tries": member.tries + 1, "ordered": self.now}
-            fresh = Member(member.group, At.ORDERED, self.now, follows=True, **ordered)
-            self.members[device] = fresh
-            identity = self.campaign.order_id(device, fresh.orders)
-            self.postings.append(Posting("update", device, identity, lifetime=self._lifetime()))
+            self._order_of(device, member)
+        for entry in later:
+            heapq.heappush(self._queue, entry)
         return left_out
+
+    def _order_of(self, device: int, member: Member) -> None:
+        orders, tries, now = member.orders + 1, member.tries + 1, self.now
+        fresh = Member(member.group, At.ORDERED, now, orders=orders, tries=tries, ordered=now, follows=True)
+        self._set(device, fresh)
+        self._ordered.append(self.now)
+        identity = self.campaign.order_id(device, fresh.orders)
+        self.postings.append(Posting("update", device, identity, lifetime=self._lifetime()))
 
     def _lifetime(self) -> float:
         timeout, end = self.document.pace.timeout, self.document.window.end
@@ -420,12 +483,13 @@ class _Step:
             return timeout
         return 2 * timeout + (_HELD if end is None else end - self.now)
 
-    def activate(self) -> None:
+    def _activate(self) -> None:
         """Have devices activate what they have fetched, if it is time for that."""
         activation = self.document.activation
         if not self.document.held or (activation.when == "command" and not self.campaign.may_activate):
             return
-        for device, member in sorted(self.members.items()):
+        for device in sorted(self._at[At.READY]):
+            member = self.members[device]
             if len(self.postings) >= self.facts.room:
                 return
             if not self._holds(member) or self._opening(device) > self.now:
@@ -433,32 +497,35 @@ class _Step:
             about = self.campaign.order_id(device, member.orders)
             identity = self.campaign.order_id(device, member.orders, "activate")
             self.postings.append(Posting("activate", device, identity, about))
-            self.members[device] = replace(member, activated=self.now)
+            self._set(device, replace(member, activated=self.now))
 
     @staticmethod
     def _holds(member: Member) -> bool:
         return member.at is At.READY and member.activated is None and not member.gives_up
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """End when nothing more can happen: nobody is left, and nobody can come late."""
-        if not self.document.target.late and all(each.at in ENDED for each in self.members.values()):
+        if not self.document.target.late and self._all_ended:
             self._enter(State.FINISHED)
 
     # Time.
 
-    def deadline(self) -> float | None:
+    def _deadline(self) -> float | None:
         """Return when to decide again though nobody has answered; None if only an answer can change anything."""
         window, state = self.document.window, self.campaign.state
         times: list[float | None] = []
         if state not in OVER:
             times += [window.start if state is State.SCHEDULED else None, window.end]
         if self.document.held:
-            times += [self._too_late(each) for each in self.members.values() if each.follows and not each.gives_up]
+            followed = (self.members[device] for device in self._follows)
+            times += [self._too_late(each) for each in followed if not each.gives_up]
         if state is State.RUNNING:
             times += [self._opens() if self.campaign.passed is not None else None]
-            times += [self._may_order_at(device, member) for device, member in self._waiting()]
-            times += [self._opening(device) for device, member in self.members.items() if self._holds(member)]
-            times += [at + _MINUTE for at in self._recent()[:1] if self.document.pace.per_minute is not None]
+            every = self.document.window.daily is not None and self.document.activation.when == "at once"
+            waiting = self._at[At.WAITING] if every else self._again & self._at[At.WAITING]
+            times += [self._may_order_at(device, self.members[device]) for device in waiting if self._is_open(device)]
+            times += [self._opening(device) for device in self._at[At.READY] if self._holds(self.members[device])]
+            times += [at + _MINUTE for at in (self._recent()[:1] if self._at[At.WAITING] else [])]
         return min((at for at in times if at is not None and self.now < at < float("inf")), default=None)
 
 

@@ -13,7 +13,9 @@ import typer
 import srup
 
 from ..campaign import At, Member
-from ..campaign.schedule import shown_duration
+from ..campaign.rehearsal import Chances, synthetic
+from ..campaign.rehearsal import rehearse as simulate
+from ..campaign.schedule import as_share, duration, shown_duration
 from ..fetch import HttpFetcher
 from ..fleet import Campaigns, CampaignView, check_download, load_document
 from ..printable import printable
@@ -22,8 +24,9 @@ from .downloads import FetchCa
 from .endings import told_to_end
 from .fleets import OfServer, StoreOfServer, choose, chosen
 from .options import Json, identity
+from .rehearsals import lines, report
 from .tables import ago, iso, table
-from .terminal import show, tell
+from .terminal import explained, show, tell
 
 __all__ = ["app", "bar"]
 
@@ -50,6 +53,34 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="The name that its fi
 _By = Annotated[
     str | None, typer.Option("--by", metavar="NAME", help="Who does this; default: the user of this machine.")
 ]
+
+
+def _share(help: str) -> Any:
+    return typer.Option(parser=_parsed(as_share), metavar="PERCENT", help=help, show_default=False)
+
+
+def _time(help: str) -> Any:
+    return typer.Option(parser=_parsed(duration), metavar="TIME", help=help, show_default=False)
+
+
+def _parsed(read: Callable[[str], float]) -> Callable[[Any], float]:
+    def parse(typed: Any) -> float:
+        if isinstance(typed, float):  # the default
+            return typed
+        try:
+            return read(typed)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parse
+
+
+def _span(typed: str) -> tuple[float, float]:
+    begin, _, end = typed.partition("-")
+    span = duration(begin), duration(end)
+    if span[0] >= span[1]:
+        raise ValueError(f"--host-down {typed} ends before it begins")
+    return span
 
 
 @app.callback()
@@ -89,6 +120,46 @@ def apply(
     _left_out(planned)
     if not dry_run and document.approval.people:
         _note(f"it waits for {document.approval.people} to approve it: srup campaign approve {document.name}")
+
+
+@app.command()
+def rehearse(
+    context: typer.Context,
+    file: File,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="NUMBER", help="So many invented devices, not those of the server."),
+    ] = None,
+    fail: Annotated[float, _share("Devices that fail at every try.")] = 0.0,
+    flaky: Annotated[float, _share("Tries that fail by chance.")] = 0.0,
+    silent: Annotated[float, _share("Devices that never answer.")] = 0.0,
+    sleep: Annotated[float, _share("Devices that are asleep when they are told something.")] = 0.0,
+    nap: Annotated[float, _time("How long they sleep at most.")] = 12 * 3600.0,
+    fetch: Annotated[float, _time("How long the download takes, about.")] = 60.0,
+    activation: Annotated[float, _time("How long the activation takes, about.")] = 60.0,
+    host_down: Annotated[
+        str | None,
+        typer.Option(metavar="TIME-TIME", help="When the firmware host is away, after the beginning, as in 4h-6h."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed, another course.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show what a campaign would do, in simulated time: nobody is touched."""
+    with explained():
+        down = None if host_down is None else _span(host_down)
+        chances = Chances(fail, flaky, silent, sleep, nap, fetch, activation, down, seed)
+        document = load_document(file)
+    if size is not None:
+        devices = synthetic(size, document)
+    else:
+        with chosen(context, f"{_USAGE}; or --size for invented devices") as fleet:
+            devices = fleet.campaigns.candidates(document, time.time())
+    done = simulate(document, devices, chances, time.time())
+    if as_json:
+        print(json.dumps(report(done)))
+        return
+    for line in lines(done):
+        print(line)
 
 
 @app.command("list")

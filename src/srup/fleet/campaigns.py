@@ -122,7 +122,7 @@ class Campaigns:
         now = max(self._clock(), document.window.start or 0.0)
         _, kept = self._store.campaigns()
         _, others = self._store.load(each.name for each in kept if not _campaign(each).settled)
-        facts = Facts(self._candidates(document, now), {}, _busy((_view(each) for each in others), document.name))
+        facts = Facts(self.candidates(document, now), {}, _busy((_view(each) for each in others), document.name))
         began = Campaign("", State.SCHEDULED, now)
         decision = decide(document, began, {}, facts, now)
         view = CampaignView(document, decision.campaign, decision.changed)
@@ -257,7 +257,7 @@ class Campaigns:
             return None
         waiting = sum(self._fleet.waiting().values())
         facts = Facts(
-            {} if view.campaign.state in OVER else self._candidates(view.document, now),
+            {} if view.campaign.state in OVER else self.candidates(view.document, now),
             self._outcomes(view, now),
             _busy(views.values(), name),
             max(0, CAPACITY - waiting),
@@ -296,7 +296,8 @@ class Campaigns:
             except StoreError:
                 until.wait(_SHORTEST)
 
-    def _candidates(self, document: Document, now: float) -> dict[int, Candidate]:
+    def candidates(self, document: Document, now: float) -> dict[int, Candidate]:
+        """Return all devices of the fleet as a campaign sees them."""
         holds = None if document.target.where is None else where(document.target.where)
         return {
             device.identity: candidate(device, holds is None or holds(device, now)) for device in self._fleet.devices()
