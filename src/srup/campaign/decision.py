@@ -471,7 +471,9 @@ class Course:
 
     def _order_of(self, device: int, member: Member) -> None:
         orders, tries, now = member.orders + 1, member.tries + 1, self.now
-        fresh = Member(member.group, At.ORDERED, now, orders=orders, tries=tries, ordered=now, follows=True)
+        fresh = Member(
+            *(member.group, At.ORDERED, now, member.reason), orders=orders, tries=tries, ordered=now, follows=True
+        )
         self._set(device, fresh)
         self._ordered.append(self.now)
         identity = self.campaign.order_id(device, fresh.orders)

@@ -12,7 +12,7 @@ import typer
 
 import srup
 
-from ..campaign import At, Member
+from ..campaign import At, Member, State
 from ..campaign.rehearsal import Chances, synthetic
 from ..campaign.rehearsal import rehearse as simulate
 from ..campaign.schedule import as_share, duration, shown_duration
@@ -47,6 +47,11 @@ _LETTERS: Final = {
 _BAR: Final = 24  # columns
 _SHOWN: Final = 20  # devices that are shown unless all are asked for
 _TROUBLE: Final = (At.FAILED, At.UNANSWERED, At.SKIPPED, At.CANCELLED)
+_RANKED: Final = (
+    *(At.FAILED, At.UNANSWERED, At.WAITING, At.ORDERED, At.READY),
+    *(At.CANCELLED, At.SKIPPED, At.ACTIVATED, At.HEALTHY),
+)
+"""The states of devices, those first that an operator wants to know about."""
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The campaign file, see docs/campaigns.md.")]
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="The name that its file gives the campaign.")]
@@ -134,9 +139,9 @@ def rehearse(
     flaky: Annotated[float, _share("Tries that fail by chance.")] = 0.0,
     silent: Annotated[float, _share("Devices that never answer.")] = 0.0,
     sleep: Annotated[float, _share("Devices that are asleep when they are told something.")] = 0.0,
-    nap: Annotated[float, _time("How long they sleep at most.")] = 12 * 3600.0,
-    fetch: Annotated[float, _time("How long the download takes, about.")] = 60.0,
-    activation: Annotated[float, _time("How long the activation takes, about.")] = 60.0,
+    nap: Annotated[float, _time("How long they sleep at most (default: 12h).")] = 12 * 3600.0,
+    fetch: Annotated[float, _time("How long the download takes, about (default: 1min).")] = 60.0,
+    activation: Annotated[float, _time("How long the activation takes, about (default: 1min).")] = 60.0,
     host_down: Annotated[
         str | None,
         typer.Option(metavar="TIME-TIME", help="When the firmware host is away, after the beginning, as in 4h-6h."),
@@ -179,7 +184,7 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
             "SINCE": ago(view.campaign.since, now),
             "GROUP": f"{view.campaign.group + 1} of {len(view.document.groups)}",
             "DEVICES": states(view.counts()) or "-",
-            "REASON": _printed(view.campaign.reason),
+            "REASON": _printed(view.campaign.reason) or "-",
         }
         for view in views
     ]
@@ -210,10 +215,11 @@ def _show(view: CampaignView, every: bool, as_json: bool) -> None:
     for line in _groups(view):
         print(line)
     shown = {device: each for device, each in view.members.items() if every or each.at in _TROUBLE or each.reason}
-    rows = [_row(device, each) for device, each in shown.items()]
+    worst = sorted(shown.items(), key=lambda each: (_RANKED.index(each[1].at), each[0]))
+    rows = [_row(device, each) for device, each in worst]
     if rows:
         print()
-    for line in table(rows if every else rows[:_SHOWN], ("REASON", "SINCE", "TRIES")):
+    for line in table(rows if every else rows[:_SHOWN], ("SINCE", "TRIES", "REASON")):
         print(line)
     if not every and len(rows) > _SHOWN:
         print(f"and {len(rows) - _SHOWN} more: --all shows them")
@@ -359,6 +365,10 @@ def _heading(view: CampaignView, state: str | None = None) -> None:
     times = [f"{word} {iso(at)}" for word, at in (("from", window.start), ("to", window.end)) if at is not None]
     times += [f"daily {window.daily} ({window.zone})"] if window.daily else []
     _fact("time", f"{', '.join(times) or 'any'}; activation {document.activation.when}")
+    if campaign.state is State.RUNNING and campaign.passed is not None:
+        opens = campaign.passed + document.groups[campaign.group].hold
+        left = shown_duration(max(0.0, opens - time.time()))
+        _fact("next", f"group {campaign.group + 2} opens in {left}, if the gate says so then")
     if document.approval.people:
         names = ", ".join(who for who, _ in campaign.approvals) or "nobody yet"
         _fact("approved", f"by {names}; {document.approval.people} needed")

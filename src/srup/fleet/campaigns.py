@@ -304,11 +304,11 @@ class Campaigns:
         }
 
     def _outcomes(self, view: CampaignView, now: float) -> dict[bytes, Outcome]:
-        followed = [
-            view.campaign.order_id(device, each.orders) for device, each in view.members.items() if each.follows
-        ]
+        followed = {
+            view.campaign.order_id(device, each.orders): device for device, each in view.members.items() if each.follows
+        }
         reports = self._store.last_reports(followed)
-        return {order: _outcome(reports.get(order), now) for order in followed}
+        return {order: _outcome(device, reports.get(order), now) for order, device in followed.items()}
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -371,12 +371,13 @@ def _busy(views: Iterable[CampaignView], name: str) -> dict[int, str]:
     }
 
 
-def _outcome(report: bytes | None, now: float) -> Outcome:
+def _outcome(device: int, report: bytes | None, now: float) -> Outcome:
+    """Return what a report says; who says it stands beside it, so that equal reasons are counted together."""
     if report is None:
         return Outcome(now, "FAILED", True, "lost", "what became of its order is not known any more")
     told = OrderReport.load(report)
     state = told.state if told.value is None or told.error is not None else told.value
-    return Outcome(told.at, state, told.over, told.error, told.text or "")
+    return Outcome(told.at, state, told.over, told.error, (told.text or "").removeprefix(f"device {device:x} reports "))
 
 
 def _post(document: Document, posting: Posting, now: float) -> Post:
