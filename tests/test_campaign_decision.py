@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srup.campaign import At, Campaign, Candidate, Facts, Member, Outcome, State, decide
-from srup.campaign.decision import rank
 from srup.campaign.document import Activation, Approval, Document, Firmware, Gate, Group, Pace, Stop, Target, Window
+from srup.campaign.eligibility import rank
 from srup.campaign.schedule import Daily, Size
 from srup.campaign.state import ENDED, OVER, UNDER_WAY
 

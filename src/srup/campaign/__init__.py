@@ -3,8 +3,9 @@
 :mod:`srup.fleet.campaigns` keeps their state in the store of a server and posts what is decided.
 """
 
-from .decision import Candidate, Decision, Facts, Outcome, Posting, decide
+from .decision import Decision, Facts, Outcome, Posting, decide
 from .document import CampaignFileError, Document, read
+from .eligibility import Candidate
 from .state import At, Campaign, Member, State
 
 __all__ = [

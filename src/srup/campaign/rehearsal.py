@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Final, NamedTuple
 
-from .decision import Candidate, Course, Facts, Outcome, Posting
+from .decision import Course, Facts, Outcome, Posting
 from .document import Document
+from .eligibility import Candidate
 from .state import ENDED, UNDER_WAY, At, Campaign, Member, State
 
 __all__ = ["Chances", "Moment", "Rehearsal", "Sample", "rehearse", "synthetic"]
