@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from contextlib import ExitStack, closing
 from types import SimpleNamespace
 
@@ -148,13 +149,18 @@ def site(tmp_path):
         host = stack.enter_context(FirmwareHost({"/firmware.bin": FIRMWARE}).running())
         for device in scripts:
             key_of(device).public_key.save(tmp_path / "devices" / f"{device:x}.pem")
-        server = Command(
-            *("-v", "server", "--identity", f"{SERVER:x}", "--key", "server.pem", "--devices", "devices"),
-            *("--store", "server.db", "--broker", broker.url),
-            folder=tmp_path,
-        )
-        stack.enter_context(server)
-        server.heard("connected to")
+
+        def serve():
+            server = Command(
+                *("-v", "server", "--identity", f"{SERVER:x}", "--key", "server.pem", "--devices", "devices"),
+                *("--store", "server.db", "--broker", broker.url),
+                folder=tmp_path,
+            )
+            stack.enter_context(server)
+            server.heard("connected to")
+            return server
+
+        server = serve()
         for device, script in scripts.items():
             key_of(device).save(tmp_path / f"{device:x}.key")
             (tmp_path / f"activate-{device:x}").write_text(f"#!/bin/sh\n{script}\n")
@@ -167,14 +173,13 @@ def site(tmp_path):
             )
             stack.enter_context(started)
             started.heard("joined server 5e")
-        yield SimpleNamespace(folder=tmp_path, server=server, url=f"{host.url}/firmware.bin")
+        for device in scripts:
+            server.heard(f"{device:x} has joined")
+        yield SimpleNamespace(folder=tmp_path, server=server, serve=serve, url=f"{host.url}/firmware.bin")
 
 
 @pytest.mark.process
 def test_one_device_ends_healthy_and_the_other_fails_with_its_reason(site):
-    wait_until(
-        lambda: len([line for line in site.server.lines if "has joined" in line]) >= 2, "both devices have joined"
-    )
     file = write(site.folder, "[pace]\nat_once = 1", site.url)
     applied = invoke(site.folder, "apply", file)
     assert (applied.exit_code, applied.stderr) == (0, "")
@@ -192,3 +197,20 @@ def test_one_device_ends_healthy_and_the_other_fails_with_its_reason(site):
     site.server.heard("campaign locks-42: d2 is failed", "the boot loader is locked")
     (site.folder / "activate-d2").write_text("#!/bin/sh\nexit 0\n")
     assert invoke(site.folder, "retry", "locks-42", "d2").stdout == "locks-42: running\n"
+
+
+@pytest.mark.process
+def test_a_campaign_goes_on_after_the_server_was_killed(site):
+    (site.folder / "activate-d2").write_text("#!/bin/sh\nexit 0\n")
+    file = write(site.folder, '[activation]\nwhen = "command"', site.url)
+    assert invoke(site.folder, "apply", file).exit_code == 0
+
+    def counts():
+        return json.loads(invoke(site.folder, "status", "locks-42", "--json").stdout)["counts"]
+
+    wait_until(lambda: counts() == {"ready": 2}, "both devices hold the firmware")
+    site.server.end(signal.SIGKILL)
+    assert invoke(site.folder, "activate", "locks-42").exit_code == 0
+    assert counts() == {"ready": 2}
+    site.serve().heard("campaign locks-42: finished")
+    assert counts() == {"healthy": 2}
