@@ -87,9 +87,10 @@ def test_the_log_can_be_asked_for_before_and_behind_a_command(name: str, monkeyp
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_what_prints_data_prints_json(name: str) -> None:
-    """Under one option; orders too, since they may be waited for."""
+    """Under one option; orders and what steers a campaign too, for what comes of them is printed."""
     has = any("--json" in parameter.opts for parameter in LEAVES[name].params)
-    assert has == (name in PRINTS_DATA or name.startswith("order "))
+    steers = name.startswith(("order ", "campaign ")) and name != "campaign run"
+    assert has == (name in PRINTS_DATA or steers)
 
 
 def test_identities_are_given_in_one_way() -> None:

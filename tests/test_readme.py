@@ -435,6 +435,30 @@ def follow_orders(site: Site) -> None:
     assert [line.split()[1] for line in shown] == states[: len(shown)]
 
 
+@story("docs/campaigns.md")
+def follow_campaigns(site: Site) -> None:
+    after_readme(site)
+    site.broker()
+    host = site.stage.enter_context(FirmwareHost(IMAGE, site.folder))
+    (site.folder / "firmware.bin").write_bytes(IMAGE)
+    page = (ROOT / "docs/campaigns.md").read_text()
+    [file] = re.findall(r"^```toml\n# locks.toml\n(.*?)^```", page, re.M | re.S)
+    (site.folder / "locks.toml").write_text(file.replace("https://updates.example/firmware.bin", host.url(0xD1)))
+    site.environment["SRUP_CAMPAIGN_APPLY_FETCH_CA"] = str(host.certificate)
+    serve = "srup -v server --identity 5e --key server.pem --devices devices --store server.db --broker"
+    server = site.start(f"{serve} mqtt://{site.values['broker']}")
+    with device_of(site, fetch=srup.FetchPolicy(ca_file=host.certificate)) as device:
+        device.on_activate(lambda path: None)
+        device.wait_joined(30)
+        said = site.run()
+        assert "500 devices: " in said
+        assert "locks-42 would be running" in said
+        server.heard("campaign locks-42: d1 is healthy")
+        server.heard("campaign locks-42: finished")
+    with chdir(site.folder):
+        exec(site.take("python").text, {"srup": srup})
+
+
 @story("docs/simulation.md")
 def follow_the_simulation(site: Site) -> None:
     assert "seed 17" in site.run()

@@ -1,12 +1,8 @@
 """The command that shows the devices of a server, whether it runs or not."""
 
 import json
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from itertools import islice
-from shutil import get_terminal_size
 from typing import Annotated, Any, Final
 
 import typer
@@ -17,15 +13,14 @@ from ..printable import printable
 from .apps import App
 from .fleets import OfServer, StoreOfServer, choose, chosen
 from .options import IdentityArgument, Json
+from .tables import ago, iso, table
 
 __all__ = ["app"]
 
 app = App(help="Show the devices of a server, whether it runs or not.", no_args_is_help=False)
 
 _USAGE: Final = "srup devices --store PATH|URL --identity HEX"
-_UNITS: Final = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (0.0, "s"))
 _GIVE_WAY: Final = ("TAGS", "DESCRIPTION", "UPDATE", "FIRMWARE")  # in a narrow window, in this order
-_LEAST: Final = 12  # columns to which one of them is cut before it is left out
 
 
 @app.callback(invoke_without_command=True)
@@ -56,7 +51,7 @@ def _list(
                 print(json.dumps(_fields(device)))
             return
         shown = list(devices)
-    for line in _table([_row(device, now) for device in shown]):
+    for line in table([_row(device, now) for device in shown], _GIVE_WAY):
         print(line)
     heard = sum(device.last_contact is not None and now - device.last_contact < 3600.0 for device in shown)
     failed = sum(device.update is not None and device.update.state == "FAILED" for device in shown)
@@ -78,10 +73,10 @@ def show(context: typer.Context, device: IdentityArgument, as_json: Json = False
         "identity": f"{found.identity:x}",
         "member": "yes" if found.member else "no",
         "key": found.fingerprint or "none: it was removed or revoked",
-        "last contact": _ago(found.last_contact, now),
+        "last contact": ago(found.last_contact, now),
         "firmware": found.firmware or "-",
         "version": "-" if found.version is None else str(found.version),
-        "update": "-" if update is None else f"{_state(found)}, {_ago(update.at, now)}, to {update.digest}",
+        "update": "-" if update is None else f"{_state(found)}, {ago(update.at, now)}, to {update.digest}",
         **{f"tag {name}": value for name, value in found.tags.items()},
         **found.facts,
     }
@@ -96,10 +91,10 @@ def _fields(device: FleetDevice) -> dict[str, Any]:
         "identity": f"{device.identity:x}",
         "member": device.member,
         "fingerprint": device.fingerprint,
-        "last_contact": _iso(device.last_contact),
+        "last_contact": iso(device.last_contact),
         "firmware": device.firmware,
         "version": device.version,
-        "update": None if update is None else update.__dict__ | {"at": _iso(update.at)},
+        "update": None if update is None else update.__dict__ | {"at": iso(update.at)},
         "tags": dict(device.tags),
         **device.facts,
     }
@@ -111,7 +106,7 @@ def _row(device: FleetDevice, now: float) -> dict[str, str]:
         "IDENTITY": f"{device.identity:x}",
         "MEMBER": "yes" if device.member else "no",
         "FIRMWARE": "-" if device.firmware is None else f"{version}{device.firmware[:8]}",
-        "LAST CONTACT": _ago(device.last_contact, now),
+        "LAST CONTACT": ago(device.last_contact, now),
         "UPDATE": _state(device),
         "DESCRIPTION": device.facts.get("description", "-"),
         "TAGS": " ".join(f"{name}={value}" for name, value in device.tags.items()) or "-",
@@ -124,40 +119,3 @@ def _state(device: FleetDevice) -> str:
         return "-"
     state = device.update.state.lower()
     return f"{state}: {device.update.reason}" if device.update.reason else state
-
-
-def _ago(at: float | None, now: float) -> str:
-    """Say how long ago something was, to people; when it was, to programs."""
-    if at is None:
-        return "never"
-    if not sys.stdout.isatty():
-        return _iso(at) or ""
-    past = max(0.0, now - at)
-    length, unit = next(each for each in _UNITS if past >= 2 * each[0])
-    return f"{past / (length or 1.0):.0f} {unit} ago"
-
-
-def _iso(at: float | None) -> str | None:
-    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat()
-
-
-def _table(rows: Sequence[dict[str, str]]) -> Iterator[str]:
-    """Return the lines of a table that never wraps: columns give way by importance."""
-    if not rows:
-        return
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    room = get_terminal_size().columns if sys.stdout.isatty() else 1 << 20
-    for name in _GIVE_WAY:
-        over = sum(widths.values()) + 2 * (len(widths) - 1) - room
-        if over <= 0:
-            break
-        widths[name] = max(_LEAST, widths[name] - over)
-        if sum(widths.values()) + 2 * (len(widths) - 1) > room:
-            del widths[name]
-    for row in [dict(zip(widths, widths, strict=True)), *rows]:
-        cells = (_cut(row[name], width).ljust(width) for name, width in widths.items())
-        yield "  ".join(cells).rstrip()[:room]
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."

@@ -18,6 +18,7 @@ import srup
 
 from ..errors import SrupError
 from ..extras import require
+from ..fleet import CampaignRunner
 from ..printable import printable
 from . import logs
 from .apps import App
@@ -169,6 +170,9 @@ def server(
             terminal.say(f"metrics at {monitor.url}/metrics")
         with explained():
             stack.enter_context(running)
+        if store is not None:
+            fleet = stack.enter_context(srup.Fleet(store, ours.identity))
+            stack.enter_context(CampaignRunner(fleet))
         if changes is not None:
             changes.add_done_callback(lambda done: listed.tell(done.result()))
         stack.enter_context(Notifier(lambda: works(running.vitals())))

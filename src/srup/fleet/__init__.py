@@ -1,11 +1,24 @@
 """What an operator does with the devices of a server, from any process that can reach its store."""
 
+from .campaigns import CampaignRunner, Campaigns, CampaignView, check_download, load_document
 from .devices import FleetDevice, LastUpdate
 from .fleet import Fleet
 from .posted import PostedOrder
 from .where import where
 
-__all__ = ["Fleet", "FleetDevice", "LastUpdate", "Orders", "PostedOrder", "where"]
+__all__ = [
+    "CampaignRunner",
+    "CampaignView",
+    "Campaigns",
+    "Fleet",
+    "FleetDevice",
+    "LastUpdate",
+    "Orders",
+    "PostedOrder",
+    "check_download",
+    "load_document",
+    "where",
+]
 
 Orders = Fleet
 """The name that Fleet had when it could only post orders."""

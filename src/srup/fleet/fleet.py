@@ -30,8 +30,9 @@ from ..keys import PublicKey
 from ..messages import Data, DataKind
 from ..store.directory import Directory
 from ..store.mailbox import CAPACITY
-from ..store.mailboxes import directory_at, mailbox_at
+from ..store.mailboxes import campaigns_at, directory_at, mailbox_at
 from ..tokens import parse
+from .campaigns import Campaigns
 from .devices import FleetDevice
 from .posted import PostedOrder, parse_id
 
@@ -64,6 +65,7 @@ class Fleet:
         self._mailbox = mailbox_at(store, identity)
         self._store = store
         self._directory: Directory | None = None
+        self._campaigns: Campaigns | None = None
         self._opening = Lock()
 
     # One method for each verb.
@@ -208,10 +210,20 @@ class Fleet:
             raise PolicyError(f"nothing is known about {identity:x}: no key was ever registered for it")
         return FleetDevice.of(found[0])
 
+    @property
+    def campaigns(self) -> Campaigns:
+        """The campaigns of these devices; StoreError where the store keeps none, which is a Redis."""
+        with self._opening:
+            if self._campaigns is None:
+                self._campaigns = Campaigns(self, campaigns_at(self._store, self.identity))
+            return self._campaigns
+
     def close(self) -> None:
         """Let go of the connections. Orders stand."""
         self._mailbox.close()
         with self._opening:
+            if self._campaigns is not None:
+                self._campaigns.close()
             if self._directory is not None:
                 self._directory.close()
 

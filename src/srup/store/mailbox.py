@@ -22,6 +22,7 @@ __all__ = [
     "Entry",
     "Mailbox",
     "Position",
+    "Post",
     "check_post",
     "rank_of",
 ]
@@ -71,6 +72,16 @@ def rank_of(place: bytes) -> tuple[int, int]:
 
 BEGINNING: Final = b"0"
 """The place before all others."""
+
+
+class Post(NamedTuple):
+    """An order to put into a mailbox, with the first report on it; see :meth:`Mailbox.post`."""
+
+    device: int
+    id: bytes
+    order: bytes
+    report: bytes
+    urgent: bool = False
 
 
 class Position(NamedTuple):

@@ -1,14 +1,16 @@
-"""Which mailbox, and which directory of devices, belongs to a store."""
+"""Which mailbox, which directory of devices, and which campaigns belong to a store."""
 
 import os
 from typing import Any
 
+from ..errors import StoreError
 from ..extras import missing_named
+from .campaigns import CampaignStore
 from .directory import Directory
 from .mailbox import Mailbox
 from .memory import MemoryStore
 
-__all__ = ["directory_at", "mailbox_at"]
+__all__ = ["campaigns_at", "directory_at", "mailbox_at"]
 
 
 def _is_path(store: Any) -> bool:
@@ -45,3 +47,12 @@ def directory_at(store: Any, identity: int) -> Directory:
         from .keyspace import Keyspace
         from .redis import RedisDirectory
     return RedisDirectory(Keyspace(store, identity, timeout=5.0))
+
+
+def campaigns_at(store: Any, identity: int) -> CampaignStore:
+    """Return the campaigns of server ``identity`` in a store, which must be an SQLite database; StoreError if not."""
+    if not _is_path(store):
+        raise StoreError("campaigns are kept in the SQLite database of a server, not in a Redis and not in memory")
+    from .sqlitecampaigns import SqliteCampaigns
+
+    return SqliteCampaigns(store, identity)

@@ -69,6 +69,13 @@ MIGRATIONS: Final = (
     CREATE TABLE told(id BLOB PRIMARY KEY, until BLOB NOT NULL) WITHOUT ROWID;
     CREATE INDEX told_until ON told(until);
     """,
+    # Campaigns, how often each was saved, and what is known of each device in one.
+    """
+    CREATE TABLE campaigns(name TEXT PRIMARY KEY, saves INTEGER NOT NULL, document BLOB NOT NULL, record BLOB NOT NULL)
+        WITHOUT ROWID;
+    CREATE TABLE campaign_devices(campaign TEXT NOT NULL, device BLOB NOT NULL, record BLOB NOT NULL,
+        PRIMARY KEY(campaign, device)) WITHOUT ROWID;
+    """,
 )
 """What leads from each version of the schema to the next; a new file starts at version 0."""
 

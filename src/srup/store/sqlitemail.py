@@ -12,14 +12,29 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import StoreError
-from .mailbox import CAPACITY, PAGE, Entry, Mailbox, Position, check_post
+from .mailbox import CAPACITY, PAGE, Entry, Mailbox, Position, Post, check_post
 from .sqlitefile import TIME, check_log, connect, forget_at_fork, never_close, translated
 
-__all__ = ["SqliteMailbox"]
+__all__ = ["SqliteMailbox", "insert_order"]
 
 _LOOK: Final = 0.025  # seconds from one look whether anything has changed to the next
 _PATIENCE: Final = 5.0  # seconds that a post waits for a commit of the server, or another post
 _CLEARED: Final = 20  # orders whose reports have been kept long enough and are deleted with each post
+
+
+def insert_order(db: sqlite3.Connection, path: Path, now: float, post: Post, capacity: int) -> None:
+    """Put an order into the mailbox, in a transaction that is under way; see :meth:`Mailbox.post`."""
+    if db.execute("SELECT 1 FROM reports WHERE id = ?", (post.id,)).fetchone() is not None:
+        return
+    (waiting,) = db.execute("SELECT count(*) FROM orders WHERE urgent OR NOT ?", (post.urgent,)).fetchone()
+    if waiting >= capacity:
+        raise StoreError(
+            f"{path}: the mailbox is full: {waiting} orders wait for the server to take "
+            "them; start it (srup server), or post again later"
+        )
+    row = post.id, now, post.urgent, post.order
+    db.execute("INSERT INTO orders(id, posted, urgent, body) VALUES(?, ?, ?, ?)", row)
+    db.execute("INSERT INTO reports(id, body) VALUES(?, ?)", (post.id, post.report))
 
 
 class SqliteMailbox(Mailbox):
@@ -53,17 +68,7 @@ class SqliteMailbox(Mailbox):
             now = time.time()
             db.execute("BEGIN IMMEDIATE")
             try:
-                if db.execute("SELECT 1 FROM reports WHERE id = ?", (order_id,)).fetchone() is None:
-                    counted = "SELECT count(*) FROM orders WHERE urgent OR NOT ?"
-                    (waiting,) = db.execute(counted, (urgent,)).fetchone()
-                    if waiting >= capacity:
-                        raise StoreError(
-                            f"{self.path}: the mailbox is full: {waiting} orders wait for the server to take "
-                            "them; start it (srup server), or post again later"
-                        )
-                    row = order_id, now, urgent, order
-                    db.execute("INSERT INTO orders(id, posted, urgent, body) VALUES(?, ?, ?, ?)", row)
-                    db.execute("INSERT INTO reports(id, body) VALUES(?, ?)", (order_id, report))
+                insert_order(db, self.path, now, Post(device, order_id, order, report, urgent), capacity)
                 old = "SELECT id FROM told WHERE until < ? LIMIT ?"
                 for (gone,) in db.execute(old, (TIME.pack(now), _CLEARED)).fetchall():
                     db.execute("DELETE FROM reports WHERE id = ?", (gone,))
