@@ -8,6 +8,7 @@
 # make simulate  fleets and syndications under faults and attacks in simulated time (RUNS=n seeds of each, the first SEED=n)
 # make fuzz-verify  100,000 signatures that every way to verify must agree about (CASES=n, SEED=n)
 # make sanitize  the native code's tests with AddressSanitizer and UndefinedBehaviorSanitizer
+# make test-lanes  the lanes' tests with the extra multibuffer, 200 MB; test-all does it where the CPU has AVX512-IFMA
 # make wheels    the wheels of a release, built for each of PYTHONS, repaired, reproduced and tried; go to dist/
 # make emulated  the codec's, keys' and vectors' tests on emulated machines (ARCHITECTURES; as root, on Debian)
 # make clean     remove everything that the above have made
@@ -18,6 +19,7 @@ VENV := .venv
 PURE := .venv-pure
 LOWEST := .venv-lowest
 SANITIZED := .venv-sanitized
+LANES := .venv-lanes
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src -type f -not -name '*.pyc')
 PIP_INSTALL := install --quiet --disable-pip-version-check
 PARALLEL := -n 2 --dist worksteal
@@ -37,7 +39,7 @@ export DEVICES
 .NOTPARALLEL:
 
 .PHONY: help demo test test-all lint docs test-quick test-contract test-processes test-faults test-backends test-pure \
-	test-lowest faults simulate fuzz-verify sanitize wheels emulated bench bench-short clean
+	test-lanes test-lanes-here test-lowest faults simulate fuzz-verify sanitize wheels emulated bench bench-short clean
 
 help:
 	@sed -n '/^$$/q; s/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -90,7 +92,7 @@ test-contract: $(PURE)/test.stamp
 test-pure: $(PURE)/test.stamp
 	SRUP_REQUIRE_NATIVE= $(PURE)/bin/pytest $(BY_FILE) -m "backend and not ($(QUICK)) and not faults"
 
-test-all: lint test-quick test-processes test-faults test-contract test-backends test-pure test-lowest bench-short
+test-all: lint test-quick test-processes test-faults test-contract test-backends test-pure test-lowest test-lanes-here bench-short
 
 test-processes: $(VENV)/test.stamp
 	$(NATIVE_TEST) $(BY_FILE) -m "not ($(QUICK)) and not faults"
@@ -102,6 +104,24 @@ test-faults: $(VENV)/test.stamp
 # Whatever runs over the codec, from the agents to the commands, on the pure backend as well.
 test-backends: $(VENV)/test.stamp
 	SRUP_BACKEND=python $(VENV)/bin/pytest $(PARALLEL) -m "not backend and $(QUICK)"
+
+# Lanes of crypto_mb, in an environment of their own: everywhere else the tests run without it.
+$(LANES)/test.stamp: $(SOURCES) $(LANES)/bin/python$(VERSION)
+	@echo "Setting up $(LANES), with crypto_mb"
+	@$(LANES)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
+	@SRUP_REQUIRE_NATIVE=1 $(LANES)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir '.[mqtt,multibuffer]' --group test
+	@touch $@
+
+test-lanes: $(LANES)/test.stamp
+	SRUP_BACKEND=native SRUP_REQUIRE_LANES=1 $(LANES)/bin/pytest $(BY_FILE) \
+		$(addprefix tests/test_,$(addsuffix .py,lanes sign_many verify_many wycheproof vectors keys codec))
+
+# Where they can run and the wheels can be had.
+test-lanes-here: $(VENV)/test.stamp
+	@if ! grep -qsw avx512ifma /proc/cpuinfo; then echo "test-lanes: left out, this CPU has no AVX512-IFMA"; \
+	elif ! $(VENV)/bin/python -m pip $(PIP_INSTALL) --dry-run ipp-crypto intel-cmplr-lib-rt >/dev/null 2>&1; then \
+		echo "test-lanes: left out, ipp-crypto cannot be had"; \
+	else $(MAKE) test-lanes; fi
 
 # The lowest versions that pyproject.toml allows, of what is needed to build and to run.
 LOWEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,extras cli cli_join cli_logs cli_metrics cli_order keyex_authority \
@@ -177,4 +197,4 @@ docs: $(VENV)/test.stamp
 	$(VENV)/bin/python docs/metrics.py
 
 clean:
-	rm -rf $(VENV) $(PURE) $(LOWEST) $(SANITIZED) .emulated build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PURE) $(LOWEST) $(LANES) $(SANITIZED) .emulated build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

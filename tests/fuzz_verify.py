@@ -463,13 +463,14 @@ class Kernel:
             group = list(jobs[first : first + 8])
             size = len(group)
             group += [group[0]] * (8 - size)
-            pointers: Any = (ctypes.c_void_p * 24)()
+            pointers: Any = (ctypes.c_void_p * 32)()
             for lane, (n, signature, digest) in enumerate(group):
                 assert len(signature) == 256
                 assert len(digest) == 32
-                pointers[3 * lane] = ctypes.addressof(self.prepare(n))
-                pointers[3 * lane + 1] = ctypes.cast(signature, ctypes.c_void_p)
-                pointers[3 * lane + 2] = ctypes.cast(digest, ctypes.c_void_p)
+                pointers[4 * lane] = ctypes.addressof(self.prepare(n))
+                pointers[4 * lane + 1] = ctypes.cast(signature, ctypes.c_void_p)
+                pointers[4 * lane + 2] = len(signature)
+                pointers[4 * lane + 3] = ctypes.cast(digest, ctypes.c_void_p)
             mask = self.library.rsa_mb_accept(pointers)
             accepted += [bool(mask >> lane & 1) for lane in range(size)]
         return accepted

@@ -611,15 +611,15 @@ def test_a_failed_self_test_switches_the_kernel_off(good, ring):
     from srup_native import _verify
 
     before = srup.backend_info().rsa_kernel
-    known = _verify._SIGNATURE
+    der, known = _verify._KNOWN["rsa2048"]
     try:
-        _verify._SIGNATURE = known[:-1] + bytes([known[-1] ^ 1])
+        _verify._KNOWN["rsa2048"] = der, known[:-1] + bytes([known[-1] ^ 1])
         assert not _verify.use_kernel(True)
         if before:
             assert srup.backend_info()[1:3] == (False, "the self-test failed")
         assert all(isinstance(one, srup.Data) for one in srup.verify_many(list(good.values()), ring))
     finally:
-        _verify._SIGNATURE = known
+        _verify._KNOWN["rsa2048"] = der, known
         _verify.use_kernel(before)
     assert srup.backend_info().rsa_kernel == before
 

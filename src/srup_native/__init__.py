@@ -31,6 +31,7 @@ __all__ = [
     "Verifier",
     "info",
     "pack",
+    "sign_many",
     "signer",
     "splice",
     "verifier",
@@ -78,6 +79,7 @@ Record = _codec.Record
 Schema = _codec.Schema
 pack = _codec.pack
 splice = _codec.splice
+sign_many = _verify.sign_many
 signer = _verify.signer
 verifier = _verify.verifier
 verify_many = _verify.verify_many
