@@ -6,7 +6,8 @@
 # make docs      write the generated pages of docs/ again
 # make faults    kill, stop, cut off and restore servers, brokers and Redis under load (REPEAT=n faults in each test)
 # make simulate  fleets and syndications under faults and attacks in simulated time (RUNS=n seeds of each, the first SEED=n)
-# make fuzz-verify  100,000 signatures that every way to verify must agree about (CASES=n, SEED=n)
+# make fuzz-verify  100,000 signatures that every way to verify must agree about (CASES=n, SEED=n); ALGORITHM=ecdsa or
+#                ed25519 instead of mostly RSA; WITH_LANES=1 with the extra multibuffer
 # make sanitize  the native code's tests with AddressSanitizer and UndefinedBehaviorSanitizer
 # make test-lanes  the lanes' tests with the extra multibuffer, 200 MB; test-all does it where the CPU has AVX512-IFMA
 # make wheels    the wheels of a release, built for each of PYTHONS, repaired, reproduced and tried; go to dist/
@@ -141,8 +142,10 @@ test-lowest: $(LOWEST)/test.stamp
 	$(LOWEST)/bin/pytest $(BY_FILE) $(LOWEST_TESTS)
 
 CASES ?= 100000
-fuzz-verify: $(VENV)/test.stamp
-	SRUP_BACKEND=native $(VENV)/bin/python tests/fuzz_verify.py --cases $(CASES) $(if $(SEED),--seed $(SEED))
+FUZZED = $(if $(WITH_LANES),$(LANES),$(VENV))
+fuzz-verify: $(FUZZED)/test.stamp
+	SRUP_BACKEND=native $(FUZZED)/bin/python tests/fuzz_verify.py --cases $(CASES) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ALGORITHM),--algorithm $(ALGORITHM))
 
 RUNS ?= 1000
 simulate: $(VENV)/test.stamp

@@ -187,7 +187,8 @@ static int read_signature(unsigned char r[32], unsigned char s[32], const unsign
     if (size < 8 || size > 72 || der[0] != 0x30 || der[1] != size - 2)
         return 0;
     const size_t first = read_scalar(r, der + 2, size - 2);
-    return first && read_scalar(s, der + 2 + first, size - 2 - first) == size - 2 - first;
+    const size_t second = first ? read_scalar(s, der + 2 + first, size - 2 - first) : 0;
+    return second && first + second == size - 2;
 }
 
 int crypto_mb_p256_fits(const lane_job *job)
