@@ -1,14 +1,15 @@
 # make demo      join, attack and update a fleet on this machine (DEVICES=n for another number)
 # make test      lint, types and every test that needs no process of its own: a few minutes
 # make test-all  everything: commands, brokers, Redis, faults, both backends, lowest versions, benchmarks in short form
-# make bench     every benchmark; results go to benchmarks/results/, the table of figures into README.md
+# make bench     every benchmark; results go to benchmarks/results/, the table of figures into README.md (WITH_LANES=1:
+#                with the extra multibuffer)
 # make lint      lint, formatting and types
 # make docs      write the generated pages of docs/ again
 # make faults    kill, stop, cut off and restore servers, brokers and Redis under load (REPEAT=n faults in each test)
 # make simulate  fleets and syndications under faults and attacks in simulated time (RUNS=n seeds of each, the first SEED=n)
 # make fuzz-verify  100,000 signatures that every way to verify must agree about (CASES=n, SEED=n); ALGORITHM=ecdsa or
 #                ed25519 instead of mostly RSA; WITH_LANES=1 with the extra multibuffer
-# make sanitize  the native code's tests with AddressSanitizer and UndefinedBehaviorSanitizer
+# make sanitize  the native code's tests with AddressSanitizer and UndefinedBehaviorSanitizer; WITH_LANES=1 the same
 # make test-lanes  the lanes' tests with the extra multibuffer, 200 MB; test-all does it where the CPU has AVX512-IFMA
 # make wheels    the wheels of a release, built for each of PYTHONS, repaired, reproduced and tried; go to dist/
 # make emulated  the codec's, keys' and vectors' tests on emulated machines (ARCHITECTURES; as root, on Debian)
@@ -22,6 +23,7 @@ LOWEST := .venv-lowest
 SANITIZED := .venv-sanitized
 LANES := .venv-lanes
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src -type f -not -name '*.pyc')
+COMMA := ,
 PIP_INSTALL := install --quiet --disable-pip-version-check
 PARALLEL := -n 2 --dist worksteal
 BY_FILE := -n 2 --dist loadfile
@@ -110,7 +112,7 @@ test-backends: $(VENV)/test.stamp
 $(LANES)/test.stamp: $(SOURCES) $(LANES)/bin/python$(VERSION)
 	@echo "Setting up $(LANES), with crypto_mb"
 	@$(LANES)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
-	@SRUP_REQUIRE_NATIVE=1 $(LANES)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir '.[mqtt,multibuffer]' --group test
+	@SRUP_REQUIRE_NATIVE=1 $(LANES)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir '.[all,multibuffer]' --group test
 	@touch $@
 
 test-lanes: $(LANES)/test.stamp
@@ -142,9 +144,11 @@ test-lowest: $(LOWEST)/test.stamp
 	$(LOWEST)/bin/pytest $(BY_FILE) $(LOWEST_TESTS)
 
 CASES ?= 100000
-FUZZED = $(if $(WITH_LANES),$(LANES),$(VENV))
-fuzz-verify: $(FUZZED)/test.stamp
-	SRUP_BACKEND=native $(FUZZED)/bin/python tests/fuzz_verify.py --cases $(CASES) $(if $(SEED),--seed $(SEED)) \
+# Where crypto_mb is there or not, as wanted.
+CHOSEN := $(if $(WITH_LANES),$(LANES),$(VENV))
+
+fuzz-verify: $(CHOSEN)/test.stamp
+	SRUP_BACKEND=native $(CHOSEN)/bin/python tests/fuzz_verify.py --cases $(CASES) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ALGORITHM),--algorithm $(ALGORITHM))
 
 RUNS ?= 1000
@@ -159,7 +163,8 @@ faults: $(VENV)/test.stamp
 
 $(SANITIZED)/test.stamp: $(SOURCES) $(SANITIZED)/bin/python$(VERSION)
 	$(SANITIZED)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
-	SRUP_REQUIRE_NATIVE=1 $(SANITIZED)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir '.[mqtt]' --group test \
+	SRUP_REQUIRE_NATIVE=1 $(SANITIZED)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir \
+		'.[mqtt$(if $(WITH_LANES),$(COMMA)multibuffer)]' --group test \
 		--config-settings=cmake.define.SRUP_SANITIZE=ON
 	touch $@
 
@@ -169,7 +174,8 @@ sanitize: $(SANITIZED)/test.stamp
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 SRUP_BACKEND=native \
 	$(SANITIZED)/bin/pytest -p no:cacheprovider --timeout=600 -k "not leave_nothing and not great_many and not ctrl_c" \
-		tests/test_vectors.py tests/test_codec.py tests/test_wycheproof.py tests/test_verify_many.py
+		tests/test_vectors.py tests/test_codec.py tests/test_wycheproof.py tests/test_verify_many.py tests/test_lanes.py \
+		tests/test_sign_many.py
 
 # Interpreters to build for; each is found by its name or path.
 PYTHONS ?= $(PYTHON)
@@ -185,15 +191,15 @@ emulated: $(VENV)/test.stamp
 	done
 
 # Only what the benchmarks add to the tests; a change of the sources alone does not install it again.
-$(VENV)/bench.stamp: $(VENV)/test.stamp pyproject.toml
-	$(VENV)/bin/python -m pip $(PIP_INSTALL) --group bench
+%/bench.stamp: %/test.stamp pyproject.toml
+	$*/bin/python -m pip $(PIP_INSTALL) --group bench
 	touch $@
 
-bench: $(VENV)/bench.stamp
-	$(VENV)/bin/python -m benchmarks
+bench: $(CHOSEN)/bench.stamp
+	$(CHOSEN)/bin/python -m benchmarks
 
-bench-short: $(VENV)/bench.stamp
-	$(VENV)/bin/python -m benchmarks --short
+bench-short: $(CHOSEN)/bench.stamp
+	$(CHOSEN)/bin/python -m benchmarks --short
 
 docs: $(VENV)/test.stamp
 	$(VENV)/bin/python docs/states.py

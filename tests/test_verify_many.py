@@ -486,8 +486,8 @@ key = srup.PrivateKey.generate("ed25519")
 wires = [srup.encode(srup.Action(sequence_id=1, sender_id=n, token=b"t", action_id=1), key) for n in (1, 2)]
 strangers = []
 signal.signal(signal.SIGALRM, signal.default_int_handler)
-signal.setitimer(signal.ITIMER_REAL, 0.05)
 try:
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
     srup_native.verify_many(SCHEMA, [wires[0]] * 100_000 + [wires[1]], {1: key.public_key}.get, 1, strangers.append)
 except KeyboardInterrupt:
     print("interrupted", "in the end" if strangers else "on the way")

@@ -212,11 +212,11 @@ def open_library(paths=None):
     cdef const char* names[8]
     cdef const char* reason
     cdef int index
-    from . import _multibuffer
-
     try:
+        from . import _multibuffer
+
         encoded = [os.fsencode(path) for path in (_multibuffer.multibuffer_paths() if paths is None else paths)]
-    except LookupError as error:
+    except (ImportError, LookupError) as error:  # ImportError: a program in one piece left that module out
         _library = str(error)
         return _library
     for index in range(len(encoded)):
@@ -245,11 +245,11 @@ cdef str _why_not(int kind):
 def use_lanes(name, wanted):
     """Switch a kind of lanes on or off; return whether they are on. They stay off where they cannot be used."""
     cdef int kind = _NAMES.index(name)
-    _LANES[kind].asked = True
     _LANES[kind].on = False
     cdef str reason = _why_not(kind) if wanted else "switched off"
     _LANES[kind].on = not reason
     _reasons[kind] = reason or _ACTIVE[kind]
+    _LANES[kind].asked = True  # not before: Ctrl-C may end this
     return _LANES[kind].on
 
 
