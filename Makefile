@@ -169,11 +169,14 @@ $(SANITIZED)/test.stamp: $(SOURCES) $(SANITIZED)/bin/python$(VERSION)
 	touch $@
 
 # Python is not instrumented, so the runtimes are loaded before it, and what it keeps until its end is no leak. Left out:
-# tests of memory and time, which would measure the sanitizer.
+# tests of memory and time, which would measure the sanitizer, and one fork right after threads of Python, whose ending
+# may hold the lock of the sanitizer's allocator.
 sanitize: $(SANITIZED)/test.stamp
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 SRUP_BACKEND=native \
 	$(SANITIZED)/bin/pytest -p no:cacheprovider --timeout=600 -k "not leave_nothing and not great_many and not ctrl_c" \
+		--deselect tests/test_sign_many.py::test_after_a_fork --deselect \
+		tests/test_sign_many.py::test_the_numbers_of_the_key_do_not_stay_in_memory \
 		tests/test_vectors.py tests/test_codec.py tests/test_wycheproof.py tests/test_verify_many.py tests/test_lanes.py \
 		tests/test_sign_many.py
 

@@ -213,7 +213,7 @@ def test_the_numbers_of_the_key_do_not_stay_in_memory(scheme_keys):
     """They do stay where OpenSSL keeps the key: as often after a batch in lanes as before it."""
     need(SIGN)
     key = scheme_keys["rsa2048"]
-    prime = key.unsealing_key().private_numbers().p.to_bytes(128, "little")
+    prime = key.unsealing_key().private_numbers().q.to_bytes(128, "little")  # not at the edge of what is freed
     srup.sign_many(messages(16), key, lanes=False)
     before = copies(prime)
     srup.sign_many(messages(64), key, lanes=True)
@@ -230,6 +230,8 @@ def copies(secret):
             if not rights.startswith("rw") or "[v" in line:
                 continue
             first, last = (int(end, 16) for end in place.split("-"))
+            if last - first > 1 << 30:  # a sanitizer's
+                continue
             memory.seek(first)
             try:
                 content = memory.read(last - first)

@@ -130,11 +130,13 @@ def sign_many(signer, signeds, threads, lanes):
     cdef list batch = list(signeds)
     cdef _Signing signing = _Signing(signer, _signs_by_default if lanes is None else lanes)
     shares = [batch[first : first + SIGNED] for first in range(0, len(batch), SIGNED)]
+    signed = None
     if threads > 1 and len(shares) > 1:
         from concurrent.futures import ThreadPoolExecutor
+        from contextlib import suppress
 
-        with ThreadPoolExecutor(min(threads, len(shares))) as pool:
-            shares = list(pool.map(signing.sign, shares, [True] * len(shares)))
-    else:
-        shares = [signing.sign(share, False) for share in shares]
-    return [signature for share in shares for signature in share]
+        with suppress(RuntimeError), ThreadPoolExecutor(min(threads, len(shares))) as pool:  # without, if there is none
+            signed = list(pool.map(signing.sign, shares, [True] * len(shares)))
+    if signed is None:
+        signed = [signing.sign(share, False) for share in shares]
+    return [signature for share in signed for signature in share]
