@@ -1,13 +1,16 @@
 # make demo      join, attack and update a fleet on this machine (DEVICES=n for another number)
 # make test      lint, types and every test that needs no process of its own: a few minutes
 # make test-all  everything: commands, brokers, Redis, faults, both backends, lowest versions, benchmarks in short form
-# make bench     every benchmark; results go to benchmarks/results/, the table of figures into README.md
+# make bench     every benchmark; results go to benchmarks/results/, the table of figures into README.md (WITH_LANES=1:
+#                with the extra multibuffer)
 # make lint      lint, formatting and types
 # make docs      write the generated pages of docs/ again
 # make faults    kill, stop, cut off and restore servers, brokers and Redis under load (REPEAT=n faults in each test)
 # make simulate  fleets and syndications under faults and attacks in simulated time (RUNS=n seeds of each, the first SEED=n)
-# make fuzz-verify  100,000 signatures that every way to verify must agree about (CASES=n, SEED=n)
-# make sanitize  the native code's tests with AddressSanitizer and UndefinedBehaviorSanitizer
+# make fuzz-verify  100,000 signatures that every way to verify must agree about (CASES=n, SEED=n); ALGORITHM=ecdsa or
+#                ed25519 instead of mostly RSA; WITH_LANES=1 with the extra multibuffer
+# make sanitize  the native code's tests with AddressSanitizer and UndefinedBehaviorSanitizer; WITH_LANES=1 the same
+# make test-lanes  the lanes' tests with the extra multibuffer, 200 MB; test-all does it where the CPU has AVX512-IFMA
 # make wheels    the wheels of a release, built for each of PYTHONS, repaired, reproduced and tried; go to dist/
 # make emulated  the codec's, keys' and vectors' tests on emulated machines (ARCHITECTURES; as root, on Debian)
 # make clean     remove everything that the above have made
@@ -18,7 +21,9 @@ VENV := .venv
 PURE := .venv-pure
 LOWEST := .venv-lowest
 SANITIZED := .venv-sanitized
+LANES := .venv-lanes
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src -type f -not -name '*.pyc')
+COMMA := ,
 PIP_INSTALL := install --quiet --disable-pip-version-check
 PARALLEL := -n 2 --dist worksteal
 BY_FILE := -n 2 --dist loadfile
@@ -37,7 +42,7 @@ export DEVICES
 .NOTPARALLEL:
 
 .PHONY: help demo test test-all lint docs test-quick test-contract test-processes test-faults test-backends test-pure \
-	test-lowest faults simulate fuzz-verify sanitize wheels emulated bench bench-short clean
+	test-lanes test-lanes-here test-lowest faults simulate fuzz-verify sanitize wheels emulated bench bench-short clean
 
 help:
 	@sed -n '/^$$/q; s/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -90,7 +95,7 @@ test-contract: $(PURE)/test.stamp
 test-pure: $(PURE)/test.stamp
 	SRUP_REQUIRE_NATIVE= $(PURE)/bin/pytest $(BY_FILE) -m "backend and not ($(QUICK)) and not faults"
 
-test-all: lint test-quick test-processes test-faults test-contract test-backends test-pure test-lowest bench-short
+test-all: lint test-quick test-processes test-faults test-contract test-backends test-pure test-lowest test-lanes-here bench-short
 
 test-processes: $(VENV)/test.stamp
 	$(NATIVE_TEST) $(BY_FILE) -m "not ($(QUICK)) and not faults"
@@ -102,6 +107,24 @@ test-faults: $(VENV)/test.stamp
 # Whatever runs over the codec, from the agents to the commands, on the pure backend as well.
 test-backends: $(VENV)/test.stamp
 	SRUP_BACKEND=python $(VENV)/bin/pytest $(PARALLEL) -m "not backend and $(QUICK)"
+
+# Lanes of crypto_mb, in an environment of their own: everywhere else the tests run without it.
+$(LANES)/test.stamp: $(SOURCES) $(LANES)/bin/python$(VERSION)
+	@echo "Setting up $(LANES), with crypto_mb"
+	@$(LANES)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
+	@SRUP_REQUIRE_NATIVE=1 $(LANES)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir '.[all,multibuffer]' --group test
+	@touch $@
+
+test-lanes: $(LANES)/test.stamp
+	SRUP_BACKEND=native SRUP_REQUIRE_LANES=1 $(LANES)/bin/pytest $(BY_FILE) \
+		$(addprefix tests/test_,$(addsuffix .py,lanes sign_many verify_many wycheproof vectors keys codec))
+
+# Where they can run and the wheels can be had.
+test-lanes-here: $(VENV)/test.stamp
+	@if ! grep -qsw avx512ifma /proc/cpuinfo; then echo "test-lanes: left out, this CPU has no AVX512-IFMA"; \
+	elif ! $(VENV)/bin/python -m pip $(PIP_INSTALL) --dry-run ipp-crypto intel-cmplr-lib-rt >/dev/null 2>&1; then \
+		echo "test-lanes: left out, ipp-crypto cannot be had"; \
+	else $(MAKE) test-lanes; fi
 
 # The lowest versions that pyproject.toml allows, of what is needed to build and to run.
 LOWEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,extras cli cli_join cli_logs cli_metrics cli_order keyex_authority \
@@ -121,8 +144,12 @@ test-lowest: $(LOWEST)/test.stamp
 	$(LOWEST)/bin/pytest $(BY_FILE) $(LOWEST_TESTS)
 
 CASES ?= 100000
-fuzz-verify: $(VENV)/test.stamp
-	SRUP_BACKEND=native $(VENV)/bin/python tests/fuzz_verify.py --cases $(CASES) $(if $(SEED),--seed $(SEED))
+# Where crypto_mb is there or not, as wanted.
+CHOSEN := $(if $(WITH_LANES),$(LANES),$(VENV))
+
+fuzz-verify: $(CHOSEN)/test.stamp
+	SRUP_BACKEND=native $(CHOSEN)/bin/python tests/fuzz_verify.py --cases $(CASES) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ALGORITHM),--algorithm $(ALGORITHM))
 
 RUNS ?= 1000
 simulate: $(VENV)/test.stamp
@@ -136,17 +163,22 @@ faults: $(VENV)/test.stamp
 
 $(SANITIZED)/test.stamp: $(SOURCES) $(SANITIZED)/bin/python$(VERSION)
 	$(SANITIZED)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
-	SRUP_REQUIRE_NATIVE=1 $(SANITIZED)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir '.[mqtt]' --group test \
+	SRUP_REQUIRE_NATIVE=1 $(SANITIZED)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir \
+		'.[mqtt$(if $(WITH_LANES),$(COMMA)multibuffer)]' --group test \
 		--config-settings=cmake.define.SRUP_SANITIZE=ON
 	touch $@
 
 # Python is not instrumented, so the runtimes are loaded before it, and what it keeps until its end is no leak. Left out:
-# tests of memory and time, which would measure the sanitizer.
+# tests of memory and time, which would measure the sanitizer, and one fork right after threads of Python, whose ending
+# may hold the lock of the sanitizer's allocator.
 sanitize: $(SANITIZED)/test.stamp
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 SRUP_BACKEND=native \
 	$(SANITIZED)/bin/pytest -p no:cacheprovider --timeout=600 -k "not leave_nothing and not great_many and not ctrl_c" \
-		tests/test_vectors.py tests/test_codec.py tests/test_cut.py tests/test_wycheproof.py tests/test_verify_many.py
+		--deselect tests/test_sign_many.py::test_after_a_fork --deselect \
+		tests/test_sign_many.py::test_the_numbers_of_the_key_do_not_stay_in_memory \
+		tests/test_vectors.py tests/test_codec.py tests/test_cut.py tests/test_wycheproof.py tests/test_verify_many.py \
+		tests/test_lanes.py tests/test_sign_many.py
 
 # Interpreters to build for; each is found by its name or path.
 PYTHONS ?= $(PYTHON)
@@ -162,19 +194,19 @@ emulated: $(VENV)/test.stamp
 	done
 
 # Only what the benchmarks add to the tests; a change of the sources alone does not install it again.
-$(VENV)/bench.stamp: $(VENV)/test.stamp pyproject.toml
-	$(VENV)/bin/python -m pip $(PIP_INSTALL) --group bench
+%/bench.stamp: %/test.stamp pyproject.toml
+	$*/bin/python -m pip $(PIP_INSTALL) --group bench
 	touch $@
 
-bench: $(VENV)/bench.stamp
-	$(VENV)/bin/python -m benchmarks
+bench: $(CHOSEN)/bench.stamp
+	$(CHOSEN)/bin/python -m benchmarks
 
-bench-short: $(VENV)/bench.stamp
-	$(VENV)/bin/python -m benchmarks --short
+bench-short: $(CHOSEN)/bench.stamp
+	$(CHOSEN)/bin/python -m benchmarks --short
 
 docs: $(VENV)/test.stamp
 	$(VENV)/bin/python docs/states.py
 	$(VENV)/bin/python docs/metrics.py
 
 clean:
-	rm -rf $(VENV) $(PURE) $(LOWEST) $(SANITIZED) .emulated build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PURE) $(LOWEST) $(LANES) $(SANITIZED) .emulated build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

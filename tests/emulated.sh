@@ -51,7 +51,7 @@ include=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')
 suffix=$(python3 -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 gcc -O0 -fPIC -shared -DOPENSSL_NO_DEPRECATED -I"$include" _codec.c -o "_codec$suffix"
 gcc -O0 -fPIC -shared -I"$include" _cut.c -o "_cut$suffix"
-gcc -O0 -fPIC -shared -DOPENSSL_NO_DEPRECATED -I"$include" -I. _verify.c rsa_mb.c -o "_verify$suffix" -lcrypto
+gcc -O0 -fPIC -shared -DOPENSSL_NO_DEPRECATED -I"$include" -I. _verify.c rsa_mb.c crypto_mb.c -o "_verify$suffix" -lcrypto -ldl
 cd /srup
 for backend in native python; do
   export SRUP_BACKEND=$backend

@@ -3,7 +3,7 @@
     python tests/fuzz_verify.py --cases 100000 --seed 1
 
 Every case is one message with a signature that is genuine, nearly genuine or hostile. These must agree about it:
-``verify_many`` with the multi-buffer kernel and without, ``Frame.verify``, ``cryptography``, for RSA a few lines of
+``verify_many`` with all lanes that there are and without, ``Frame.verify``, ``cryptography``, for RSA a few lines of
 arithmetic on Python integers, and the kernel on its own, which must accept exactly what those lines accept.
 """
 
@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
-from hashlib import sha256
+from hashlib import sha256, sha512
 from math import gcd, prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -333,12 +333,17 @@ def rsa_case(rng: random.Random, key: RsaKey, sender: int) -> Case:
 class OtherKey:
     """A key of another scheme; ``cryptography`` is the only oracle."""
 
-    def __init__(self, algorithm: str, private: Any, public: Any = None) -> None:
+    def __init__(self, algorithm: str, private: Any, public: Any = None, compressed: bool = False) -> None:
         self.algorithm, self.private = algorithm, private
         self.name = algorithm
         self.der = (public or private.public_key()).public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
+        if compressed:
+            point = private.public_key().public_bytes(
+                serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint
+            )
+            self.der = der(0x30, bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107") + der(3, b"\0" + point))
         secret = private.private_bytes(
             serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -346,8 +351,12 @@ class OtherKey:
         self.public = SimpleNamespace(verifier=srup_native.verifier(algorithm, self.der))
         self.oracle = _verify_py.verifier(algorithm, self.der)
 
+    def sign(self, signed: bytes, rng: random.Random) -> bytes:
+        return self.signer.sign(signed)
+
 
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+ED25519_PRIME = 2**255 - 19
 ED25519_ORDER = 2**252 + 27742317777372353535851937790883648493
 SMALL_ORDER = (
     bytes(32),
@@ -361,22 +370,93 @@ SMALL_ORDER = (
 )
 
 
+class Point(NamedTuple):
+    """A point of Ed25519's curve (RFC 8032, section 5.1.4): x = X / Z, y = Y / Z, x * y = T / Z."""
+
+    X: int
+    Y: int
+    Z: int
+    T: int
+
+    @classmethod
+    def at(cls, y: int, odd: int) -> "Point":
+        """The point with this y whose x is odd, or even."""
+        p = ED25519_PRIME
+        square = (y * y - 1) * pow(CURVE_D * y * y + 1, -1, p) % p
+        x = pow(square, (p + 3) // 8, p)
+        if (x * x - square) % p:
+            x = x * pow(2, (p - 1) // 4, p) % p
+        assert (x * x - square) % p == 0
+        x = x if x % 2 == odd else p - x
+        return cls(x, y, 1, x * y % p)
+
+    def plus(self, other: "Point") -> "Point":
+        p = ED25519_PRIME
+        a = (self.Y - self.X) * (other.Y - other.X) % p
+        b = (self.Y + self.X) * (other.Y + other.X) % p
+        c, d = 2 * CURVE_D * self.T * other.T % p, 2 * self.Z * other.Z % p
+        e, f, g, h = b - a, d - c, d + c, b + a
+        return Point(e * f % p, g * h % p, f * g % p, e * h % p)
+
+    def times(self, number: int) -> "Point":
+        result, power = Point(0, 1, 1, 0), self
+        while number:
+            if number & 1:
+                result = result.plus(power)
+            power, number = power.plus(power), number >> 1
+        return result
+
+    def encoded(self) -> bytes:
+        inverse = pow(self.Z, -1, ED25519_PRIME)
+        x, y = self.X * inverse % ED25519_PRIME, self.Y * inverse % ED25519_PRIME
+        return (y | (x & 1) << 255).to_bytes(32, "little")
+
+
+CURVE_D = -121665 * pow(121666, -1, ED25519_PRIME) % ED25519_PRIME
+BASE = Point.at(4 * pow(5, -1, ED25519_PRIME) % ED25519_PRIME, 0)
+OF_ORDER_8 = Point.at(int.from_bytes(SMALL_ORDER[-1], "little"), 0)
+
+
+class MixedOrderKey(OtherKey):
+    """An Ed25519 key that is not in the subgroup of the base point, and signatures that judges with and without the
+    cofactor disagree about: one in eight is good without it."""
+
+    def __init__(self, rng: random.Random, torsion: int) -> None:
+        self.secret = rng.randrange(1, ED25519_ORDER)
+        self.encoded = BASE.times(self.secret).plus(OF_ORDER_8.times(torsion)).encoded()
+        super().__init__(
+            "ed25519",
+            ed25519.Ed25519PrivateKey.generate(),
+            ed25519.Ed25519PublicKey.from_public_bytes(self.encoded),
+        )
+        self.name = f"ed25519 plus {torsion} T"
+
+    def sign(self, signed: bytes, rng: random.Random) -> bytes:
+        number = rng.randrange(1, ED25519_ORDER)
+        r = BASE.times(number).plus(OF_ORDER_8.times(rng.randrange(8))).encoded()
+        h = int.from_bytes(sha512(r + self.encoded + sha256(signed).digest()).digest(), "little")
+        return r + ((number + h * self.secret) % ED25519_ORDER).to_bytes(32, "little")
+
+
 @cache
 def other_keys() -> list[OtherKey]:
-    weak = ed25519.Ed25519PublicKey.from_public_bytes(SMALL_ORDER[1])
+    rng = random.Random(8)
+    curve = ec.SECP256R1()
+    weak = [ed25519.Ed25519PublicKey.from_public_bytes(SMALL_ORDER[which]) for which in (1, 3, 6)]
     return [
-        OtherKey("ecdsa", ec.generate_private_key(ec.SECP256R1())),
-        OtherKey("ed25519", ed25519.Ed25519PrivateKey.generate()),
-        OtherKey("ed25519", ed25519.Ed25519PrivateKey.generate(), weak),
+        *(OtherKey("ecdsa", ec.generate_private_key(curve), compressed=number % 2 == 1) for number in range(10)),
+        *(OtherKey("ed25519", ed25519.Ed25519PrivateKey.generate()) for _ in range(10)),
+        *(OtherKey("ed25519", ed25519.Ed25519PrivateKey.generate(), public) for public in weak),
+        *(MixedOrderKey(rng, torsion) for torsion in (1, 2, 4, 7)),
     ]
 
 
 def other_case(rng: random.Random, key: OtherKey, sender: int) -> Case:
     signed = packed(rng, sender)
-    good = key.signer.sign(signed)
+    good = key.sign(signed, rng)
     flipped = bytearray(good)
     flipped[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
-    choices = [good, good, bytes(flipped), good[:-1], good + b"\0", b"", good * 2]
+    choices = [good] * 12 + [bytes(flipped)] * 4 + [good[:-1], good + b"\0", b"", good * 2]
     if key.algorithm == "ecdsa":
         r, s = decode_dss_signature(good)
         pairs = [(r, P256_ORDER - s), (r + P256_ORDER, s), (r, s + P256_ORDER), (0, 0), (0, s), (r, 0), (1, 1)]
@@ -389,19 +469,28 @@ def other_case(rng: random.Random, key: OtherKey, sender: int) -> Case:
         numbers = (0, 1, ED25519_ORDER, ED25519_ORDER - s, s + ED25519_ORDER, s + 8 * ED25519_ORDER, 2**256 - 1)
         choices += [r + number.to_bytes(32, "little") for number in numbers]
         choices += [point + bytes(32) for point in SMALL_ORDER] + [point + good[32:] for point in SMALL_ORDER]
+        y = int.from_bytes(r, "little") % 2**255
+        choices += [(y + ED25519_PRIME).to_bytes(32, "little") + good[32:]] if y < 19 else []
     return case(key.algorithm, key, signed, rng.choice(choices))
 
 
-def cases(rng: random.Random, count: int, seed: int = 0, many: bool = False) -> Iterator[Case]:
-    """Yield cases; the sender id of a message is the position of its key, or of a key made for that case."""
+def cases(
+    rng: random.Random, count: int, seed: int = 0, many: bool = False, algorithm: str | None = None
+) -> Iterator[Case]:
+    """Yield cases; the sender id of a message is the position of its key, or of a key made for that case.
+
+    By default most are RSA's; ``algorithm`` names the only one.
+    """
     keys = rsa_keys(seed, many)
     others = other_keys()
+    places = [place for place, key in enumerate(others) if algorithm in (None, key.algorithm)]
+    share = {None: 0.08, "rsa": 0.0}.get(algorithm, 1.0)
     for number in range(count):
         draw = rng.random()
-        if draw < 0.08:
-            place = rng.randrange(len(others))
+        if draw < share:
+            place = rng.choice(places)
             yield other_case(rng, others[place], len(keys) + place)
-        elif draw < 0.12:
+        elif draw < share + 0.04:
             # A genuine signature, and a key of which one bit is wrong.
             key, sender = rng.choice(keys), 1000 + number
             signed = packed(rng, sender)
@@ -463,13 +552,14 @@ class Kernel:
             group = list(jobs[first : first + 8])
             size = len(group)
             group += [group[0]] * (8 - size)
-            pointers: Any = (ctypes.c_void_p * 24)()
+            pointers: Any = (ctypes.c_void_p * 32)()
             for lane, (n, signature, digest) in enumerate(group):
                 assert len(signature) == 256
                 assert len(digest) == 32
-                pointers[3 * lane] = ctypes.addressof(self.prepare(n))
-                pointers[3 * lane + 1] = ctypes.cast(signature, ctypes.c_void_p)
-                pointers[3 * lane + 2] = ctypes.cast(digest, ctypes.c_void_p)
+                pointers[4 * lane] = ctypes.addressof(self.prepare(n))
+                pointers[4 * lane + 1] = ctypes.cast(signature, ctypes.c_void_p)
+                pointers[4 * lane + 2] = len(signature)
+                pointers[4 * lane + 3] = ctypes.cast(digest, ctypes.c_void_p)
             mask = self.library.rsa_mb_accept(pointers)
             accepted += [bool(mask >> lane & 1) for lane in range(size)]
         return accepted
@@ -499,29 +589,42 @@ def batch(several: Sequence[Case], threads: int) -> list[bool]:
 
 
 def switches() -> list[tuple[str, Callable[[bool], object]]]:
-    """The ways to run verify_many: with the kernel and without it, where there is one."""
+    """The ways to run verify_many: with the lanes and without, where there are any."""
     if srup_native.BACKEND != "native":
         return [("verify_many", lambda wanted: None)]
+    return [
+        ("verify_many, lanes on", lambda _: use_lanes(True)),
+        ("verify_many, lanes off", lambda _: use_lanes(False)),
+    ]
+
+
+def use_lanes(wanted: bool | dict[str, bool]) -> dict[str, bool]:
+    """Switch all kinds of lanes that verify, or each as it says; return which were active before."""
+    if srup_native.BACKEND != "native":
+        return {}
     from srup_native import _verify
 
-    use = _verify.use_kernel
-    return [("verify_many, kernel on", lambda _: use(True)), ("verify_many, kernel off", lambda _: use(False))]
+    lanes = srup.backend_info().lanes
+    before = {kind: lanes[kind].active for kind in VERIFYING}
+    for kind in VERIFYING:
+        _verify.use_lanes(kind, wanted[kind] if isinstance(wanted, dict) else wanted)
+    return before
+
+
+VERIFYING = [kind for kind in _verify_py.LANES if not kind.startswith("sign")]
 
 
 def disagreements(several: Sequence[Case], threads: int = 1) -> list[str]:
     """Ask everyone about each case; a line for every case about which they differ."""
     verdicts: list[dict[str, bool]] = [{} for _ in several]
-    was_on = srup.backend_info().rsa_kernel
+    before = use_lanes(True)
     try:
         for name, switch in switches():
             switch(True)
             for votes, verdict in zip(verdicts, batch(several, threads), strict=True):
                 votes[name] = verdict
     finally:
-        if srup_native.BACKEND == "native":
-            from srup_native import _verify
-
-            _verify.use_kernel(was_on)
+        use_lanes(before)
     kernel = kernel_alone()
     fitting = []
     for votes, one in zip(verdicts, several, strict=True):
@@ -547,6 +650,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Differential fuzzing of signature verification.")
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=None, help="a number; another one each time if not given")
+    parser.add_argument(
+        "--algorithm", choices=("rsa", "ecdsa", "ed25519"), help="of all cases; mostly RSA if not given"
+    )
     arguments = parser.parse_args()
     seed = random.SystemRandom().getrandbits(32) if arguments.seed is None else arguments.seed
     rng = random.Random(seed)
@@ -554,7 +660,7 @@ def main() -> int:
     began, done, kinds, wrong = time.monotonic(), 0, Counter[str](), 0
     while done < arguments.cases:
         size = min(rng.choice((1, 2, 3, 7, 8, 9, 16, 17, 64, 65, 200, 1000)), arguments.cases - done)
-        several = list(cases(rng, size, seed, many=True))
+        several = list(cases(rng, size, seed, many=True, algorithm=arguments.algorithm))
         kinds.update(one.kind.partition(":")[0] for one in several)
         for line in disagreements(several, rng.choice((1, 1, 2, 3))):
             wrong += 1

@@ -11,11 +11,11 @@ from pathlib import Path
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-REQUIREMENT = re.compile(r"(?P<name>[\w-]+)>=(?P<floor>[\d.]+)")
+REQUIREMENT = re.compile(r"(?P<name>[\w-]+)>=(?P<floor>[\d.]+)(; (?P<where>.+))?")
 
 
 def lowest() -> list[str]:
-    """Return ``name==version`` for every dependency; ValueError when one has no floor or something else beside it."""
+    """Return ``name==version``, and the marker, for every dependency; ValueError when one has not just a floor."""
     extras = PROJECT["optional-dependencies"].values()
     lines = set(chain(PYPROJECT["build-system"]["requires"], PROJECT["dependencies"], *extras))
     pins = []
@@ -24,7 +24,7 @@ def lowest() -> list[str]:
             continue  # one of our own extras
         if (found := REQUIREMENT.fullmatch(line)) is None:
             raise ValueError(f"pyproject.toml: {line!r} is not of the form name>=version")
-        pins.append(f"{found['name']}=={found['floor']}")
+        pins.append(f"{found['name']}=={found['floor']}" + (f"; {found['where']}" if found["where"] else ""))
     return pins
 
 

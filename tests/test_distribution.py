@@ -56,6 +56,7 @@ assert_type(wire, bytes)
 frame = srup.decode(wire)
 assert_type(frame.sequence_id, int)
 assert_type(frame.verify(key.public_key), srup.Message)
+assert_type(srup.sign_many([srup.TerminateCommand(sequence_id=8, sender_id=0x51, token=b"a-token")], key), list[bytes])
 assert_type(srup.verify_many([wire], srup.KeyRing({0x51: key.public_key})), list[srup.Message | srup.SrupError])
 srup.Action(sequence_id=7, sender_id=0x51, token="text", action_id=3)  # type: ignore[arg-type]
 srup.Action(sequence_id=7, sender_id=0x51, token=b"a-token")  # type: ignore[call-arg]

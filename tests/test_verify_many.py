@@ -486,8 +486,8 @@ key = srup.PrivateKey.generate("ed25519")
 wires = [srup.encode(srup.Action(sequence_id=1, sender_id=n, token=b"t", action_id=1), key) for n in (1, 2)]
 strangers = []
 signal.signal(signal.SIGALRM, signal.default_int_handler)
-signal.setitimer(signal.ITIMER_REAL, 0.05)
 try:
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
     srup_native.verify_many(SCHEMA, [wires[0]] * 100_000 + [wires[1]], {1: key.public_key}.get, 1, strangers.append)
 except KeyboardInterrupt:
     print("interrupted", "in the end" if strangers else "on the way")
@@ -611,15 +611,15 @@ def test_a_failed_self_test_switches_the_kernel_off(good, ring):
     from srup_native import _verify
 
     before = srup.backend_info().rsa_kernel
-    known = _verify._SIGNATURE
+    der, known = _verify._KNOWN["rsa2048"]
     try:
-        _verify._SIGNATURE = known[:-1] + bytes([known[-1] ^ 1])
+        _verify._KNOWN["rsa2048"] = der, known[:-1] + bytes([known[-1] ^ 1])
         assert not _verify.use_kernel(True)
         if before:
             assert srup.backend_info()[1:3] == (False, "the self-test failed")
         assert all(isinstance(one, srup.Data) for one in srup.verify_many(list(good.values()), ring))
     finally:
-        _verify._SIGNATURE = known
+        _verify._KNOWN["rsa2048"] = der, known
         _verify.use_kernel(before)
     assert srup.backend_info().rsa_kernel == before
 

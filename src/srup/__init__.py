@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from srup_native import BACKEND
 
-from .codec import BackendInfo, Frame, Header, backend_info, decode, encode, peek, verify_many
+from .codec import BackendInfo, Frame, Header, Lanes, backend_info, decode, encode, peek, sign_many, verify_many
 from .errors import (
     DecodeError,
     EncodeError,
@@ -164,6 +164,7 @@ __all__ = [
     "JoinValue",
     "KeyRing",
     "KeyServiceError",
+    "Lanes",
     "LeaseLostError",
     "MemoryStore",
     "Message",
@@ -220,6 +221,7 @@ __all__ = [
     "file_digest",
     "peek",
     "seal",
+    "sign_many",
     "unseal",
     "verify_many",
 ]

@@ -7,7 +7,7 @@ signing key; ``generate`` makes both, and PEM text then holds two blocks, the si
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from sys import intern
@@ -352,6 +352,10 @@ class PrivateKey:
     def sign(self, signed: bytes) -> bytes:
         """Return the signature over the SHA-256 of ``signed``."""
         return self._signer.sign(signed)
+
+    def sign_many(self, signeds: Sequence[bytes], threads: int = 1, lanes: bool | None = None) -> list[bytes]:
+        """Return the signature over the SHA-256 of each of ``signeds``, in order (see :func:`srup.sign_many`)."""
+        return srup_native.sign_many(self._signer, signeds, threads, lanes)
 
     def unsealing_key(self) -> rsa.RSAPrivateKey | x25519.X25519PrivateKey | None:
         """Return the key that opens what was sealed to this identity; None when it has none (see srup.seal)."""

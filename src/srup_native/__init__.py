@@ -32,6 +32,7 @@ __all__ = [
     "cut",
     "info",
     "pack",
+    "sign_many",
     "signer",
     "splice",
     "verifier",
@@ -81,6 +82,7 @@ Schema = _codec.Schema
 pack = _codec.pack
 splice = _codec.splice
 cut = _cut.cut
+sign_many = _verify.sign_many
 signer = _verify.signer
 verifier = _verify.verifier
 verify_many = _verify.verify_many

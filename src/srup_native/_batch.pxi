@@ -1,8 +1,9 @@
 # Batches of messages, verified together: a part of ``_verify.pyx``.
 
 cdef enum:
-    SHARE = 16  # messages that a thread takes at a time: two passes of the kernel
+    SHARE = 16  # messages of one algorithm that a thread takes at a time: two passes of its lanes
     WINDOW = 64  # shares on their way at a time: what bounds the memory of a batch
+    ROOM = WINDOW + 2 * KINDS  # for what one look at the messages may add: no kind can fill more than two shares
     LEFT = 4  # shares that are left to each helper while results are made, which for a window takes about as long
 
 cdef enum _Verdict:
@@ -16,16 +17,16 @@ cdef struct _Job:
     size_t end
     size_t offset
     size_t size
-    const rsa_mb_key* lanes
+    const void* lanes  # the key for them; NULL: this is for OpenSSL alone
     bint loaded  # whether OpenSSL can be asked; only ever set with the GIL
     unsigned char digest[SHA256_DIGEST_LENGTH]
     int verdict
 
 
-cdef void _hash_and_accept(_Job* jobs, int count) noexcept nogil:
-    """Fill in the digests and accept what the kernel accepts; the rest stays UNDECIDED."""
-    cdef rsa_mb_job group[RSA_MB_LANES]
-    cdef _Job* members[RSA_MB_LANES]
+cdef void _hash_and_accept(const _Lanes* lanes, _Job* jobs, int count) noexcept nogil:
+    """Fill in the digests and accept what the lanes accept; the rest stays UNDECIDED."""
+    cdef lane_job group[LANES]
+    cdef _Job* members[LANES]
     cdef _Job* job
     cdef int index, lane, filled = 0
     cdef unsigned accepted
@@ -33,7 +34,7 @@ cdef void _hash_and_accept(_Job* jobs, int count) noexcept nogil:
     for index in range(count):
         job = &jobs[index]
         if job.lanes != NULL:
-            rsa_mb_prefetch(job.lanes)  # in a large fleet it is in no cache, and the hash gives the memory time
+            lane_prefetch(job.lanes, lanes.key_size)  # a large fleet's is in no cache, and the hash gives the memory time
         job.verdict = UNDECIDED if _sha256(
             context,
             job.digest,
@@ -46,18 +47,21 @@ cdef void _hash_and_accept(_Job* jobs, int count) noexcept nogil:
     for index in range(count + 1):
         if index < count:
             job = &jobs[index]
-            if job.lanes == NULL or job.size != RSA_MB_BYTES or job.verdict != UNDECIDED:
+            if job.lanes == NULL or job.verdict != UNDECIDED:
                 continue
             members[filled] = job
             group[filled].key = job.lanes
             group[filled].signature = job.data + job.offset
+            group[filled].size = job.size
             group[filled].digest = job.digest
-            filled += 1
-        # A whole pass for a single message takes a sixth longer than OpenSSL, if that is ready for it.
-        if filled == RSA_MB_LANES or (index == count and (filled > 1 or (filled == 1 and not members[0].loaded))):
-            for lane in range(filled, RSA_MB_LANES):
+            filled += lanes.fits(&group[filled])
+        # A whole pass for a few messages takes longer than OpenSSL, if that is ready for them.
+        if filled == LANES or (
+            index == count and (filled >= lanes.least or (filled > 0 and not members[0].loaded))
+        ):
+            for lane in range(filled, LANES):
                 group[lane] = group[0]
-            accepted = rsa_mb_accept(group)
+            accepted = lanes.accept(group)
             for lane in range(filled):
                 if accepted >> lane & 1:
                     members[lane].verdict = GOOD
@@ -67,10 +71,11 @@ cdef void _hash_and_accept(_Job* jobs, int count) noexcept nogil:
 @cython.final
 @cython.internal
 cdef class _Share:
-    """Some messages of a batch, which one thread at a time works on."""
+    """Some messages of a batch with keys of one algorithm, which one thread at a time works on."""
 
     cdef list frames
     cdef list verifiers
+    cdef int algorithm
     cdef int count
     cdef bint hashed
     cdef bint done  # guarded by the queue
@@ -78,7 +83,8 @@ cdef class _Share:
     cdef void* borrowed[SHARE]  # the verifiers, for work without the GIL
     cdef _Job jobs[SHARE]
 
-    def __cinit__(self):
+    def __cinit__(self, int algorithm):
+        self.algorithm = algorithm
         self.frames = []
         self.verifiers = []
 
@@ -87,16 +93,18 @@ cdef class _Share:
         for index in range(self.count):
             (<_Verifier>self.borrowed[index]).users -= 1
 
-    cdef int add(self, Py_ssize_t place, Frame frame, _Verifier verifier, bint kernel, bint alone) except -1:
+    cdef int add(self, Py_ssize_t place, Frame frame, _Verifier verifier, bint alone) except -1:
         cdef _Job* job = &self.jobs[self.count]
-        if not kernel or (alone and len(_loaded) < MAX_LOADED):
+        # A single message does without lanes; but a key of the RSA kernel has a context only as long as there is room.
+        cdef bint on = (self.algorithm == RSA or not alone) and _is_on(self.algorithm)
+        if not on or (alone and len(_loaded) < MAX_LOADED):
             verifier.load()
         verifier.users += 1
         job.data = frame.data()
         job.end = PyBytes_GET_SIZE(frame._wire)
         job.offset = 22 + frame._token_size
         job.size = frame._signature_size
-        job.lanes = verifier.lanes if kernel else NULL
+        job.lanes = verifier.lanes if on and verifier.prepare_lanes() else NULL
         job.loaded = verifier.key != NULL
         self.frames.append(frame)
         self.verifiers.append(verifier)
@@ -109,7 +117,7 @@ cdef class _Share:
         cdef _Job* job
         cdef int index
         if not self.hashed:
-            _hash_and_accept(self.jobs, self.count)
+            _hash_and_accept(&_LANES[self.algorithm], self.jobs, self.count)
             self.hashed = True
         for index in range(self.count):
             job = &self.jobs[index]
@@ -136,7 +144,7 @@ cdef class _Share:
 
 cdef struct _Queue:
     PyThread_type_lock lock
-    void* shares[WINDOW]  # a ring; _Batch.open keeps them alive
+    void* shares[ROOM]  # a ring; _Batch.open keeps them alive
     int first
     int waiting
 
@@ -152,7 +160,7 @@ cdef void _work(_Queue* queue, int leave) noexcept nogil:
             PyThread_release_lock(queue.lock)
             return
         share = queue.shares[queue.first]
-        queue.first = (queue.first + 1) % WINDOW
+        queue.first = (queue.first + 1) % ROOM
         queue.waiting -= 1
         PyThread_release_lock(queue.lock)
         (<_Share>share).work()
@@ -177,7 +185,8 @@ cdef class _Batch:
     """Messages that are verified together: this thread makes the Python objects, helpers share the rest with it."""
 
     cdef list results
-    cdef list open  # shares that have not finished
+    cdef list filling  # the share of each algorithm that takes the next message, None if there is none
+    cdef list open  # shares that are full and have not finished
     cdef _Queue queue
     cdef _Helper* helpers
     cdef int size  # of helpers
@@ -186,6 +195,7 @@ cdef class _Batch:
     def __cinit__(self, list wires not None, threads):
         self.process = getpid()
         self.results = [None] * len(wires)
+        self.filling = [None] * KINDS
         self.open = []
         # To start a thread takes as long as two shares.
         cdef Py_ssize_t wanted = min(threads, WINDOW, len(wires) // (2 * SHARE)) - 1
@@ -234,9 +244,9 @@ cdef class _Batch:
         return self.results
 
     cdef Py_ssize_t prepare(self, Schema schema, list wires, Py_ssize_t place, find, unknown) except -1:
-        """Decode a share of messages and find their keys; return the place of the next."""
+        """Decode some messages, find their keys and put them into shares; return the place of the next."""
         cdef Py_ssize_t end = min(place + SHARE, len(wires))
-        cdef _Share share = _Share.__new__(_Share)
+        cdef _Share share
         cdef Frame frame
         for place in range(place, end):
             try:
@@ -246,7 +256,10 @@ cdef class _Batch:
                 if key is None:
                     self.results[place] = unknown(frame.sender_id)
                 elif type(verifier) is _Verifier:
-                    share.add(place, frame, verifier, _kernel, len(wires) == 1)
+                    share = self.share_for((<_Verifier>verifier).algorithm)
+                    share.add(place, frame, verifier, len(wires) == 1)
+                    if share.count == SHARE:
+                        self.close(share)
                 else:
                     self.results[place] = frame.verify(key)
             except SrupError as error:
@@ -254,10 +267,24 @@ cdef class _Batch:
                 error.__traceback__ = error.__context__ = None
                 self.results[place] = error
         self.check_process()
-        if share.count:
-            self.open.append(share)
-            self.enqueue(share)
+        if end == len(wires):
+            for share in self.filling:
+                if share is not None:
+                    self.close(share)
         return end
+
+    cdef _Share share_for(self, int algorithm):
+        if self.filling[algorithm] is None:
+            self.filling[algorithm] = _Share.__new__(_Share, algorithm)
+        return self.filling[algorithm]
+
+    cdef int close(self, _Share share) except -1:
+        """Let a share be worked on."""
+        self.check_process()
+        self.filling[share.algorithm] = None
+        self.open.append(share)
+        self.enqueue(share)
+        return 0
 
     cdef int check_process(self) except -1:
         """Raise RuntimeError in a process that was forked in the middle: there are no helpers in it."""
@@ -269,7 +296,7 @@ cdef class _Batch:
         cdef int index
         share.done = False
         PyThread_acquire_lock(self.queue.lock, WAIT_LOCK)
-        self.queue.shares[(self.queue.first + self.queue.waiting) % WINDOW] = <void*>share
+        self.queue.shares[(self.queue.first + self.queue.waiting) % ROOM] = <void*>share
         self.queue.waiting += 1
         PyThread_release_lock(self.queue.lock)
         for index in range(self.size):

@@ -5,9 +5,10 @@ Every key prepares one context when it is first used. An operation works on a co
 context in use. What libcrypto lacks (ML-DSA) or an old one does slowly goes through the pure twin, which asks
 the libcrypto that comes with ``cryptography``.
 
-RSA-2048 keys with e = 65537 have the constants of the multi-buffer kernel (rsa_mb.c) where the CPU can run it, and get
-their context only when OpenSSL is asked. ``verify_many`` shows eight messages at a time to the kernel, which may only
-accept; OpenSSL decides about everything that it does not accept.
+``verify_many`` shows eight messages of one scheme at a time to that scheme's lanes, which may only accept; OpenSSL
+decides about everything that they do not accept. RSA-2048 has a kernel of its own (rsa_mb.c) where the CPU can run it;
+keys with e = 65537 then get their context only when OpenSSL is asked. P-256 and Ed25519 have lanes, and RSA-2048 can be
+signed with, where Intel's crypto_mb is installed (crypto_mb.c).
 """
 
 import os
@@ -26,8 +27,9 @@ from cpython.pythread cimport (
     PyThread_release_lock,
     PyThread_type_lock,
 )
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strcmp
 from posix.unistd cimport getpid
 
 from . import _verify_py
@@ -39,21 +41,50 @@ cdef extern from "Python.h":
     unsigned long PYTHREAD_INVALID_THREAD_ID
     unsigned long PyThread_start_new_thread(void (*function)(void*) noexcept nogil, void* argument)
 
+cdef extern from "lanes.h" nogil:
+    enum:
+        LANES
+    ctypedef struct lane_job:
+        const void* key
+        const unsigned char* signature
+        size_t size
+        const unsigned char* digest
+    void lane_prefetch(const void* key, size_t size)
+
 cdef extern from "rsa_mb.h" nogil:
     enum:
-        RSA_MB_LANES
         RSA_MB_BYTES
-        RSA_MB_DIGEST
     ctypedef struct rsa_mb_key:
         pass
-    ctypedef struct rsa_mb_job:
-        const rsa_mb_key* key
-        const unsigned char* signature
-        const unsigned char* digest
     int rsa_mb_supported()
     int rsa_mb_prepare(rsa_mb_key* key, const unsigned char* modulus)
-    void rsa_mb_prefetch(const rsa_mb_key* key)
-    unsigned rsa_mb_accept(const rsa_mb_job* jobs)
+    int rsa_mb_fits(const lane_job* job)
+    unsigned rsa_mb_accept(const lane_job* jobs)
+    void rsa_mb_encode(unsigned char* message, const unsigned char* digest)
+
+cdef extern from "crypto_mb.h" nogil:
+    enum:
+        CRYPTO_MB_PRIME_BYTES
+    ctypedef struct crypto_mb_p256:
+        uint64_t* x
+        uint64_t* y
+    ctypedef struct crypto_mb_ed25519:
+        unsigned char* bytes
+    ctypedef struct crypto_mb_rsa:
+        uint64_t* p
+        uint64_t* q
+        uint64_t* dp
+        uint64_t* dq
+        uint64_t* qinv
+    const char* crypto_mb_open(const char** paths, int count)
+    int crypto_mb_ed25519_takes(const unsigned char* key)
+    int crypto_mb_ed25519_fits(const lane_job* job)
+    int crypto_mb_p256_fits(const lane_job* job)
+    unsigned crypto_mb_ed25519_accept(const lane_job* jobs)
+    unsigned crypto_mb_p256_accept(const lane_job* jobs)
+    unsigned crypto_mb_rsa_sign(
+        unsigned char** signatures, const unsigned char** messages, const crypto_mb_rsa* key
+    )
 
 cdef enum:
     RSA = 0
@@ -151,7 +182,7 @@ cdef class _Key:
 
 
 cdef enum:
-    MAX_LOADED = 16384  # contexts of keys that have the kernel too, so that forgeries cannot fill the memory (T9)
+    MAX_LOADED = 16384  # contexts of keys of the RSA kernel, so that forgeries cannot fill the memory (T9)
 
 _loaded = deque()
 """The verifiers that have such a context, in the order of loading."""
@@ -160,7 +191,8 @@ _loaded = deque()
 cdef class _Verifier(_Key):
     cdef int algorithm
     cdef bytes der
-    cdef rsa_mb_key* lanes  # NULL for a key, a CPU or a build without the kernel
+    cdef void* lanes  # what the scheme's lanes need of the key; NULL before they do, and for a key that they do not take
+    cdef bint asked  # whether the lanes have been asked if they take it
     cdef int users  # that may be working with the context; only ever changed with the GIL
 
     def __cinit__(self, int algorithm, public_der):
@@ -168,13 +200,18 @@ cdef class _Verifier(_Key):
         self.algorithm = algorithm
         self.der = public_der
         self.load()
-        if algorithm == RSA and rsa_mb_supported():
-            self.lanes = _lanes(self.key)
-        if self.lanes != NULL:
+        if algorithm == RSA and rsa_mb_supported() and self.prepare_lanes():
             self.unload()  # most keys of a large fleet never need it
 
     def __dealloc__(self):
         free(self.lanes)
+
+    cdef bint prepare_lanes(self) noexcept:
+        """Return whether the lanes take this key, which is loaded when they are asked. Only with the GIL."""
+        if not self.asked:
+            self.lanes = _LANES[self.algorithm].prepare(self.key)
+            self.asked = True
+        return self.lanes != NULL
 
     cdef int load(self) except -1:
         """Make the context unless it is there. With the GIL, which makes it happen once."""
@@ -188,7 +225,7 @@ cdef class _Verifier(_Key):
         except:
             self.unload()  # a key without its context must not look loaded the next time
             raise
-        if self.lanes != NULL and _kernel:
+        if self.algorithm == RSA and self.lanes != NULL and _is_on(RSA):
             _loaded.append(self)
             if len(_loaded) > MAX_LOADED:
                 (<_Verifier>_loaded.popleft()).release()
@@ -246,29 +283,6 @@ cdef class _Verifier(_Key):
         return GOOD if result == 1 else BAD
 
 
-cdef rsa_mb_key* _lanes(const EVP_PKEY* key) except? NULL:
-    """Return the kernel's constants for a key, NULL if it is not of the only kind that the kernel takes."""
-    cdef BIGNUM* n = NULL
-    cdef BIGNUM* e = NULL
-    cdef unsigned char modulus[RSA_MB_BYTES]
-    cdef rsa_mb_key* lanes = NULL
-    if (
-        EVP_PKEY_get_bn_param(key, "n", &n) == 1
-        and EVP_PKEY_get_bn_param(key, "e", &e) == 1
-        and BN_num_bits(n) == 8 * RSA_MB_BYTES
-        and BN_is_word(e, 65537)
-        and BN_bn2binpad(n, modulus, RSA_MB_BYTES) == RSA_MB_BYTES
-    ):
-        lanes = <rsa_mb_key*>malloc(sizeof(rsa_mb_key))
-        if lanes != NULL and not rsa_mb_prepare(lanes, modulus):
-            free(lanes)
-            lanes = NULL
-    BN_free(n)
-    BN_free(e)
-    ERR_clear_error()
-    return lanes
-
-
 cdef class _Signer(_Key):
     def __cinit__(self, int algorithm, private_der):
         _expect_bytes("a key comes as", private_der)
@@ -294,20 +308,26 @@ cdef class _Signer(_Key):
     cdef int make(self, unsigned char* target, size_t* size, const unsigned char* data, size_t length) noexcept nogil:
         """Sign into ``target`` and set ``size``; return 1 when it worked."""
         cdef unsigned char digest[SHA256_DIGEST_LENGTH]
-        cdef EVP_PKEY_CTX* context
         cdef EVP_MD_CTX* hashing = EVP_MD_CTX_new()
+        cdef bint hashed = _sha256(hashing, digest, data, length, data, 0)
+        EVP_MD_CTX_free(hashing)
+        return hashed and self.make_of(target, size, digest)
+
+    cdef int make_of(self, unsigned char* target, size_t* size, const unsigned char* digest) noexcept nogil:
+        """The same for a digest."""
+        cdef EVP_PKEY_CTX* context
+        cdef EVP_MD_CTX* one_shot
         cdef int result = 0
-        if not _sha256(hashing, digest, data, length, data, 0):
-            pass
-        elif self.one_shot != NULL:
-            if EVP_MD_CTX_copy_ex(hashing, self.one_shot) == 1:
-                result = EVP_DigestSign(hashing, target, size, digest, SHA256_DIGEST_LENGTH)
+        if self.one_shot != NULL:
+            one_shot = EVP_MD_CTX_new()
+            if one_shot != NULL and EVP_MD_CTX_copy_ex(one_shot, self.one_shot) == 1:
+                result = EVP_DigestSign(one_shot, target, size, digest, SHA256_DIGEST_LENGTH)
+            EVP_MD_CTX_free(one_shot)
         else:
             context = EVP_PKEY_CTX_dup(self.context)
             if context != NULL:
                 result = EVP_PKEY_sign(context, target, size, digest, SHA256_DIGEST_LENGTH)
             EVP_PKEY_CTX_free(context)
-        EVP_MD_CTX_free(hashing)
         if result != 1:
             ERR_clear_error()
         return result == 1
@@ -328,5 +348,6 @@ def signer(algorithm, private_der):
     return _verify_py.signer(algorithm, private_der) if elsewhere else signer
 
 
+include "_lanes.pxi"
 include "_batch.pxi"
-include "_kernel.pxi"
+include "_signing.pxi"

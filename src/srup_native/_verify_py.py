@@ -7,12 +7,16 @@ message. Keys come as DER: SubjectPublicKeyInfo for a verifier, unencrypted PKCS
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .errors import SrupError
 
 if TYPE_CHECKING:
     from ._codec_py import HasVerifier, Schema
+
+
+LANES: Final = ("rsa2048", "p256", "ed25519", "sign rsa2048")
+"""The kinds of lanes, which work on eight signatures at a time."""
 
 
 class Verifier(Protocol):
@@ -133,11 +137,31 @@ def verify_many(
     return [verified(one) for one in batch]
 
 
-def info() -> dict[str, Any]:
-    """Return what verifies: ``rsa_kernel`` (bool) and its ``rsa_kernel_reason``, the version of ``openssl``, ``fips``.
+def sign_many(signer: Signer, signeds: Sequence[bytes], threads: int, lanes: bool | None) -> list[bytes]:
+    """Return the signature over each of ``signeds``, in order; errors as of ``Signer.sign``.
 
-    ``fips`` is whether that libcrypto is in FIPS mode, None where it does not say.
+    Up to ``threads`` threads share the work where that can gain something. ``lanes`` says whether RSA-2048 signatures
+    may be made eight at a time where that is possible; None leaves it to ``SRUP_RSA_SIGNING`` in the environment.
+    """
+    return [signer.sign(signed) for signed in signeds]
+
+
+def info() -> dict[str, Any]:
+    """Return what verifies and signs.
+
+    ``lanes`` has (bool, text) for each kind of lanes, LANES: whether they are active, and which they are or why not;
+    ``rsa_kernel`` and ``rsa_kernel_reason`` are the same for RSA-2048. ``signatures_remade`` counts those of lanes that
+    failed their check and were made again. ``openssl`` is the version; ``fips`` whether that libcrypto is in FIPS mode,
+    None where it does not say.
     """
     from ._schemes_py import openssl
 
-    return {"rsa_kernel": False, "rsa_kernel_reason": "the pure backend has none", "openssl": openssl(), "fips": None}
+    none = False, "the pure backend has none"
+    return {
+        "rsa_kernel": none[0],
+        "rsa_kernel_reason": none[1],
+        "openssl": openssl(),
+        "fips": None,
+        "lanes": dict.fromkeys(LANES, none),
+        "signatures_remade": 0,
+    }

@@ -4,13 +4,18 @@ cdef extern from "openssl/crypto.h" nogil:
     const char* OpenSSL_version(int what)
     unsigned long OpenSSL_version_num()
     void OPENSSL_thread_stop()
+    void* OPENSSL_zalloc(size_t size)
+    void OPENSSL_clear_free(void* memory, size_t size)
+    void OPENSSL_cleanse(void* memory, size_t size)
 
 cdef extern from "openssl/bn.h" nogil:
     ctypedef struct BIGNUM
     void BN_free(BIGNUM* number)
+    void BN_clear_free(BIGNUM* number)
     int BN_num_bits(const BIGNUM* number)
     int BN_is_word(const BIGNUM* number, unsigned long word)
     int BN_bn2binpad(const BIGNUM* number, unsigned char* target, int size)
+    int BN_bn2lebinpad(const BIGNUM* number, unsigned char* target, int size)
 
 cdef extern from "openssl/evp.h" nogil:
     ctypedef struct EVP_PKEY
@@ -24,6 +29,8 @@ cdef extern from "openssl/evp.h" nogil:
     int EVP_PKEY_is_a(const EVP_PKEY* key, const char* name)
     int EVP_PKEY_get_size(const EVP_PKEY* key)
     int EVP_PKEY_get_bn_param(const EVP_PKEY* key, const char* name, BIGNUM** number)
+    int EVP_PKEY_get_group_name(const EVP_PKEY* key, char* name, size_t size, size_t* length)
+    int EVP_PKEY_get_raw_public_key(const EVP_PKEY* key, unsigned char* target, size_t* size)
     EVP_PKEY_CTX* EVP_PKEY_CTX_new(EVP_PKEY* key, ENGINE* engine)
     EVP_PKEY_CTX* EVP_PKEY_CTX_dup(const EVP_PKEY_CTX* context)
     void EVP_PKEY_CTX_free(EVP_PKEY_CTX* context)

@@ -35,7 +35,6 @@
 #include <openssl/bn.h>
 
 #define LIMBS RSA_MB_LIMBS
-#define LANES RSA_MB_LANES
 #define BLOCK 8
 #define BLOCKS (LIMBS / BLOCK)
 #define LIMB_BITS 52
@@ -87,6 +86,26 @@ int rsa_mb_prepare(rsa_mb_key *key, const unsigned char modulus[RSA_MB_BYTES])
         inverse *= 2 - n * inverse;
     key->k0 = -inverse & MASK;
     return 1;
+}
+
+/* 00 01 FF .. FF 00, then DigestInfo of SHA-256 (RFC 8017, section 9.2, note 1); the digest goes behind it. */
+static const unsigned char digest_info[19] = {0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01,
+                                              0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20};
+
+void rsa_mb_encode(unsigned char message[RSA_MB_BYTES], const unsigned char digest[LANES_DIGEST])
+{
+    const int tail = sizeof digest_info + LANES_DIGEST;
+    memset(message, 0xff, RSA_MB_BYTES);
+    message[0] = 0x00;
+    message[1] = 0x01;
+    message[RSA_MB_BYTES - tail - 1] = 0x00;
+    memcpy(message + RSA_MB_BYTES - tail, digest_info, sizeof digest_info);
+    memcpy(message + RSA_MB_BYTES - LANES_DIGEST, digest, LANES_DIGEST);
+}
+
+int rsa_mb_fits(const lane_job *job)
+{
+    return job->size == RSA_MB_BYTES; /* rsa_mb_accept sees to s < n */
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -246,37 +265,23 @@ INLINE void gather(vec x[LIMBS], vec at)
         x[i] = _mm512_i64gather_epi64(_mm512_add_epi64(at, _mm512_set1_epi64(8 * i)), NULL, 1);
 }
 
-/* 00 01 FF .. FF 00, then DigestInfo of SHA-256 (RFC 8017, section 9.2, note 1); the digest goes behind it. */
-static const unsigned char digest_info[19] = {0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01,
-                                              0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20};
-
-static void encode(unsigned char message[RSA_MB_BYTES], const unsigned char digest[RSA_MB_DIGEST])
-{
-    const int tail = sizeof digest_info + RSA_MB_DIGEST;
-    memset(message, 0xff, RSA_MB_BYTES);
-    message[0] = 0x00;
-    message[1] = 0x01;
-    message[RSA_MB_BYTES - tail - 1] = 0x00;
-    memcpy(message + RSA_MB_BYTES - tail, digest_info, sizeof digest_info);
-    memcpy(message + RSA_MB_BYTES - RSA_MB_DIGEST, digest, RSA_MB_DIGEST);
-}
-
-KERNEL unsigned rsa_mb_accept(const rsa_mb_job jobs[LANES])
+KERNEL unsigned rsa_mb_accept(const lane_job jobs[LANES])
 {
     uint64_t signature[LANES][LIMBS], expected[LANES][LIMBS];
     uint64_t n_at[LANES], rr_at[LANES], signature_at[LANES], expected_at[LANES], k0s[LANES];
     unsigned accepted = 0;
     for (int lane = 0; lane < LANES; lane++) {
         unsigned char message[RSA_MB_BYTES];
-        encode(message, jobs[lane].digest);
+        const rsa_mb_key *key = jobs[lane].key;
+        rsa_mb_encode(message, jobs[lane].digest);
         to_limbs(expected[lane], message);
         to_limbs(signature[lane], jobs[lane].signature);
-        accepted |= (unsigned)is_less(signature[lane], jobs[lane].key->n) << lane;
-        n_at[lane] = (uint64_t)(uintptr_t)jobs[lane].key->n;
-        rr_at[lane] = (uint64_t)(uintptr_t)jobs[lane].key->rr;
+        accepted |= (unsigned)is_less(signature[lane], key->n) << lane;
+        n_at[lane] = (uint64_t)(uintptr_t)key->n;
+        rr_at[lane] = (uint64_t)(uintptr_t)key->rr;
         signature_at[lane] = (uint64_t)(uintptr_t)signature[lane];
         expected_at[lane] = (uint64_t)(uintptr_t)expected[lane];
-        k0s[lane] = jobs[lane].key->k0;
+        k0s[lane] = key->k0;
     }
     vec n[LIMBS], s[LIMBS], x[LIMBS];
     const vec k0 = _mm512_loadu_si512(k0s);
@@ -300,7 +305,7 @@ int rsa_mb_supported(void)
     return 0;
 }
 
-unsigned rsa_mb_accept(const rsa_mb_job jobs[LANES])
+unsigned rsa_mb_accept(const lane_job jobs[LANES])
 {
     (void)jobs;
     return 0;
