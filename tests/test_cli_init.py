@@ -93,7 +93,7 @@ def test_what_is_made(tmp_path):
     enrolment = Enrolment.load(tmp_path / "new" / "server")
     assert (f"{enrolment.identity:x}", enrolment.broker, enrolment.server) == (made["server"], made["broker"], None)
     settings = Settings.load(tmp_path / "new" / "srup.toml")
-    assert settings.of("server").find("store") == str(tmp_path / "new" / "server.db")
+    assert settings.of("server").find("store").value == str(tmp_path / "new" / "server.db")
     assert tomllib.loads((tmp_path / "new" / "srup.toml").read_text())["keyex"]["serve"]["host"] == "0.0.0.0"
     assert "listener 8883\n" in (tmp_path / "new" / "authority" / "broker" / "mosquitto.conf").read_text()
     units = [path.name for path in (tmp_path / "new" / "systemd").iterdir()]

@@ -45,6 +45,8 @@ BROKER = "mqtt://127.0.0.1:1"  # nobody is there, and both sides try again and a
 REDIS = "redis://127.0.0.1:1"
 ORDER = f"order --store {REDIS} --identity 5e"
 NO_REDIS = {"needs": {"redis"}, "says": "Redis at 127.0.0.1:1", "status": 2}
+CAMPAIGN = "campaign --store none.db --identity 5e"
+NO_DATABASE = {"says": "none.db is missing", "status": 2}
 NOBODY = {"says": "no key waits|d1 is not registered|waiting keys", "status": 2}
 SERVER = f"server --identity 5e --key 5e.pem --devices devices --broker {BROKER}"
 DEVICE = f"device --identity d1 --key d1.pem --server 5e --server-key 5e.pem.pub --broker {BROKER}"
@@ -71,6 +73,14 @@ TRIALS = {
         Trial(f"devices --store {REDIS} --identity 5e", **NO_REDIS),
         Trial(f"devices --store {REDIS} --identity 5e show d1", **NO_REDIS),
     ],
+    **{
+        f"campaign {name}": [Trial(f"{CAMPAIGN} {name} locks", **NO_DATABASE)]
+        for name in ("status", "pause", "resume", "abort", "retry", "approve", "activate")
+    },
+    "campaign apply": [Trial(f"{CAMPAIGN} apply locks.toml", says="locks.toml", status=2)],
+    "campaign rehearse": [Trial("campaign rehearse locks.toml --size 3", says="locks.toml", status=2)],
+    "campaign list": [Trial(f"{CAMPAIGN} list", **NO_DATABASE)],
+    "campaign run": [Trial(f"{CAMPAIGN} run", **NO_DATABASE)],
     "inspect": [
         Trial("inspect 0504", says="not an SRUP message", status=1),
         Trial("inspect traffic.pcap", {"dpkt"}, says="cannot be read", status=2),

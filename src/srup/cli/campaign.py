@@ -149,7 +149,7 @@ def rehearse(
     seed: Annotated[int, typer.Option(help="Another seed, another course.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Show what a campaign would do, in simulated time: nobody is touched."""
+    """Run a campaign in simulated time, on no real device."""
     with explained():
         down = None if host_down is None else _span(host_down)
         chances = Chances(fail, flaky, silent, sleep, nap, fetch, activation, down, seed)
@@ -251,7 +251,7 @@ def resume(context: typer.Context, name: _Name, by: _By = None, as_json: Json = 
 
 @app.command()
 def abort(context: typer.Context, name: _Name, by: _By = None, as_json: Json = False) -> None:
-    """End a campaign for good, and take back what no device was told to activate."""
+    """End a campaign, and cancel what is not being activated."""
     _steer(context, as_json, lambda campaigns: campaigns.abort(name, by or _user()))
 
 
@@ -265,7 +265,7 @@ def retry(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Try again with devices that failed, did not answer, were skipped or taken back."""
+    """Try again with the devices that did not succeed."""
     _steer(context, as_json, lambda campaigns: campaigns.retry(name, devices or None))
 
 
@@ -277,7 +277,7 @@ def approve(context: typer.Context, name: _Name, by: _By = None, as_json: Json =
 
 @app.command()
 def activate(context: typer.Context, name: _Name, as_json: Json = False) -> None:
-    """Let devices activate what they hold, where the file says that this is done at a command."""
+    """Let devices activate what they hold (activation = "command")."""
     _steer(context, as_json, lambda campaigns: campaigns.activate(name))
 
 
