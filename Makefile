@@ -88,14 +88,17 @@ test: lint test-quick test-contract
 test-quick: $(VENV)/test.stamp
 	$(NATIVE_TEST) $(PARALLEL) -m "$(QUICK)"
 
-# What depends on the backend, on an installation that was made without a compiler.
+# On an installation that was made without a compiler: the contract of the twins, and that a fleet lives on it.
+CONTRACT := $(addprefix tests/test_,$(addsuffix .py,attacks attacks_codec codec cut differential interop keys messages \
+	seal sign_many vectors verify_many wycheproof))
 test-contract: $(PURE)/test.stamp
-	SRUP_REQUIRE_NATIVE= $(PURE)/bin/pytest $(PARALLEL) -m "backend and $(QUICK)"
+	SRUP_REQUIRE_NATIVE= $(PURE)/bin/pytest $(PARALLEL) -m "backend and $(QUICK)" $(CONTRACT)
 
+# All that depends on the backend.
 test-pure: $(PURE)/test.stamp
-	SRUP_REQUIRE_NATIVE= $(PURE)/bin/pytest $(BY_FILE) -m "backend and not ($(QUICK)) and not faults"
+	SRUP_REQUIRE_NATIVE= $(PURE)/bin/pytest $(BY_FILE) -m "backend and not faults"
 
-test-all: lint test-quick test-processes test-faults test-contract test-backends test-pure test-lowest test-lanes-here bench-short
+test-all: lint test-quick test-processes test-faults test-backends test-pure test-lowest test-lanes-here bench-short
 
 test-processes: $(VENV)/test.stamp
 	$(NATIVE_TEST) $(BY_FILE) -m "not ($(QUICK)) and not faults"
