@@ -31,13 +31,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "wire-v5.json").read_text())
 
-# A test that takes one of these arguments runs once for every entry of that section.
+# A test that takes one of these arguments runs once for the entries of that section about one type of message.
 SECTIONS = {
-    "message_vector": "messages",
-    "negative_vector": "negatives",
-    "quirk_vector": "quirks",
-    "header_vector": "headers",
-    "sealed_vector": "sealed",
+    "message_vectors": "messages",
+    "negative_vectors": "negatives",
+    "quirk_vectors": "quirks",
+    "header_vectors": "headers",
+    "sealed_vectors": "sealed",
 }
 
 VECTOR_KEYS = {"rsa2048": "A2048", "rsa3072": "D3072", "rsa4096": "E4096"}
@@ -94,9 +94,10 @@ def load_twin(name: str) -> Twin:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for argument, section in SECTIONS.items():
         if argument in metafunc.fixturenames:
-            entries = VECTORS[section]
-            ids = [entry.get("id") or f"{number:02}-{entry['note']}" for number, entry in enumerate(entries)]
-            metafunc.parametrize(argument, entries, ids=ids)
+            groups: dict[str, list[Any]] = {}
+            for entry in VECTORS[section]:
+                groups.setdefault(entry.get("message", "all"), []).append(entry)
+            metafunc.parametrize(argument, groups.values(), ids=groups)
 
 
 STARTS_A_PROCESS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}

@@ -1059,6 +1059,23 @@ def test_t9_junk_does_not_fill_the_queue_of_a_slow_handler(pair):
     assert pair.server.action(DEVICE, 1).result(WAIT)
 
 
+def test_what_the_application_asks_for_leaves_messages_their_room(tmp_path, monkeypatch):
+    """However much it asks for at once: what is not taken would stay unacknowledged while the link lasts."""
+    monkeypatch.setattr("srup.agent.inbound.MAX_WAITING", 50)
+    with Fleet(tmp_path, size=1) as fleet:
+        heard = []
+        fleet.server.on_data("n", "int32")(lambda device, name, value: heard.append(value))
+        fleet.joined()
+        for number in range(49):
+            fleet.device.send("n", number, "int32")
+        fleet.device.step()
+        for _ in range(1000):
+            fleet.server.engine.post(lambda transaction: None)
+        fleet.settle()
+        assert heard == list(range(49))
+        assert fleet.server.counts["overflow"] == 0
+
+
 def test_t9_messages_wait_at_the_broker_while_the_application_is_behind(pair, monkeypatch):
     monkeypatch.setattr("srup.agent.inbound.MAX_WAITING", 50)
     go_on = threading.Event()

@@ -238,6 +238,39 @@ def test_it_stops_at_the_threshold_and_takes_back_what_is_not_activated():
     assert len(world.updates()) == orders
 
 
+def test_an_order_to_activate_that_waits_for_the_server_is_taken_back_as_well():
+    world = World(document(activation=Activation("command")), 3)
+    world.decide()
+    world.all_do("READY")
+    world.campaign = replace(world.campaign, may_activate=True)
+    world.decide()
+    assert world.verbs() == {"update": 3, "activate": 3}
+    world.tell(1, "ACTIVATING")  # it was told; the others' orders wait
+    world.campaign = replace(world.campaign, state=State.ABORTED)
+    world.decide()
+    assert {posting.device for _, posting in world.posted if posting.verb == "cancel"} == {2, 3}
+    world.tell(2, "FAILED", "PolicyError", "the order was taken back")
+    world.tell(3, "ACTIVATED")  # that came first
+    world.decide()
+    assert (world.at(At.CANCELLED), world.at(At.HEALTHY)) == ({2}, {3})
+    world.pass_time(10**5)
+    assert world.at(At.UNANSWERED) == {1}
+
+
+def test_what_is_taken_back_waits_for_room_in_the_mailbox():
+    world = World(document(), 10)
+    world.decide()
+    world.campaign, taken_back = replace(world.campaign, state=State.ABORTED), set()
+    for _ in range(3):
+        decision = decide(
+            *(world.document, world.campaign, world.members), Facts(world.devices, world.outcomes, room=4), world.now
+        )
+        assert len(decision.postings) <= 4
+        taken_back |= {posting.device for posting in decision.postings}
+        world.members = world.members | decision.changed
+    assert taken_back == set(world.devices)
+
+
 def test_devices_that_sleep_do_not_stop_it_and_those_that_fall_silent_on_activation_do():
     for activating, state in ((False, State.FINISHED), (True, State.STOPPED)):
         world = World(document(gate=Gate(1.0, Stop(3, 0.05))), 4)

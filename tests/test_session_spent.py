@@ -13,7 +13,8 @@ from srup.records import Changes, ExchangeRecord
 from srup.session import DeviceSession, Policy, ServerSession
 from srup.session.events import ActionRequested
 from srup.session.exchange import MAX_REMEMBERED
-from srup.session.freshness import key_number
+from srup.session.freshness import FIRST_UNDATED, key_number
+from srup.session.policy import NO_EXPIRY
 from srup.session.spent import MAX_SPENT
 from srup.store import MemoryStore, SqliteStore
 from srup.wire import Status
@@ -414,3 +415,23 @@ def test_spent_tokens_of_somebody_who_is_no_partner_are_kept_and_dropped(device)
     state = store.open(DEVICE)
     assert state.exchanges == []
     assert [fact.identity for fact in state.facts] == [OTHER]
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_a_retiring_key_in_wrong_hands_bars_no_token_of_its_successor(restarted):
+    """Though nobody knows after a restart by which key an exchange was begun."""
+    receiver = Receiver(SERVER, Policy())
+
+    def obey(expiry, key, **options):
+        receiver.obey(receiver.order(expiry), key, **options)
+
+    receiver.sequence_id = int(T0 * 1e6)
+    obey(FIRST_UNDATED + receiver.sequence_id, OLD)
+    obey(FIRST_UNDATED + receiver.sequence_id, NEW)
+    obey(NO_EXPIRY - 1, OLD, retiring=True)
+    if restarted:
+        receiver.restart()
+    receiver.now += 1.1 * 86400.0
+    receiver.session.tick(receiver.now)
+    receiver.sequence_id += 10
+    obey(FIRST_UNDATED + receiver.sequence_id, NEW)

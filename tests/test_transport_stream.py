@@ -260,3 +260,23 @@ def test_a_puback_is_taken_from_paho_and_nothing_else_is(wire, is_5, expected):
         assert list(ends.stream.read(1)) == [None]
         assert ends.stream.take_puback() == expected
         assert ends.for_paho() == (wire if expected is None else b"")
+
+
+@pytest.mark.parametrize("is_5", [True, False])
+def test_no_more_is_received_while_whole_packets_wait(is_5):
+    """However many small ones a broker sends to somebody who takes few at a time."""
+    wire = publish(b"t", 1, b"", properties=b"" if is_5 else None)
+    with Ends(is_5) as ends:
+        ends.broker.setblocking(False)
+        sent = heard = 0
+        for _ in range(200):
+            with suppress(BlockingIOError):
+                while True:
+                    sent += ends.broker.send((wire * 10_000)[sent % len(wire) :])
+            for run in ends.stream.read(100):
+                heard += len(run.topics)
+                break  # as a link does that is full
+            assert len(ends.stream._received) < 2 * 65536
+        while heard < sent // len(wire):
+            heard += sum(len(run.topics) for run in ends.stream.read(100))
+        assert heard == sent // len(wire)

@@ -1,5 +1,7 @@
 """Bit for bit what deployed peers send, and nothing else: every entry of vectors/wire-v5.json."""
 
+from contextlib import contextmanager
+
 import pytest
 
 import srup
@@ -37,30 +39,46 @@ def test_the_file_holds_what_the_claims_below_need(vectors):
     assert {len(vectors[name]) > 30 for name in ("messages", "negatives", "quirks", "headers", "sealed")} == {True}
 
 
-def test_message_encodes_to_the_same_bytes(message_vector, vector_keys, unhex):
-    message = getattr(srup, message_vector["message"])(**fields_of(message_vector, unhex))
-    assert message.layout.type == message_vector["type"]
-    assert srup.encode(message, vector_keys[message_vector["key"]]) == unhex(message_vector["wire"])
+@contextmanager
+def about(entry):
+    """Say which vector it is that something goes wrong with."""
+    try:
+        yield entry
+    except BaseException as problem:
+        problem.add_note(f"vector {entry.get('id') or entry['note']}")
+        raise
 
 
-def test_message_decodes_to_the_same_fields(message_vector, vector_keys, unhex):
-    fields = fields_of(message_vector, unhex)
-    wire = unhex(message_vector["wire"])
-    message = srup.decode(wire).verify(vector_keys[message_vector["key"]].public_key)
-    assert type(message) is getattr(srup, message_vector["message"])
-    assert dict(message) == fields
-    assert srup.peek(wire)[1:] == (message_vector["type"], *list(fields.values())[:3])
+def test_messages_encode_to_the_same_bytes(message_vectors, vector_keys, unhex):
+    for vector in message_vectors:
+        with about(vector):
+            message = getattr(srup, vector["message"])(**fields_of(vector, unhex))
+            assert message.layout.type == vector["type"]
+            assert srup.encode(message, vector_keys[vector["key"]]) == unhex(vector["wire"])
 
 
-def test_message_on_each_twin(message_vector, twin, schema, twin_vector_keys, unhex):
+def test_messages_decode_to_the_same_fields(message_vectors, vector_keys, unhex):
+    for vector in message_vectors:
+        with about(vector):
+            fields = fields_of(vector, unhex)
+            wire = unhex(vector["wire"])
+            message = srup.decode(wire).verify(vector_keys[vector["key"]].public_key)
+            assert type(message) is getattr(srup, vector["message"])
+            assert dict(message) == fields
+            assert srup.peek(wire)[1:] == (vector["type"], *list(fields.values())[:3])
+
+
+def test_messages_on_each_twin(message_vectors, twin, schema, twin_vector_keys, unhex):
     """Layout, signed bytes, signature and splitting of both twins, without the package above them."""
-    record = schema[message_vector["type"]](**fields_of(message_vector, unhex))
-    signer, public_key = twin_vector_keys[message_vector["key"]]
-    signed = twin.codec.pack(record)
-    wire = twin.codec.splice(signed, signer.sign(signed))
-    assert signed == unhex(message_vector["signed_bytes"])
-    assert wire == unhex(message_vector["wire"])
-    assert schema.decode(wire).verify(public_key) == record
+    for vector in message_vectors:
+        with about(vector):
+            record = schema[vector["type"]](**fields_of(vector, unhex))
+            signer, public_key = twin_vector_keys[vector["key"]]
+            signed = twin.codec.pack(record)
+            wire = twin.codec.splice(signed, signer.sign(signed))
+            assert signed == unhex(vector["signed_bytes"])
+            assert wire == unhex(vector["wire"])
+            assert schema.decode(wire).verify(public_key) == record
 
 
 def test_typed_data_is_read_and_written_as_peers_do(vectors, vector_keys, unhex):
@@ -75,10 +93,10 @@ def test_typed_data_is_read_and_written_as_peers_do(vectors, vector_keys, unhex)
         assert message.encode_value(value, kind) == message.data, entry["id"]
 
 
-def test_negative_is_refused(negative_vector, vector_keys, unhex):
-    key = vector_keys[negative_vector["key"]].public_key
-    with pytest.raises((DecodeError, SignatureError)):
-        srup.decode(unhex(negative_vector["wire"])).verify(key)
+def test_negatives_are_refused(negative_vectors, vector_keys, unhex):
+    for vector in negative_vectors:
+        with about(vector), pytest.raises((DecodeError, SignatureError)):
+            srup.decode(unhex(vector["wire"])).verify(vector_keys[vector["key"]].public_key)
 
 
 @pytest.mark.parametrize("category", NEGATIVES)
@@ -93,39 +111,45 @@ def test_negatives_are_refused_by_each_twin(category, vectors, schema, twin_vect
             pytest.fail(f"{entry['id']} was taken: {entry['note']}")
 
 
-def test_quirk_is_decided_as_written(quirk_vector, vector_keys, unhex):
-    wire, key = unhex(quirk_vector["wire"]), vector_keys[quirk_vector["key"]].public_key
-    if quirk_vector["accept"]:
-        message = srup.decode(wire).verify(key)
-        assert message.sequence_id == srup.peek(wire).sequence_id
-    else:
-        with pytest.raises((DecodeError, SignatureError)):
-            srup.decode(wire).verify(key)
+def test_quirks_are_decided_as_written(quirk_vectors, vector_keys, unhex):
+    for vector in quirk_vectors:
+        wire, key = unhex(vector["wire"]), vector_keys[vector["key"]].public_key
+        with about(vector):
+            if vector["accept"]:
+                message = srup.decode(wire).verify(key)
+                assert message.sequence_id == srup.peek(wire).sequence_id
+            else:
+                with pytest.raises((DecodeError, SignatureError)):
+                    srup.decode(wire).verify(key)
 
 
-def test_header_alone(header_vector, unhex):
-    wire = unhex(header_vector["wire"])
-    if header_vector["accept"]:
-        assert srup.peek(wire).version == 5
-    else:
-        with pytest.raises(DecodeError):
-            srup.peek(wire)
+def test_headers_alone(header_vectors, unhex):
+    for vector in header_vectors:
+        wire = unhex(vector["wire"])
+        with about(vector):
+            if vector["accept"]:
+                assert srup.peek(wire).version == 5
+            else:
+                with pytest.raises(DecodeError):
+                    srup.peek(wire)
 
 
-def test_sealed_field(sealed_vector, vector_keys, unhex):
-    message = srup.decode(unhex(sealed_vector["wire"])).verify(vector_keys[sealed_vector["sign_key"]].public_key)
-    assert message.sealed == unhex(sealed_vector["sealed"])
-    key = vector_keys[sealed_vector["seal_key"]]
-    if sealed_vector["opens"]:
-        assert srup.unseal(message.sealed, key) == unhex(sealed_vector["plaintext"])
-        return
-    try:
-        opened = srup.unseal(message.sealed, key)
-    except SealError as error:
-        assert str(error) == "the sealed value does not open"  # noqa: PT017 - where opens is null either will do
-    else:
-        assert sealed_vector["opens"] is None
-        assert isinstance(opened, bytes)
+def test_sealed_fields(sealed_vectors, vector_keys, unhex):
+    for vector in sealed_vectors:
+        with about(vector):
+            message = srup.decode(unhex(vector["wire"])).verify(vector_keys[vector["sign_key"]].public_key)
+            assert message.sealed == unhex(vector["sealed"])
+            key = vector_keys[vector["seal_key"]]
+            if vector["opens"]:
+                assert srup.unseal(message.sealed, key) == unhex(vector["plaintext"])
+                continue
+            try:
+                opened = srup.unseal(message.sealed, key)
+            except SealError as error:
+                assert str(error) == "the sealed value does not open"  # noqa: PT017 - where opens is null either will do
+            else:
+                assert vector["opens"] is None
+                assert isinstance(opened, bytes)
 
 
 def test_sealed_field_of_a_message(vectors, vector_keys, unhex):

@@ -371,7 +371,7 @@ class Engine:
                 self.turn_began = time.monotonic()
             elif self.store is None:  # nothing has to become durable first, and somebody waits for it
                 self._take_effect(transaction)
-                self.flush()
+                self.journal.log_exceptions(self.flush)
             self.handlers.collect_finished(transaction, done)
             now = self.clock()
             self._heed_clock(transaction, now)

@@ -97,7 +97,7 @@ class Inbound:
 
     def arrived(self, delivery: Delivery | Deliveries) -> None:
         """Take messages from the transport, on its thread."""
-        if len(self._inbox) + self._handlers.backlog.size() >= MAX_WAITING:
+        if self._inbox.messages + self._handlers.backlog.size() >= MAX_WAITING:
             # Unacknowledged: a broker without a limit sends it again later.
             self._journal.counts["overflow"] += count(delivery)
         else:

@@ -24,16 +24,26 @@ def count(item: Item) -> int:
 
 
 class Inbox:
-    """First in, first out. ``put`` and ``wake`` may be called on any thread. Its length is :func:`count` of all."""
+    """First in, first out. ``put`` and ``wake`` may be called on any thread. Its length is :func:`count` of all.
+
+    ``messages`` are those of it that came from the transport.
+    """
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._counting = threading.Lock()
         self._more = 0  # how many more things there are than the queue says
+        self._heard = 0  # messages that were put in, which only the transport does,
+        self._taken = 0  # and taken out, which only the thread of the turns does
         self._ring: Callable[[], object] | None = None
 
     def __len__(self) -> int:
         return self._queue.qsize() + self._more
+
+    @property
+    def messages(self) -> int:
+        """How many messages wait."""
+        return self._heard - self._taken
 
     def listen(self, ring: Callable[[], object] | None) -> None:
         """Have ``ring`` called after each thing that is put in; for whoever does not wait in :meth:`get`."""
@@ -42,6 +52,8 @@ class Inbox:
     def put(self, item: Item) -> None:
         """Append messages, or work that is called with the transaction of its turn."""
         self._note(count(item) - 1)
+        if isinstance(item, Deliveries | Delivery):
+            self._heard += count(item)
         self._queue.put(item)
         if self._ring is not None:
             self._ring()
@@ -59,6 +71,8 @@ class Inbox:
         except queue.Empty:
             return None
         self._note(1 - count(item))
+        if isinstance(item, Deliveries | Delivery):
+            self._taken += count(item)
         return item
 
     def _note(self, more: int) -> None:

@@ -209,9 +209,9 @@ class Course:
 
     def _take_time(self, device: int, member: Member) -> None:
         """Give up what takes too long; without ``hold`` the lifetime of the order does that."""
-        if not self.document.held or member.gives_up or (too_late := self._too_late(member)) is None:
+        if not self.document.held or (too_late := self._too_late(member)) is None:
             return
-        if self.now < too_late:
+        if self.now < too_late or not self._has_room:
             return
         if member.at is At.ORDERED:
             self._cancel(device, member, At.UNANSWERED, member.reason)
@@ -220,9 +220,14 @@ class Course:
             self._set(device, self._ended(member, At.UNANSWERED, said, too_late))
 
     def _too_late(self, member: Member) -> float | None:
-        """Return when a device has taken too long over what it was told last."""
-        since = {At.ORDERED: member.ordered, At.READY: member.activated}.get(member.at)
+        """Return when a device has taken too long over what it was told last; None for what is being taken back."""
+        fetching = None if member.gives_up else member.ordered
+        since = {At.ORDERED: fetching, At.READY: member.activated}.get(member.at)
         return None if since is None else since + self.document.pace.timeout
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self.postings) < self.facts.room
 
     def _cancel(self, device: int, member: Member, then: At, reason: str) -> None:
         about = self.campaign.order_id(device, member.orders)
@@ -303,8 +308,17 @@ class Course:
             member = self.members[device]
             if member.at is At.WAITING and state is not State.STOPPED:
                 self._set(device, replace(member, at=At.CANCELLED, since=self.now, reason=reason))
-            elif member.at in UNDER_WAY and not member.gives_up and member.activated is None and not finishes:
+            elif (
+                member.at in UNDER_WAY
+                and self._has_room
+                and not (member.gives_up or finishes or self._is_told(device, member))
+            ):
                 self._cancel(device, member, At.CANCELLED, reason)
+
+    def _is_told(self, device: int, member: Member) -> bool:
+        """Return whether the server has told a device to activate: our order to do so may be waiting for the server."""
+        outcome = self.facts.outcomes.get(self.campaign.order_id(device, member.orders))
+        return outcome is not None and outcome.state == "ACTIVATING"
 
     def _settle(self) -> None:
         """Note whether there is anything left to follow."""
@@ -436,7 +450,7 @@ class Course:
             return
         for device in sorted(self._at[At.READY]):
             member = self.members[device]
-            if len(self.postings) >= self.facts.room:
+            if not self._has_room:
                 return
             if not self._holds(member) or self._opening(device) > self.now:
                 continue
@@ -464,7 +478,7 @@ class Course:
             times += [window.start if state is State.SCHEDULED else None, window.end]
         if self.document.held:
             followed = (self.members[device] for device in self._follows)
-            times += [self._too_late(each) for each in followed if not each.gives_up]
+            times += [self._too_late(each) for each in followed]
         if state is State.RUNNING:
             times += [self._opens() if self.campaign.passed is not None else None]
             every = self.document.window.daily is not None and self.document.activation.when == "at once"

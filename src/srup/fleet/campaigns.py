@@ -235,23 +235,31 @@ class Campaigns:
     def step(self) -> float | None:
         """Decide about all campaigns, once, and post what follows.
 
-        Return when to do so again at the latest, in Unix time; None when there is nothing to wait for.
+        Return when to do so again at the latest, in Unix time; None when there is nothing to wait for. What is wrong
+        with one campaign is raised when the others have had their turn.
         """
-        deadlines = []
+        deadlines, troubles = [], []
         _, heads = self._store.campaigns()
         for name in (each.name for each in heads if not _campaign(each).settled):
-            while (found := self._step(name)) is False:
-                pass  # somebody else was quicker
-            deadlines.append(found)
+            try:
+                while (found := self._step(name)) is False:
+                    pass  # somebody else was quicker
+                deadlines.append(found)
+            except Exception as trouble:  # noqa: BLE001 - it is raised below
+                troubles.append(trouble)
+        if troubles:
+            raise troubles[0]
         return min((at for at in deadlines if at), default=None)
 
     def _step(self, name: str) -> float | bool | None:
         """Decide about a campaign; return its deadline, or False when somebody has changed one meanwhile."""
-        revision, heads = self._store.campaigns()
+        known, heads = self._store.campaigns()
         now = self._clock()
         revision, kept = self._store.load(
             each.name for each in heads if each.name == name or not _campaign(each).settled
         )
+        if known != revision:
+            return False
         views = {each.name: _view(each) for each in kept}
         if (view := views.get(name)) is None:
             return None
@@ -278,9 +286,10 @@ class Campaigns:
             try:
                 due = self.step()
                 self._trouble = None
-            except SrupError as error:
+            except Exception as error:
                 if str(error) != self._trouble:
-                    log.error("campaigns cannot be carried out now: %s", error)
+                    ours = isinstance(error, SrupError)
+                    log.error("campaigns cannot be carried out now: %s", error, exc_info=None if ours else error)
                 self._trouble = str(error)
                 due = self._clock() + 1.0
             until.wait(max(_SHORTEST, _SPARING * (time.monotonic() - began)))

@@ -107,12 +107,16 @@ class Horizon(ReplayWindow):
             raise PolicyError("the token is spent, or older than one that was forgotten")
 
     def raise_floor(self, bound: tokens.BoundToken) -> None:
-        """Let nothing begin under this token, nor under those before it."""
+        """Let nothing begin under this token, nor under those before it.
+
+        One that never expires was made at or before the highest sequence id that was heard under its key. So whoever
+        has another key of its maker cannot raise this floor beyond that.
+        """
         dated, number = self._order(bound, self.highest)
         if dated:
             self.dated_floor = max(self.dated_floor, number)
         else:
-            self.undated_floor = max(self.undated_floor, number)
+            self.undated_floor = max(self.undated_floor, min(number, self.highest))
 
     @staticmethod
     def _order(bound: tokens.BoundToken, sequence_id: int) -> tuple[bool, int]:

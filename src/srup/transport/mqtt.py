@@ -76,6 +76,7 @@ _IN_FLIGHT: Final = 20  # messages sent and not acknowledged; more than this is 
 _MAX_PACKET: Final = 131_072  # bytes; the longest message is half as long, the rest is for topic and properties
 _FILTERS_PER_PACKET: Final = 8  # AWS IoT Core takes no more
 _UNSENT: Final = 65_536  # bytes that wait to be sent; no more messages join them
+_MAX_UNSENT: Final = 4_194_304  # answers to the broker join them; one that takes none of so many is given up
 _LONGEST: Final = 268_435_460  # bytes of a packet (MQTT 5.0, section 2.1.4)
 _SUSPICIOUS: Final = 4  # connections in a row that did not last
 _STRIKES: Final = 3  # connections in a row that ended of one and the same message, which is given up then
@@ -739,8 +740,12 @@ class _Link:
 
     def flush(self) -> None:
         """Send what has been gathered, as far as the socket takes it."""
-        if self._stream is not None and not self._stream.flush():
+        if self._stream is None:
+            return
+        if not self._stream.flush():
             self._client.loop_read()  # which hears that the connection is over
+        elif self._stream.unsent > _MAX_UNSENT:
+            self.end(f"{self._owner._where()} takes nothing that is sent to it")
 
     def check_time(self, now: float) -> None:
         """Keep alive; give up on a broker that does not answer."""

@@ -42,7 +42,7 @@ class Stream:
     the broker has sent that it must not; nothing is read after that. A stream is used by one thread at a time.
     """
 
-    __slots__ = ("_for_paho", "_is_5", "_limit", "_outgoing", "_over", "_received", "_sock", "fault")
+    __slots__ = ("_for_paho", "_hungry", "_is_5", "_limit", "_outgoing", "_over", "_received", "_sock", "fault")
 
     def __init__(self, sock: socket.socket, is_5: bool, limit: int) -> None:
         self.fault: str | None = None
@@ -53,6 +53,7 @@ class Stream:
         self._for_paho = b""
         self._outgoing = bytearray()
         self._over = False  # nothing more will come
+        self._hungry = True  # no whole packet is left of what was received: else nothing more is, for the bound's sake
 
     def recv(self, size: int) -> bytes:
         """Return what is left of a packet that is paho's to read, b"" at the end, or raise BlockingIOError."""
@@ -122,13 +123,23 @@ class Stream:
 
         The end of the connection is paho's to hear, too; a ``fault`` is the caller's to look at.
         """
-        self._receive()
+        fresh = self._hungry
+        if fresh:
+            self._receive()
+        self._hungry = False
         received, begin = bytes(self._received), 0  # slices of it are what goes on, without another copy
         try:
             while self.fault is None:
                 end, topics, payloads, acknowledgements = cut(received, begin, self._is_5, self._limit, most)
                 if end == begin:
-                    break
+                    if fresh:
+                        self._hungry = True
+                        break
+                    fresh = True
+                    del self._received[:begin]
+                    self._receive()
+                    received, begin = bytes(self._received), 0
+                    continue
                 packet, begin = begin, end
                 if topics:
                     yield Run(topics, payloads, acknowledgements)
