@@ -38,10 +38,12 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 
 export DEVICES
 
-# All install into the same environments, and tests use both cores by themselves.
+# All install into the same environments, and tests use both cores by themselves; so only test-setup does two things at once.
+ifndef TOGETHER
 .NOTPARALLEL:
+endif
 
-.PHONY: help demo test test-all lint docs test-quick test-contract test-processes test-faults test-backends test-pure \
+.PHONY: help demo test test-all lint docs test-setup test-quick test-contract test-processes test-faults test-backends test-pure \
 	test-lanes test-lanes-here test-lowest faults simulate fuzz-verify sanitize wheels emulated bench bench-short clean
 
 help:
@@ -83,7 +85,10 @@ lint: $(VENV)/test.stamp
 QUICK := not process and not slow
 NATIVE_TEST = SRUP_REQUIRE_NATIVE=$(REQUIRE_NATIVE) $(if $(REQUIRE_NATIVE),SRUP_BACKEND=native) $(VENV)/bin/pytest
 
-test: lint test-quick test-contract
+test: test-setup lint test-quick test-contract
+
+test-setup:
+	@$(MAKE) --no-print-directory -j2 TOGETHER=1 $(VENV)/test.stamp $(PURE)/test.stamp
 
 test-quick: $(VENV)/test.stamp
 	$(NATIVE_TEST) $(PARALLEL) -m "$(QUICK)"
