@@ -36,6 +36,7 @@ __all__ = ["CampaignRunner", "CampaignView", "Campaigns", "check_download", "loa
 log: Final = logging.getLogger("srup.fleet")
 
 _LOOK: Final = 5.0  # seconds after which campaigns are looked at again though nothing seems to have changed
+_TROUBLE: Final = (SrupError, ValueError, LookupError)  # of a store, or what one unreadable campaign brings about
 _SHORTEST: Final = 0.2  # seconds between two looks, and
 _SPARING: Final = 4.0  # times as long as the last one took
 _CONFLICTS: Final = 50  # times that a change is made again because somebody else was quicker
@@ -245,7 +246,7 @@ class Campaigns:
                 while (found := self._step(name)) is False:
                     pass  # somebody else was quicker
                 deadlines.append(found)
-            except Exception as trouble:  # noqa: BLE001 - it is raised below
+            except _TROUBLE as trouble:
                 troubles.append(trouble)
         if troubles:
             raise troubles[0]
@@ -286,7 +287,7 @@ class Campaigns:
             try:
                 due = self.step()
                 self._trouble = None
-            except Exception as error:
+            except _TROUBLE as error:
                 if str(error) != self._trouble:
                     ours = isinstance(error, SrupError)
                     log.error("campaigns cannot be carried out now: %s", error, exc_info=None if ours else error)
