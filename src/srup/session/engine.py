@@ -299,6 +299,7 @@ class Session:
             if current:  # its successor has not been heard yet
                 horizons.put(peer.identity, peer.horizon)
                 peer.horizon, peer.signer = Horizon(), None
+                self._mark_horizon(peer)
             return horizons.peek(peer.identity, key)
         peer.signer = signer
         if current:
@@ -308,8 +309,14 @@ class Session:
                 horizons.put(peer.identity, peer.horizon)
             peer.horizon = horizons.peek(peer.identity, key)
         peer.horizon.key = key
-        self.known.mark_freshness(peer.identity)
+        self._mark_horizon(peer)
         return peer.horizon
+
+    def _mark_horizon(self, peer: Peer) -> None:
+        """Note that another key counts for a peer: a store must not take what one has said for what the other has."""
+        self.known.mark_freshness(peer.identity)
+        if peer.identity in self.known.peers:
+            self.known.mark_peer(peer)
 
     def _keep(self, peer: Peer) -> None:
         """Remember a peer, and that it has changed."""
