@@ -428,6 +428,13 @@ class Session:
         exchange = self.known.find(partner, token)
         return exchange is not None and not exchange.mine and self.known.is_open(exchange)
 
+    def calls_handler(self, message: Message) -> bool:
+        """Return whether a message, if it is taken, has the application called: not an answer, nor a repetition."""
+        peer, (_, start) = self.peer(message.sender_id), self._cause(message)
+        if start is None or message.token in peer.exchanges:
+            return False
+        return self._flow_of[type(start.state)].calls_handler(peer, message)
+
     # What an owner may decide, whatever the flow.
 
     def give_up(self, exchange: Exchange, now: float) -> list[Output]:

@@ -164,6 +164,10 @@ class ServerJoins(Flow):
         target = device if server is None else server
         return self.session.ask(device, _S.COMMANDED, JoinCommand, now, nonce, None, detail=server, device_id=target)
 
+    def calls_handler(self, peer: Peer, message: Message) -> bool:
+        """See :meth:`Flow.calls_handler`: the application decides, or is told how it was decided."""
+        return True
+
     # Effects.
 
     def join_requested(self, exchange: Exchange, cause: JoinRequest, now: Now) -> list[Output]:

@@ -185,6 +185,10 @@ class HomeSyndications(Replying):
         sends = self.session.ask(device, _S.ENDING, SyndicatedEndRequest, now, nonce, lifetime)
         return [*sends, *self._drop(peer, now)]
 
+    def calls_handler(self, peer: Peer, message: Message) -> bool:
+        """See :meth:`Flow.calls_handler`: of values, and of lists, by their entries too."""
+        return not isinstance(message, SyndicatedTerminate)
+
     # Effects.
 
     def syndication_begun(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
