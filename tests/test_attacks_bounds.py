@@ -25,6 +25,7 @@ from srup import (
     StoreError,
     SyndicatedC2Request,
     SyndicatedDeviceCount,
+    SyndicatedDeviceList,
     decode,
     peek,
     seal,
@@ -362,6 +363,34 @@ def test_t25_control_one_of_them_has_the_list_sent(shared):
     sent = asks_for_the_list(shared, 1)
     shared.settle()
     assert len(shared.shared) < len(sent) < 2 * len(shared.shared)
+
+
+def changes_the_list(world, bound):
+    """Have the syndication device change the first entry of home's list 20 times; return how often home is told."""
+    told = []
+    world.home.on_shared(lambda device, devices: told.append(devices))
+    hand = Broker(world, world.networks["home"])
+    token = world.home.engine.session.syndication(HOME_ID).token
+    for number in range(20):
+        if not bound:
+            world.home.debug.session.known.peers[HOME_ID].binds = False
+        entry = {"device_sequence": 1, "device_id": (LAMPS[0], 0xEE)[number % 2], "sequence_id": hand.newer_id()}
+        entry |= {"token": token if bound else b"%036d" % number, "topic": f"SRUP/{HOME_ID:x}"}
+        hand.write(SyndicatedDeviceList, HOME_ID, HOME, **entry)
+    return len(told)
+
+
+def test_t25_entries_of_a_list_that_change_without_end(tmp_path):
+    with Federation(tmp_path, scheme="ed25519") as world:
+        world.syndicated()
+        assert changes_the_list(world, bound=True) == 0
+        assert world.home.shared_devices(HOME_ID) == LAMPS
+
+
+def test_t25_control_a_deployed_device_changes_its_list(tmp_path):
+    with Federation(tmp_path, scheme="ed25519", policy=Policy()) as world:
+        world.syndicated()
+        assert changes_the_list(world, bound=False) == 19
 
 
 def test_t25_somebody_else_is_answered_before_the_list_is_sent(shared):

@@ -173,7 +173,10 @@ class ServerJoins(Flow):
     def join_requested(self, exchange: Exchange, cause: JoinRequest, now: Now) -> list[Output]:
         """A device wants in."""
         self._note_wish(exchange.peer, cause)
-        return [JoinRequested(exchange.peer.identity, exchange.token)]
+        # What was to be compared is so no more: when its time was over it would put out a device that has got in.
+        former = exchange.peer.in_state(_S.PREPARING, _S.COMPARING)
+        withdrawn = self.session.step_all(former, Trigger.WITHDRAW, None, now)
+        return [*withdrawn, JoinRequested(exchange.peer.identity, exchange.token)]
 
     def human_join_requested(self, exchange: Exchange, cause: HumanJoinRequest, now: Now) -> list[Output]:
         """A device wants in, and a person is to compare what it shows."""
