@@ -211,7 +211,8 @@ class Script:
         return self.value(sender, "n", b"\x01\x02")
 
     def protocols_own(self, sender, choice):
-        name = sorted(wire.PROTOCOL_VALUES)[choice % len(wire.PROTOCOL_VALUES)]
+        names = sorted(value for name, value in vars(wire).items() if name == value)
+        name = names[choice % len(names)]
         return self.value(sender, name, (b"what it is", POSITION.pack(1, choice))[choice // 2 % 2])
 
     def confirmed(self, sender, choice):

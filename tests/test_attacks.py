@@ -34,7 +34,7 @@ T22  old words about a membership    test_attacks_membership.py
 T23  endless expiries                test_attacks_bounds.py
 T24  full audit                      test_attacks_bounds.py
 T25  amplification                   test_attacks_bounds.py
-T26  flood of a member               test_attacks_bounds.py
+T26  flood of a member               test_attacks_bounds.py, test_attacks_handlers.py
 T27  flood of observations           test_attacks_bounds.py
 T28  memory of one, room of others   test_attacks_bounds.py
 T29  late activation                 test_attacks_freshness.py

@@ -4,8 +4,9 @@ import hashlib
 
 import pytest
 
-from srup import Action, Activate, JoinRequest, Policy, PrivateKey, Response, Status
+from srup import Action, Activate, Data, Initiate, JoinRequest, Policy, PrivateKey, Response, Status
 from srup.simulation import Clock
+from srup.tokens import bind
 from srup.update import UpdateState
 
 from .fleet import DIGEST, SERVER, URL
@@ -211,7 +212,7 @@ NEW_DIGEST = hashlib.sha256(NEW_FIRMWARE).hexdigest()
 NEW_URL = "https://firmware.example/next"
 
 
-def activated(fleet, hold, before_delivery=lambda: None):
+def activated(fleet, hold, between=lambda: None, before_delivery=lambda: None):
     """Order two updates, the second when the first is ready; return what was activated, after all that is held."""
     fleet.fetcher.contents[NEW_URL] = NEW_FIRMWARE
     activated = []
@@ -222,6 +223,7 @@ def activated(fleet, hold, before_delivery=lambda: None):
         fleet.hand.hold(Activate, by=SERVER)
     older.activate()
     fleet.settle()
+    between()
     fleet.hand.hold()
     newer = fleet.server.update(DEVICE, NEW_URL, NEW_DIGEST)
     fleet.settle()
@@ -262,6 +264,20 @@ def test_t29_the_same_with_a_restart_in_between(tmp_path):
         assert again == []
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["as it was", "signed by the new key"])
+def test_t29_the_same_with_a_new_key_of_the_server_in_between(tmp_path, again):
+    def between():
+        rotated(fleet, "server")
+        if again:
+            fleet.hand.held.clear()
+            fleet.pass_time(6)
+            assert len(fleet.hand.held) == 1
+
+    with HostileFleet(tmp_path) as fleet:
+        fleet.joined()
+        assert activated(fleet, hold=True, between=between) == [NEW_DIGEST]
+
+
 def test_t29_control_in_time_it_is_activated(tmp_path):
     with HostileFleet(tmp_path) as fleet:
         fleet.joined()
@@ -298,3 +314,54 @@ def rotated(fleet, whose):
     fleet.settle()
     assert whose == "server" or future.result(0) is None
     fleet.works()
+
+
+@pytest.mark.parametrize("spent", [False, True], ids=["an ordinary one", "one of the highest"])
+def test_t30_firmware_that_a_retiring_key_orders_keeps_none_of_its_successor_away(tmp_path, spent):
+    with HostileFleet(tmp_path) as fleet:
+        fleet.fetcher.contents[NEW_URL] = NEW_FIRMWARE
+        fleet.joined()
+        rotated(fleet, "server")
+        ids = iter([TOP - 9, TOP - 8]) if spent else iter([fleet.hand.unused_id() for _ in range(2)][::-1])
+        token = bind(SERVER, DEVICE, fleet.clock() + 60, bytes(16))
+        order = {"token": token, "url": URL, "digest": DIGEST}
+        fleet.hand.write(Initiate, SERVER, DEVICE, sequence_id=next(ids), **order)
+        fleet.hand.write(Activate, SERVER, DEVICE, sequence_id=next(ids), token=token)
+        assert (fleet.tmp_path / f"{DEVICE:x}" / "current").resolve().name == DIGEST
+        update = fleet.server.update(DEVICE, NEW_URL, NEW_DIGEST)
+        fleet.settle()
+        assert update.result(0) is UpdateState.ACTIVATED
+
+
+def value_replayed_over_a_restart(fleet, when):
+    """Replay a value after a change of its sender's key and after a restart of the server, or after that only."""
+    fleet.joined()
+    fleet.device.send("t", b"open", confirmed=False)
+    fleet.settle()
+    assert fleet.done == [(DEVICE, "t", b"open")]
+    [value] = [heard for heard in fleet.hand.heard(Data, DEVICE) if b"open" in heard[1]]
+    changed = fleet.device.rotate_key(PrivateKey.generate("ed25519"))
+    fleet.settle()
+    assert changed.result(0) is None
+    if when == "before and after":
+        fleet.hand.deliver(value)
+    fleet.server.action(DEVICE, 2)  # so that something is kept of the device, which does not answer
+    fleet.network.cut(f"device-{DEVICE:x}")
+    fleet.settle()
+    fleet.restart_server(devices=fleet.ring)
+    fleet.hand.deliver(value)
+
+
+@pytest.mark.parametrize("when", ["after", "before and after"])
+def test_t30_what_a_retiring_key_has_said_is_remembered_over_a_restart(tmp_path, when):
+    with HostileFleet(tmp_path, durable=True) as fleet:
+        value_replayed_over_a_restart(fleet, when)
+        assert fleet.done == [(DEVICE, "t", b"open")]
+        assert fleet.server.counts["ReplayError"] == 1
+
+
+def test_t30_control_a_value_that_a_retiring_key_has_not_said_yet(tmp_path):
+    with HostileFleet(tmp_path, durable=True) as fleet:
+        value_replayed_over_a_restart(fleet, "after")
+        fleet.hand.write(Data, DEVICE, SERVER, data_id="t", data=b"shut")
+        assert fleet.done == [(DEVICE, "t", b"open"), (DEVICE, "t", b"shut")]

@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 from ..errors import LeaseLostError, PolicyError, SrupError, StoreError, TransportError
 from ..keyring import KeyRing
 from ..keys import PrivateKey
-from ..messages import Action, Data, Message
+from ..messages import Message
 from ..printable import printable
 from ..records import Changes, Fact, State
 from ..session.common import CommonSession as Session
@@ -34,7 +34,6 @@ from ..store import Store
 from ..transport.base import Deliveries, Delivery, Transport
 from ..transport.mqtt import MqttTransport
 from ..transport.topics import parse_topic
-from ..wire import PROTOCOL_VALUES
 from .audit import AuditPruner, AuditQuota, audit_row
 from .batch import Batch
 from .clientid import SECRET, client_id, spelled
@@ -575,7 +574,7 @@ class Engine:
         address = parse_topic(topic)
         for duty in self._overriding["check_address"]:
             duty.check_address(address, message.sender_id)
-        if isinstance(message, Action) or (isinstance(message, Data) and message.data_id not in PROTOCOL_VALUES):
+        if self.session.calls_handler(message):
             self.handlers.backlog.check_quota(message.sender_id)
         now = self.clock()
         signer = transaction.signer

@@ -297,11 +297,11 @@ class Handlers:
 
     # Notices: handlers that have nothing to answer.
 
-    def notify(self, transaction: Transaction | None, name: str, *arguments: object) -> None:
-        """Call the handler of this name, if there is one."""
+    def notify(self, transaction: Transaction | None, name: str, *arguments: object, peer: int | None = None) -> None:
+        """Call the handler of this name, if there is one, in the turn of the ``peer`` who caused it, if one did."""
         handler = self.named.get(name)
         if handler is not None:
-            self.call(transaction, Call(lambda: handler(*arguments)))
+            self.call(transaction, Call(lambda: handler(*arguments), peer))
 
     def notify_all(self, name: str, peers: Sequence[int]) -> None:
         """Call the handler of this name for each of many partners; one job, so that their number fills no queue."""

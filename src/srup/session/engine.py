@@ -299,6 +299,7 @@ class Session:
             if current:  # its successor has not been heard yet
                 horizons.put(peer.identity, peer.horizon)
                 peer.horizon, peer.signer = Horizon(), None
+                self._mark_horizon(peer)
             return horizons.peek(peer.identity, key)
         peer.signer = signer
         if current:
@@ -308,8 +309,14 @@ class Session:
                 horizons.put(peer.identity, peer.horizon)
             peer.horizon = horizons.peek(peer.identity, key)
         peer.horizon.key = key
-        self.known.mark_freshness(peer.identity)
+        self._mark_horizon(peer)
         return peer.horizon
+
+    def _mark_horizon(self, peer: Peer) -> None:
+        """Note that another key counts for a peer: a store must not take what one has said for what the other has."""
+        self.known.mark_freshness(peer.identity)
+        if peer.identity in self.known.peers:
+            self.known.mark_peer(peer)
 
     def _keep(self, peer: Peer) -> None:
         """Remember a peer, and that it has changed."""
@@ -420,6 +427,13 @@ class Session:
         """
         exchange = self.known.find(partner, token)
         return exchange is not None and not exchange.mine and self.known.is_open(exchange)
+
+    def calls_handler(self, message: Message) -> bool:
+        """Return whether a message, if it is taken, has the application called: not an answer, nor a repetition."""
+        peer, (_, start) = self.peer(message.sender_id), self._cause(message)
+        if start is None or message.token in peer.exchanges:
+            return False
+        return self._flow_of[type(start.state)].calls_handler(peer, message)
 
     # What an owner may decide, whatever the flow.
 

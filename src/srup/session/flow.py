@@ -57,6 +57,10 @@ class Flow:
     def __init__(self, session: "Session") -> None:
         self.session = session
 
+    def calls_handler(self, peer: Peer, message: Message) -> bool:
+        """Return whether the application has a handler called for a message that begins an exchange here."""
+        return False
+
     # What other flows let it know. Each returns what follows from it here.
 
     def on_answer(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:

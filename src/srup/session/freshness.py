@@ -125,6 +125,10 @@ class Horizon(ReplayWindow):
             return True, bound.expiry
         return False, bound.expiry - FIRST_UNDATED if bound.expiry < NO_EXPIRY else sequence_id
 
+    def note_activated(self, sequence_id: int) -> None:
+        """Let no update order be carried out that is older than the one with this sequence id."""
+        self.activated_sequence_id = max(self.activated_sequence_id, sequence_id)
+
     def close(self, floor: int = 0) -> None:
         """Refuse every message with a sequence id up to the highest that was seen, or ``floor``."""
         self.highest, self.seen = max(floor, self.highest), _ALL_SEEN

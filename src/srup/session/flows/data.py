@@ -5,11 +5,11 @@ from typing import Final
 
 from ... import tokens
 from ...errors import PolicyError
-from ...messages import Data, Response
+from ...messages import Data, Message, Response
 from ...wire import Status
 from .. import exchange as limits
 from ..events import DataConfirmed, DataReceived, DataRefused
-from ..exchange import Exchange
+from ..exchange import Exchange, Peer
 from ..flow import Flow, Now, Output, Send
 from ..streams import StreamPosition
 from ..table import ExchangeStart, State, Transition, Trigger
@@ -98,6 +98,10 @@ class Values(Flow):
         with suppress(PolicyError):  # no sequence id is left for that partner, and it has seen to that itself
             return [self.session.send(unremembered, Response, status=_UNKNOWN)]
         return []
+
+    def calls_handler(self, peer: Peer, message: Message) -> bool:
+        """See :meth:`Flow.calls_handler`."""
+        return True
 
     # Effects.
 

@@ -11,6 +11,7 @@ from ...wire import UPDATE_CANCEL, UPDATE_REASON, Status
 from ..events import ActivationRequested, Event, FetchCancelled, FetchRequested, Unexpected, UpdateChanged
 from ..exchange import Exchange
 from ..flow import Flow, Now, Output, Send
+from ..freshness import Horizon
 from ..persistence import record
 from ..policy import check_status
 from ..table import ExchangeStart, Transition, Trigger
@@ -38,6 +39,7 @@ class Activation(NamedTuple):
     server: int
     version: int | None
     sequence_id: int
+    horizon: Horizon  # of the key that signed the order
 
 
 class Failure(NamedTuple):
@@ -123,8 +125,9 @@ class DeviceUpdates(Flow):
         if done is not None:
             if floor is not None and done.version is not None:
                 self.session.version_floor = max(floor, done.version)
-            horizon = peer.horizon
-            horizon.activated_sequence_id = max(horizon.activated_sequence_id, done.sequence_id)
+            done.horizon.note_activated(done.sequence_id)
+            # A key that was replaced since may be in other hands: it is no newer than what its successor has said.
+            peer.horizon.note_activated(min(done.sequence_id, peer.horizon.highest))
             self.session.known.mark_freshness(peer.identity)
         return self.session.decide(server, token, Trigger.ACTIVATED, Status.ACTIVATE_SUCCESS, now)
 
@@ -268,7 +271,8 @@ class DeviceUpdates(Flow):
 
     def _activation(self, order: Exchange) -> Event:
         """Have firmware activated; until the owner says what became of it, nothing older is."""
-        activation = Activation(order.peer.identity, self._version(order), order.detail.sequence_id)
+        signed = order.horizon or order.peer.horizon
+        activation = Activation(order.peer.identity, self._version(order), order.detail.sequence_id, signed)
         self.activating[order.token] = activation
         return ActivationRequested(order.peer.identity, order.token, order.detail.digest)
 
@@ -279,7 +283,8 @@ class DeviceUpdates(Flow):
 
     def _is_overtaken(self, order: Exchange) -> bool:
         """Return whether firmware of a newer order of this server was activated, or is just being (T12)."""
-        newest = order.peer.heard.activated_sequence_id
+        counting = order.peer.horizon
+        newest = max(each.activated_sequence_id for each in (order.horizon or counting, counting))
         under_way = [each.sequence_id for each in self.activating.values() if each.server == order.peer.identity]
         return bool(order.detail.sequence_id < max(newest, *under_way, 0))
 
