@@ -932,6 +932,61 @@ class TestAHostileBroker:
                 script.say(b"\xd0\x00")
         one.transport.stop(0)
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("qos", [0, 1])
+    def test_t40_whoever_has_no_room_goes_on_asking_and_hears_that_the_connection_is_over(
+        self, script, monkeypatch, qos
+    ):
+        monkeypatch.setattr(unsettled, "RECEIVE_MAXIMUM", 20)
+        monkeypatch.setattr(unsettled, "MAX_OPEN", 20 * 300)
+        one = Peer(MqttTransport(script.url, "one", min_pause=60, max_pause=60))
+        one.start()
+        with script.accept(accepted(b"\x13\x00\x01")):  # Server Keep Alive, 1 s
+            one.wait(True)
+            packets = [publication(number % 250 + 1) if qos else b"\x30\x09\x00\x06SRUP/1\x00" for number in range(300)]
+            script.say(b"".join(packets))
+            held = [one.inbox.get(timeout=PATIENCE) for _ in range(21)]
+            link = one.transport._link
+            for _ in range(3):  # nobody reads the answers
+                assert script.read() == b"\xc0\x00"  # PINGREQ
+                script.say(b"\xd0\x00")
+            assert link.unsettled.is_full
+        assert "was lost" in one.wait(False)
+        assert len(held) == 21
+        one.transport.stop(0)
+
+    @pytest.mark.slow
+    def test_t40_control_the_connection_outlives_that(self, script, monkeypatch):
+        monkeypatch.setattr(unsettled, "RECEIVE_MAXIMUM", 20)
+        one = Peer(MqttTransport(script.url, "one"))
+        one.start()
+        with script.accept(accepted(b"\x13\x00\x01")):
+            one.wait(True)
+            script.say(b"".join(publication(number + 1) for number in range(21)))
+            held = [one.inbox.get(timeout=PATIENCE) for _ in range(21)]
+            for _ in range(2):
+                assert script.read() == b"\xc0\x00"
+            for delivery in held:
+                delivery.ack()
+            acknowledged = [script.read() for _ in range(21)]
+            assert {packet[0] for packet in acknowledged} <= {0x40, 0xC0}
+            while script.read() != b"\xc0\x00":
+                pass
+            script.say(b"\xd0\x00")
+            assert script.read() == b"\xc0\x00"
+            assert one.states.empty()
+        one.transport.stop(0)
+
+    @pytest.mark.slow
+    def test_a_broker_that_does_not_answer_is_given_up(self, script):
+        one = Peer(MqttTransport(script.url, "one", min_pause=60, max_pause=60))
+        one.start()
+        with script.accept(accepted(b"\x13\x00\x01")):
+            one.wait(True)
+            assert script.read() == b"\xc0\x00"
+            assert "was lost" in one.wait(False)
+        one.transport.stop(0)
+
 
 @pytest.fixture(scope="module")
 def mosquitto():

@@ -114,6 +114,7 @@ class Session:
         self._flows_by_type = {kind: flow for flow in self.flows for kind in type(flow).__mro__}
         self._first_sequence_id = first_sequence_id
         self._facts_changed: dict[tuple[int, str], str | None] = {}
+        self.signs_with: Callable[[int], str] = lambda partner: ""  # the fingerprint of the key that does, if known
         self._last_sent: dict[int, int] = {}  # the last id that was sent to an identity when it had another key
 
     def flow(self, kind: type[FlowType]) -> FlowType:
@@ -177,7 +178,7 @@ class Session:
                 texts.append((exchange, kept.body))
         states = {state for state, _ in self.table} | {to.state for to in self.table.values()}
         for exchange, text in texts:
-            persistence.read_exchange(exchange, text, found, states)
+            persistence.read_exchange(exchange, text, found, states, self._horizon_of_key)
         for exchange in sorted(found.values(), key=_age):  # what is sent again is so in its order
             exchange.retry = retry.resumed_pause(self.policy, exchange.retry)
             if exchange.began > now:
@@ -289,6 +290,10 @@ class Session:
         self._keep(peer)
         return outputs
 
+    def _horizon_of_key(self, peer: Peer, key: int) -> Horizon:
+        """Return what is known of a key that a store names; 0 for the one that counts."""
+        return peer.horizon if key in (0, peer.horizon.key) else self.horizons.peek(peer.identity, key)
+
     def horizon_of(self, peer: Peer, signer: Signer | None, *, retiring: bool) -> Horizon:
         """Return what is known of the key that has signed; the key that counts is the peer's from now on."""
         if signer is None or (signer is peer.signer and not retiring):
@@ -298,7 +303,8 @@ class Session:
         if retiring:
             if current:  # its successor has not been heard yet
                 horizons.put(peer.identity, peer.horizon)
-                peer.horizon, peer.signer = Horizon(), None
+                self._change_horizon(peer, Horizon())
+                peer.signer = None
             return horizons.peek(peer.identity, key)
         peer.signer = signer
         if current:
@@ -306,10 +312,17 @@ class Session:
         if peer.horizon.key or horizons.knows(peer.identity, key):
             if peer.identity in self.known.peers:
                 horizons.put(peer.identity, peer.horizon)
-            peer.horizon = horizons.peek(peer.identity, key)
+            self._change_horizon(peer, horizons.peek(peer.identity, key))
         peer.horizon.key = key
         self.known.mark_freshness(peer.identity)
         return peer.horizon
+
+    def _change_horizon(self, peer: Peer, horizon: Horizon) -> None:
+        """Have another key count; a store is told which exchanges were begun under the former one."""
+        peer.horizon = horizon
+        for exchange in peer.exchanges.values():
+            if not exchange.mine:
+                self.known.mark(exchange)
 
     def _keep(self, peer: Peer) -> None:
         """Remember a peer, and that it has changed."""
@@ -331,7 +344,7 @@ class Session:
 
     def tick(self, now: float) -> list[Output]:
         """Do what time demands, or the first part of that: send again, give up, forget."""
-        self.spent.sweep(self.freshness.expired(self.unix(now)))
+        self.spent.sweep(self.freshness.expired(self.unix(now)), now, self.lead)
         outputs: list[Output] = []
         while len(outputs) < MAX_DUE and (exchange := self.known.pop_due(now)) is not None:
             if now >= exchange.expiry:
@@ -562,6 +575,7 @@ class Session:
         lifetime: float | None,
         *,
         resend: bool = True,
+        remembered: bool = True,
         before_join: bool = False,
         detail: Any = None,
         version: int | None = None,
@@ -569,14 +583,16 @@ class Session:
         place: StreamPosition | None = None,
         **fields: Any,
     ) -> list[Send]:
-        """Begin an exchange of our own and send its request."""
+        """Begin an exchange of our own and send its request; ``remembered`` says whether the partner remembers it."""
         if lifetime is not None:
             check_seconds(lifetime, "lifetime")
         peer = self.peer(partner)
         if not peer.member and not before_join and cls not in self.allowed_before_join:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
         expiry = now + (self.policy.lifetime if lifetime is None else lifetime)
-        token = tokens.bind(self.identity, partner, self.token_expiry(peer, expiry), nonce, version, receipt, place)
+        key = self.signs_with(partner)[: tokens.KEY_DIGITS] if remembered else ""  # for the floors of what is forgotten
+        until = self.token_expiry(peer, expiry)
+        token = tokens.bind(self.identity, partner, until, nonce, version, receipt, place, key=key)
         exchange = Exchange(peer, token, state, expiry, mine=True, began=now, detail=detail)
         self.known.check_room(exchange)
         send = self.send(exchange, cls, **fields)

@@ -35,6 +35,7 @@ from srup.certificates import explain
 from srup.errors import MessageTooLargeError, TransportError
 from srup.transport import unsettled
 from srup.transport.base import MAX_QUEUED, Deliveries, Delivery, Fence, log
+from srup.transport.keepalive import PING, KeepAlive, Verdict
 from srup.transport.reactor import Reactor
 from srup.transport.stream import Stream
 from srup.transport.topics import check_filter, check_topic
@@ -69,7 +70,7 @@ _HOST: Final = re.compile(r"[\w.-]+")
 _CONNECT_TIMEOUT: Final = 5.0  # seconds for TCP and again for the TLS handshake
 _ANSWER_TIMEOUT: Final = 10.0  # seconds until the broker has answered our CONNECT
 _FAREWELL_TIMEOUT: Final = 1.0  # seconds until the broker has closed the connection after our DISCONNECT
-_TICK: Final = 1.0  # seconds; paho's keep-alive needs to be looked after, the longer it is the more seldom
+_TICK: Final = 1.0  # seconds; the keep-alive needs to be looked after, the longer it is the more seldom
 _SHOWN: Final = 8  # characters of a client id that others may see
 _NEVER: Final = 65_535  # seconds: the longest keep-alive, for a broker that wants none
 _IN_FLIGHT: Final = 20  # messages sent and not acknowledged; more than this is slower
@@ -554,7 +555,7 @@ class _Link:
         "_forgotten",
         "_full",
         "_is_5",
-        "_keepalive",
+        "_keep_alive",
         "_line",
         "_owner",
         "_reached",
@@ -601,7 +602,7 @@ class _Link:
         self._resumed = False
         self._answered = False
         self._window = _IN_FLIGHT
-        self._keepalive = owner._keepalive
+        self._keep_alive = KeepAlive(owner._keepalive, 0.0)
         self._reached = 0.0  # when the broker's host was, on the monotonic clock
         self._refused: dict[str, str] = {}  # subscriptions that the broker has refused, and why
         self._subscribe_at = inf  # when they are tried again
@@ -687,6 +688,7 @@ class _Link:
             self.end(f"cannot connect to {owner._where()}: {error}")
         else:
             self._reached = self.due = time.monotonic()
+            self.keep_alive(owner._keepalive)
 
     def _prepare(self) -> None:
         """Read the certificates as they are now."""
@@ -751,9 +753,10 @@ class _Link:
         """Keep alive; give up on a broker that does not answer."""
         if now < self.due:
             return
-        self.due = now + (max(_TICK, self._keepalive / 8) if self._keepalive > 4 else _TICK / 4)
-        if not self.unsettled.is_full:  # else the answer to a ping is not read either
-            self._client.loop_misc()
+        seconds = self._keep_alive.seconds
+        self.due = now + (max(_TICK, seconds / 8) if seconds > 4 else _TICK / 4)
+        if self.accepted and self._stream is not None:
+            self._ask_for_life(self._stream, now)
         if now >= self._subscribe_at:
             self._subscribe_at = inf
             self.subscribe(list(self._refused))
@@ -761,6 +764,21 @@ class _Link:
             self.due = min(self.due, self._reached + _ANSWER_TIMEOUT)
             if now >= self._reached + _ANSWER_TIMEOUT:
                 self.end(f"{self._owner._where()} does not answer")
+
+    def keep_alive(self, seconds: float) -> None:
+        """Ask for a sign of life every so many seconds from now on."""
+        self._keep_alive = KeepAlive(seconds, time.monotonic())
+        if self._stream is not None and (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:
+            # While we do not read, only the system sees that nobody confirms what is sent.
+            self._stream.setsockopt(socket.IPPROTO_TCP, option, int(2000 * seconds))
+
+    def _ask_for_life(self, stream: Stream, now: float) -> None:
+        heard, stream.heard = stream.heard, False
+        match self._keep_alive.check(now, heard=heard, listens=not self.unsettled.is_full):
+            case Verdict.ASK:
+                stream.send(PING)
+            case Verdict.GIVE_UP:
+                self.end(f"the connection to {self._owner._where()} was lost")
 
     def subscribe(self, filters: list[str]) -> None:
         """Ask for each filter with QoS 1 and, where the broker can, without one's own messages."""
@@ -872,7 +890,8 @@ def _on_connect(
     link.accepted = True
     link._resumed = flags.session_present
     link._window = min(_IN_FLIGHT, getattr(properties, "ReceiveMaximum", _IN_FLIGHT))
-    link._keepalive = getattr(properties, "ServerKeepAlive", link._keepalive) or _NEVER
+    if (seconds := getattr(properties, "ServerKeepAlive", None)) is not None:
+        link.keep_alive(seconds or _NEVER)
     link.due = 0.0
     link._owner._allow(announced=getattr(properties, "MaximumPacketSize", 0) or _LONGEST)
 

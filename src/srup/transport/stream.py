@@ -39,13 +39,26 @@ class Stream:
     """A socket for paho, which may call the methods up to ``setsockopt``; ``sock`` is connected, TLS included.
 
     ``is_5`` says that MQTT 5 is spoken, else 3.1.1. ``limit`` is how many bytes a packet may have. ``fault`` says what
-    the broker has sent that it must not; nothing is read after that. A stream is used by one thread at a time.
+    the broker has sent that it must not; nothing is read after that. ``heard`` becomes true when something has come. A
+    stream is used by one thread at a time.
     """
 
-    __slots__ = ("_for_paho", "_hungry", "_is_5", "_limit", "_outgoing", "_over", "_received", "_sock", "fault")
+    __slots__ = (
+        "_for_paho",
+        "_hungry",
+        "_is_5",
+        "_limit",
+        "_outgoing",
+        "_over",
+        "_received",
+        "_sock",
+        "fault",
+        "heard",
+    )
 
     def __init__(self, sock: socket.socket, is_5: bool, limit: int) -> None:
         self.fault: str | None = None
+        self.heard = False
         self._sock = sock
         self._is_5 = is_5
         self._limit = limit
@@ -159,6 +172,7 @@ class Stream:
                 chunk = self._sock.recv(_CHUNK)
                 self._received += chunk
                 self._over = not chunk
+                self.heard = True
                 # What TLS has decrypted already does not make the socket readable again.
                 if not (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending()):
                     return
