@@ -398,7 +398,7 @@ def _post(document: Document, posting: Posting, now: float) -> Post:
             lifetime = posting.lifetime
             order = Update(device, firmware.url, firmware.digest, document.held, firmware.version, lifetime)
         case "activate":
-            order = Activate(device, posting.about.hex())
+            order = Activate(device, posting.about.hex(), posting.lifetime)
         case _:
             order = Cancel(device, posting.about.hex())
     report = OrderReport(round(now, 3), order.verb, "POSTED")

@@ -74,6 +74,7 @@ class Session:
     """The rows of all flows."""
     starts: ClassVar[Mapping[type[Message], ExchangeStart]] = {}
     starts_by_data_id: ClassVar[Mapping[str, ExchangeStart]] = {}
+    causes_by_data_id: ClassVar[Mapping[str, type[Message]]] = {}
     allowed_before_join: ClassVar[frozenset[type[Message]]] = frozenset()
     idempotent: ClassVar[frozenset[type[Message]]] = frozenset()
     volatile: ClassVar[frozenset[Enum]] = frozenset()
@@ -95,6 +96,9 @@ class Session:
         cls.volatile = frozenset().union(*(flow.volatile for flow in cls.flow_types))
         cls.starts_by_data_id = {
             name: start for flow in cls.flow_types for name, start in flow.starts_by_data_id.items()
+        }
+        cls.causes_by_data_id = {
+            name: cause for flow in cls.flow_types for name, cause in flow.causes_by_data_id.items()
         }
 
     def __init__(self, identity: int, policy: Policy | None = None, first_sequence_id: int = 1) -> None:
@@ -340,6 +344,7 @@ class Session:
         start = self.starts.get(type(message))
         if isinstance(message, Data):
             start = self.starts_by_data_id.get(message.data_id, start)
+            return self.causes_by_data_id.get(message.data_id, Data), start
         return type(message), start
 
     def tick(self, now: float) -> list[Output]:
@@ -353,7 +358,7 @@ class Session:
                     with suppress(SrupError):  # the trouble of one peer must not cost the others their turn
                         outputs += self.step(exchange, Trigger.EXPIRE, None, Now(now, b""))
             else:
-                outputs += self.send_again(exchange)
+                outputs += self.send_again(exchange, now)
                 self.known.schedule(exchange, now)
         return outputs
 
@@ -541,9 +546,12 @@ class Session:
         """Return whether a sequence id is left for a peer."""
         return max(peer.last_sent, peer.window.highest) < MAX_SEQUENCE_ID
 
-    def send_again(self, exchange: Exchange) -> list[Output]:
+    def send_again(self, exchange: Exchange, now: float) -> list[Output]:
         """Return the request of an exchange once more, if it has a retry."""
         if exchange.request is None or not exchange.retry:
+            return []
+        if not self._flow_of[type(exchange.state)].goes_on_asking(exchange, self.unix(now)):
+            exchange.retry = 0.0
             return []
         fields = {name: value for name, value in exchange.request if name not in ("sequence_id", "sender_id", "token")}
         try:
@@ -559,7 +567,7 @@ class Session:
         outputs: list[Output] = []
         for number, exchange in enumerate(exchanges):
             if number < AT_ONCE:
-                outputs += self.send_again(exchange)
+                outputs += self.send_again(exchange, now)
                 self.known.schedule(exchange, now)
             else:
                 self.known.hasten(exchange, now)
