@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from srup.transport import mqtt as mqtt_module
 from srup.transport.stream import Stream
 
 from .certificates import AUTHORITY, certificate_of, host_files, private_of, write_client
-from .fleet import key_of
+from .fleet import key_of, wait_until
 from .programs import local_broker, need
 
 ACCEPTED = b"\x20\x03\x00\x00\x00"  # CONNACK of MQTT 5 without a session
@@ -930,6 +930,28 @@ class TestAHostileBroker:
             for _ in range(2):
                 assert script.read() == b"\xc0\x00"  # PINGREQ
                 script.say(b"\xd0\x00")
+        one.transport.stop(0)
+
+    def test_t18_it_is_given_up_when_it_takes_nothing_that_is_sent_to_it(self, script, monkeypatch):
+        monkeypatch.setattr(mqtt_module, "_MAX_UNSENT", 10_000)
+        script.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        one = Peer(MqttTransport(script.url, "one", min_pause=60, max_pause=60))
+        one.start()
+        with script.accept():
+            one.wait(True)
+            link = one.transport._link
+            link._stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+            many = b"".join(publication(number % 250 + 1) for number in range(1000))
+            sent = 0
+            while link.ended is None:
+                assert sent < 10_000_000  # bytes, of which a third comes back as acknowledgements
+                with suppress(OSError):  # it has hung up
+                    script.say(many)
+                sent += len(many)
+                wait_until(lambda: link.ended is not None or one.inbox.qsize() == 1000)
+                while not one.inbox.empty():
+                    one.inbox.get(timeout=PATIENCE).ack()
+        assert "takes nothing that is sent to it" in one.wait(False)
         one.transport.stop(0)
 
     @pytest.mark.slow
