@@ -211,7 +211,7 @@ class Course:
         """Give up what takes too long; without ``hold`` the lifetime of the order does that."""
         if not self.document.held or (too_late := self._too_late(member)) is None:
             return
-        if self.now < too_late or not self._has_room:
+        if self.now < too_late or not self._mailbox_has_room:
             return
         if member.at is At.ORDERED:
             self._cancel(device, member, At.UNANSWERED, member.reason)
@@ -228,7 +228,7 @@ class Course:
         return too_late if too_late is None or until is None or too_late < until else None  # it will be told again
 
     @property
-    def _has_room(self) -> bool:
+    def _mailbox_has_room(self) -> bool:
         return len(self.postings) < self.facts.room
 
     def _cancel(self, device: int, member: Member, then: At, reason: str) -> None:
@@ -312,7 +312,7 @@ class Course:
                 self._set(device, replace(member, at=At.CANCELLED, since=self.now, reason=reason))
             elif (
                 member.at in UNDER_WAY
-                and self._has_room
+                and self._mailbox_has_room
                 and not (member.gives_up or finishes or self._is_told(device, member))
             ):
                 self._cancel(device, member, At.CANCELLED, reason)
@@ -456,7 +456,7 @@ class Course:
             return
         for device in sorted(self._at[At.READY]):
             member = self.members[device]
-            if not self._has_room:
+            if not self._mailbox_has_room:
                 return
             opens, closes = self._hours(device)
             if not self._holds(member) or opens > self.now:

@@ -390,13 +390,13 @@ class Session:
         """Return whether a partner binds its tokens, and so is no deployed peer."""
         return self.binds_tokens(self.peer(partner))
 
-    def hurry(self, partner: int, now: float) -> list[Output]:
+    def repeat_unanswered(self, partner: int, now: float) -> list[Output]:
         """Send again what this partner has not answered, for it is here now; not what was just sent (T9)."""
         peer = self.known.peers.get(partner)
         late: list[Exchange] = []
         for exchange in list(peer.exchanges.values()) if peer else ():
             sent = exchange.due - exchange.retry
-            if exchange.mine and exchange.retry and retry.may_hurry(self.policy, sent, now):
+            if exchange.mine and exchange.retry and retry.may_repeat(self.policy, sent, now):
                 exchange.retry = self.policy.first_retry
                 late.append(exchange)
         return self.send_all_again(late, now)

@@ -374,7 +374,7 @@ class MqttTransport:
         """Have whoever leaves something wake us from now on; return when there is something to do even so."""
         self._awake = False  # before looking at the queues: no call gets lost
         works = link is not None and link.accepted and link.ended is None
-        if link is not None and works and (self._news or link.unsettled.waits or (self._outbox and link.has_room)):
+        if link is not None and works and (self._news or link.unsettled.waits or (self._outbox and link.may_publish)):
             return 0.0
         return self._turn_due()
 
@@ -431,7 +431,7 @@ class MqttTransport:
                     link.unsubscribe([topic_filter])
         if link.unsettled.waits:
             link.acknowledge()
-        while self._outbox and link.has_room:
+        while self._outbox and link.may_publish:
             message = self._outbox.popleft()
             if message.size > self._largest_allowed:
                 self._refuse(message, self._too_large(message))
@@ -638,7 +638,7 @@ class _Link:
         return self._client.want_write() or (self._stream is not None and self._stream.unsent > 0)
 
     @property
-    def has_room(self) -> bool:
+    def may_publish(self) -> bool:
         """Whether one more message may be sent now."""
         clogged = self._client.want_write() or (self._stream is not None and self._stream.unsent > _UNSENT)
         window = 1 if self._owner._one_by_one else self._window

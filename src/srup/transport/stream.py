@@ -44,8 +44,8 @@ class Stream:
     """
 
     __slots__ = (
+        "_drained",
         "_for_paho",
-        "_hungry",
         "_is_5",
         "_limit",
         "_outgoing",
@@ -66,7 +66,8 @@ class Stream:
         self._for_paho = b""
         self._outgoing = bytearray()
         self._over = False  # nothing more will come
-        self._hungry = True  # no whole packet is left of what was received: else nothing more is, for the bound's sake
+        self._drained = True  # read() has given every whole packet that was received; as long as it has not, it gives
+        # those before it receives anything, so that what is kept here stays bounded however seldom it is called
 
     def recv(self, size: int) -> bytes:
         """Return what is left of a packet that is paho's to read, b"" at the end, or raise BlockingIOError."""
@@ -136,19 +137,19 @@ class Stream:
 
         The end of the connection is paho's to hear, too; a ``fault`` is the caller's to look at.
         """
-        fresh = self._hungry
-        if fresh:
+        has_received = self._drained  # in this call
+        if has_received:
             self._receive()
-        self._hungry = False
+        self._drained = False
         received, begin = bytes(self._received), 0  # slices of it are what goes on, without another copy
         try:
             while self.fault is None:
                 end, topics, payloads, acknowledgements = cut(received, begin, self._is_5, self._limit, most)
                 if end == begin:
-                    if fresh:
-                        self._hungry = True
+                    if has_received:
+                        self._drained = True
                         break
-                    fresh = True
+                    has_received = True
                     del self._received[:begin]
                     self._receive()
                     received, begin = bytes(self._received), 0

@@ -75,7 +75,7 @@ class Values(Flow):
         session.streams.set_sent(partner, place)
         return sends
 
-    def has_room(self, partner: int) -> bool:
+    def may_send_confirmed(self, partner: int) -> bool:
         """Return whether one more value may be sent to this partner now.
 
         Not if it would be one request too many, nor while values of an earlier stream are not confirmed: a partner that
