@@ -932,6 +932,34 @@ class TestAHostileBroker:
                 script.say(b"\xd0\x00")
         one.transport.stop(0)
 
+    def test_a_connection_that_is_made_during_a_turn_is_the_only_one(self, script, monkeypatch):
+        """Or else the client would take its session over from itself, and what was on its way would be lost."""
+        connect, in_a_turn = mqtt_module._Link.connect, threading.Event()
+
+        def connect_during_a_turn(link):
+            assert in_a_turn.wait(PATIENCE)
+            connect(link)
+
+        def turn():
+            if one.transport._connecting and not in_a_turn.is_set():
+                in_a_turn.set()
+                wait_until(lambda: not one.transport._connecting)
+
+        monkeypatch.setattr(mqtt_module._Link, "connect", connect_during_a_turn)
+        one = Peer(MqttTransport(script.url, "one"))
+        one.start()
+        assert one.transport.lend_thread(turn, lambda: float("inf"))
+        wait_until(lambda: one.transport._connecting)
+        one.transport.wake()
+        with script.accept():
+            one.wait(True)
+            one.send(b"1")
+            assert script.read()[0] == 0x32
+            script.server.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                script.server.accept()
+        one.transport.stop(0)
+
     def test_t18_it_is_given_up_when_it_takes_nothing_that_is_sent_to_it(self, script, monkeypatch):
         monkeypatch.setattr(mqtt_module, "_MAX_UNSENT", 10_000)
         script.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)

@@ -329,13 +329,14 @@ class MqttTransport:
 
     def attend(self, ready: int, now: float) -> float | None:
         """Take the next steps from pause to connection to farewell."""
-        link = None if self._connecting else self._link
+        connecting = self._connecting  # the connector may end at any moment: one look decides
+        link = None if connecting else self._link
         if link is None or link.ended is not None:
             self._awake = True
             self._take_turn()
             due = self._fall_asleep()
-        if self._connecting:
-            return due
+        if connecting:
+            return due if self._connecting else now  # its wake was lost if it came before we fell asleep
         if link is None:
             if self._finished(now):
                 self._say_it_is_over()
