@@ -19,7 +19,7 @@ from cryptography import x509
 from srup import PrivateKey
 from srup.errors import MessageTooLargeError, TransportError
 from srup.transport import Deliveries, MemoryNetwork, MemoryTransport, MqttTransport, unsettled
-from srup.transport import mqtt as mqtt_module
+from srup.transport import link as link_module
 from srup.transport.stream import Stream
 
 from .certificates import AUTHORITY, certificate_of, host_files, private_of, write_client
@@ -217,14 +217,14 @@ class TestContract:
         # A broker that forgot its sessions has nobody to deliver to before the receiver is back.
         receiver_is_back = threading.Event()
         receiver_is_back.set()
-        connect = mqtt_module._Link.connect
+        connect = link_module.Link.connect
 
         def connect_in_turn(link):
-            if link._owner._client_id == "sender":
+            if link._endpoint.client_id == "sender":
                 receiver_is_back.wait(PATIENCE)
             connect(link)
 
-        monkeypatch.setattr(mqtt_module._Link, "connect", connect_in_turn)
+        monkeypatch.setattr(link_module.Link, "connect", connect_in_turn)
         receiver = peer("receiver", "SRUP/1").connect()
         sender = peer("sender").connect()
         sender.send(b"before")
@@ -865,7 +865,7 @@ class TestAHostileBroker:
 
     @pytest.mark.parametrize("version", [4, 5])
     def test_a_refused_subscription_is_no_connection_until_it_is_granted(self, script, monkeypatch, version):
-        monkeypatch.setattr(mqtt_module, "_REFUSED_PAUSE", 0.0)
+        monkeypatch.setattr(link_module, "_REFUSED_PAUSE", 0.0)
         one = Peer(MqttTransport(script.url, "one", keepalive=8))
         for n in range(3):
             one.transport.subscribe(f"SRUP/{n}")
@@ -934,7 +934,7 @@ class TestAHostileBroker:
 
     def test_a_connection_that_is_made_during_a_turn_is_the_only_one(self, script, monkeypatch):
         """Or else the client would take its session over from itself, and what was on its way would be lost."""
-        connect, in_a_turn = mqtt_module._Link.connect, threading.Event()
+        connect, in_a_turn = link_module.Link.connect, threading.Event()
 
         def connect_during_a_turn(link):
             assert in_a_turn.wait(PATIENCE)
@@ -945,7 +945,7 @@ class TestAHostileBroker:
                 in_a_turn.set()
                 wait_until(lambda: not one.transport._connecting)
 
-        monkeypatch.setattr(mqtt_module._Link, "connect", connect_during_a_turn)
+        monkeypatch.setattr(link_module.Link, "connect", connect_during_a_turn)
         one = Peer(MqttTransport(script.url, "one"))
         one.start()
         assert one.transport.lend_thread(turn, lambda: float("inf"))
@@ -961,7 +961,7 @@ class TestAHostileBroker:
         one.transport.stop(0)
 
     def test_t18_it_is_given_up_when_it_takes_nothing_that_is_sent_to_it(self, script, monkeypatch):
-        monkeypatch.setattr(mqtt_module, "_MAX_UNSENT", 10_000)
+        monkeypatch.setattr(link_module, "_MAX_UNSENT", 10_000)
         script.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         one = Peer(MqttTransport(script.url, "one", min_pause=60, max_pause=60))
         one.start()
@@ -1353,7 +1353,7 @@ class TestMqtt:
         transport = MqttTransport("mqtt://127.0.0.1:1", "one", min_pause=1.0, max_pause=30.0)
         now, pauses = 1000.0, []
         for _ in range(9):
-            link = mqtt_module._Link(transport)
+            link = transport._make_link()
             link.end("cannot connect")
             transport._rest(link, now)
             pauses.append(transport._resume_at - now)
