@@ -96,6 +96,7 @@ class Engine:
         self.session = session
         self.keys = keys
         self.own_keys = OwnKeys(key)
+        session.signs_with = self.own_keys.fingerprint_for
         self.transport = transport
         self.clock = LocalTime(clock)
         self._lead = 0.0  # what stored times go by

@@ -336,7 +336,7 @@ class Joining(Duty):
             engine.handlers.notify(transaction, "joined")
             if not self._session.binds(event.peer):
                 engine.values.hold(event.peer, engine.clock() + 2 * self._session.policy.first_retry)
-            engine.perform(transaction, self._session.hurry(event.peer, engine.clock()))
+            engine.perform(transaction, self._session.repeat_unanswered(event.peer, engine.clock()))
         elif not self._join_observed_instead(transaction):
             why = f": {self.refusal}" if self.refusal else ""
             self._joined.set_exception(PolicyError(f"server {event.peer:x} answers {event.status.name}{why}"))

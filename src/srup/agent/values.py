@@ -136,7 +136,7 @@ class Values(Duty):
             sends: Sequence[Send]
             left = waiting.expiry - now
             if binds:
-                if not session.has_room(partner):
+                if not session.may_send_confirmed(partner):
                     break  # a receipt will wake the queue
                 if left <= 0:  # since the queue was looked at: it is taken out at once
                     self._queue.wake(partner)
