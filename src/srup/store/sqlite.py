@@ -729,7 +729,7 @@ class SqliteStore:
             [*map(_unpack_exchange, rows("* FROM exchanges"))],
             [*map(_unpack_inbox, rows("* FROM inbox ORDER BY number, partner"))],
             [*map(_unpack_outbox, rows("* FROM outbox ORDER BY number, partner"))],
-            [*map(_unpack_key, rows("* FROM keys"))],
+            map(_unpack_key, rows("* FROM keys")),  # one at a time: those of a large fleet are most of what is kept
             [fingerprint.decode() for (fingerprint,) in rows("* FROM barred")],
             [Fact(_integer(row[0]), row[1].decode(), row[2].decode()) for row in rows("* FROM facts")],
             bool(rows("adopted FROM store").fetchone()[0]),
