@@ -182,6 +182,17 @@ def test_a_damaged_page(path):
         assert len(store.open(OWNER).partners) == 5000
 
 
+def test_a_damaged_key_is_found_by_whoever_reads_the_keys(path):
+    with closing(SqliteStore(path)) as store:
+        store.open(OWNER)
+        store.commit(Changes(keys=[KeyRecord(7, b"pem")]))
+    edit(path, "UPDATE keys SET record = x'01'")
+    with closing(SqliteStore(path)) as store:
+        keys = store.open(OWNER).keys
+        with pytest.raises(StoreError, match=r"state\.db is damaged .*: restore it"):
+            list(keys)
+
+
 @pytest.mark.parametrize("table", ["partners", "inbox", "audit"])
 def test_a_damaged_record(path, table):
     filled(path, 1)
