@@ -179,11 +179,11 @@ class Joining(Duty):
         if now >= self._wonder_at:
             self._wonder(transaction)
 
-    def close(self, transaction: Transaction, now: float) -> None:
-        """See :meth:`Duty.close`."""
+    def keep(self, transaction: Transaction) -> None:
+        """See :meth:`Duty.keep`."""
         engine = self._engine
         known = _SERVER in engine.facts.about(engine.identity)
-        if engine.store is not None and (self.server != self._configured_server or known):
+        if self.server != self._configured_server or known:
             there = f"{self._configured_server:x} {self.server:x}"
             engine.facts.set(transaction, engine.identity, _SERVER, there)
 

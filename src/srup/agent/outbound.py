@@ -120,14 +120,12 @@ class Outbound:
         self._journal.log(logging.WARNING, text, kind, error, partner=send.to, message_type=kind, error=error)
 
     def _topic(self, send: Send) -> str:
-        device = self._device_of(send.to)
-        joins = isinstance(send.message, JOIN_REQUESTS)
-        return join_topic(send.to, device) if joins or self._is_offer_of_no_member(send) else device_topic(device)
-
-    def _is_offer_of_no_member(self, send: Send) -> bool:
-        """Return whether a device offers its key to a server that does not hear the device's own topic."""
-        offers = isinstance(send.message, Data) and send.message.data_id == KEY_ROTATION
-        return offers and self._device_of(send.to) == self._session.identity and not self._session.is_member(send.to)
+        device, message = self._device_of(send.to), send.message
+        joins = isinstance(message, JOIN_REQUESTS)
+        if isinstance(message, Data) and message.data_id == KEY_ROTATION:
+            # A server hears nobody's own topic but those of its members.
+            joins = device == self._session.identity and not self._session.is_member(send.to)
+        return join_topic(send.to, device) if joins else device_topic(device)
 
     def _transmit(self, send: Send, dispatch: Dispatch, number: int) -> None:
         def refused(error: TransportError) -> None:
@@ -140,22 +138,24 @@ class Outbound:
             dispatch.error = error
             self.unsent(send, error)
         else:
-            self._journal.counts["sent"] += dispatch.error is None
+            if dispatch.error is None:
+                self._journal.counts["sent"] += 1
 
     def _hand_over(
         self, partner: int, number: int, topic: str, wire: bytes, refused: Callable[[TransportError], object]
     ) -> None:
         """Publish; forget the outbox entry of this number when the broker has the message, or takes none so large."""
+        settle, refuse = None, refused
+        if number:
 
-        def settle() -> None:
-            if number:
+            def settle() -> None:
                 self._handed_over.append((partner, number))
 
-        def refuse(error: TransportError) -> None:
-            settle()
-            refused(error)
+            def refuse(error: TransportError) -> None:
+                settle()
+                refused(error)
 
         try:
-            self._transport.publish(topic, wire, settle if number else None, refuse)
+            self._transport.publish(topic, wire, settle, refuse)
         except MessageTooLargeError as error:
             refuse(error)

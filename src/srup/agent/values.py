@@ -98,6 +98,8 @@ class Values(Duty):
 
     def close(self, transaction: Transaction, now: float) -> None:
         """See :meth:`Duty.close`: send what can be sent now."""
+        if self._queue.is_quiet and not self._goes_on:
+            return
         for partner in self._queue.held():
             if self._engine.session.binds(partner):
                 self._queue.release(partner)

@@ -266,15 +266,15 @@ class Session:
             position = StreamPosition(*bound.place)
             repeated = not self.streams.is_next(peer.identity, position, bound.after)
         if repeated:
-            horizon.accept(message.sequence_id)
+            horizon.record(message.sequence_id)
             outputs = [DataRepeated(peer.identity, message.token)]
         elif exchange is None or cause is None or (exchange.state, cause) not in self.table:
-            horizon.accept(message.sequence_id)
+            horizon.record(message.sequence_id)
             outputs = [Unexpected(peer.identity, message.token, type(message), _why(peer, exchange, message))]
         else:
             # Deployed peers hear only what lies above their own message: it counts before the answer to it is made.
             before = horizon.highest, horizon.seen
-            horizon.accept(message.sequence_id)
+            horizon.record(message.sequence_id)
             bound_before, peer.binds = peer.binds, binds  # so does what is said in the answer
             try:
                 outputs = self.step(exchange, cause, message, at)
