@@ -30,7 +30,7 @@ from .downloads import (
     fetch_policy,
 )
 from .enrolled import Enrolled, OurIdentity, party, server_of
-from .hooks import Hooks, HookTimeout, OnAction, OnActivate, OnUpdate, OnValue, Reports
+from .hooks import Facts, Hooks, HookTimeout, OnAction, OnActivate, OnUpdate, OnValue, Reports, facts_of
 from .joins import VALUE_FORMS, ValueBoard
 from .options import (
     AuditDays,
@@ -102,6 +102,7 @@ def device(
     report: Reports = None,
     hook_timeout: HookTimeout = 300.0,
     description: Annotated[str, typer.Option(help="Description that the device reports to the server.")] = "",
+    fact: Facts = None,
     store: Annotated[Path | None, typer.Option(metavar="PATH", help="SQLite file to keep state in.")] = None,
     adopt: Annotated[bool, typer.Option("--adopt", help="Accept a store that may be an old copy.")] = False,
     audit_days: AuditDays = 30.0,
@@ -135,6 +136,7 @@ def device(
                 allow_http, fetch_ca, fetch_host, fetch_max_size, fetch_max_time, fetch_timeout, fetch_proxy
             ),
             description=description,
+            inventory=facts_of(fact or ()),
             policy=rules,
             join=join,
             observer=observer,
