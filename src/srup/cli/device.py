@@ -50,6 +50,7 @@ from .options import (
     log_as,
     monitoring,
     policy,
+    reload_files,
 )
 from .systemd import Notifier, works
 from .terminal import Scene, Terminal, explained
@@ -116,20 +117,21 @@ def device(
     log_format: LogFormat = None,
 ) -> None:
     """Run a device until Ctrl-C: join, show the value to be compared if there is one, and take updates."""
-    terminal = Terminal(log_as(log_format))
+    terminal = Terminal(log_as(log_format), lambda: reload_files([link], terminal.say))
     with explained():
         if join != "simple" or observe or reader is not None:
             require(*VALUE_FORMS)
         rules = policy(join_timeout)
         files: dict[str, Any] = {"password": password, "broker_user": broker_user}
         ours = party(enrolled, identity, key, broker, **files, ca=ca, cert=cert, cert_key=cert_key)
+        link = ours.link()
         target = server_of(ours.enrolment, server, server_key)
         running = srup.Device(
             ours.identity,
             ours.key,
             server=target.identity,
             server_key=target.key,
-            broker=ours.link(),
+            broker=link,
             firmware=firmware,
             keep_images=keep_images,
             fetch=fetch_policy(
