@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from .directory import Directory, KnownDevice
-from .sqlite import known_devices
+from .sqlite import facts_named, known_devices
 from .sqlitefile import Visitor
 
 __all__ = ["SqliteDirectory"]
@@ -30,6 +30,11 @@ class SqliteDirectory(Directory):
                 return known_devices(db, first, limit)
             finally:
                 db.execute("COMMIT")
+
+    def facts(self, identity: int, names: Sequence[str]) -> Sequence[str]:
+        """See :meth:`Directory.facts`."""
+        with self._visitor() as db:
+            return facts_named(db, identity, names)
 
     def close(self) -> None:
         """See :meth:`Directory.close`."""

@@ -3,13 +3,12 @@
 import re
 import ssl
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from srup.certificates import explain
 from srup.errors import TransportError
+from srup.transport.tlsfiles import TlsFiles
 
 __all__ = ["Endpoint", "demand", "parse_url"]
 
@@ -25,7 +24,7 @@ class Endpoint:
     """
 
     __slots__ = (
-        *("_new_context", "before_connect", "client_id", "credentials", "host", "is_5", "keepalive", "port"),
+        *("_tls_files", "before_connect", "client_id", "credentials", "host", "is_5", "keepalive", "port"),
         *("session_expiry", "tls"),
     )
 
@@ -53,10 +52,8 @@ class Endpoint:
         demand(not (tls and of_tls), "tls takes the place of ca_file, cert_file, key_file and alpn")
         if scheme != "mqtts":
             demand(not (tls or of_tls), "tls, ca_file, cert_file, key_file and alpn need an mqtts:// url")
-        self._new_context: Callable[[], ssl.SSLContext | None] = lambda: tls
-        if scheme == "mqtts" and tls is None:
-            self._new_context = partial(_tls_context, *files, tuple(alpn))
-        self.tls = self._new_context()
+        self._tls_files = TlsFiles(*files, alpn) if scheme == "mqtts" and tls is None else None
+        self.tls = tls if self._tls_files is None else self._tls_files.context()
         self.credentials = credentials
         self.keepalive = keepalive
         self.session_expiry = session_expiry
@@ -70,9 +67,16 @@ class Endpoint:
 
     def renew_tls(self) -> ssl.SSLContext | None:
         """Read the certificates as they are now; return the context with them, None without TLS."""
-        if self.tls is not None:
-            self.tls = self._new_context()
+        if self._tls_files is not None:
+            self.tls = self._tls_files.context()
         return self.tls
+
+    def tls_changed(self) -> bool:
+        """Return whether the certificates are others than before; TransportError if these are no good."""
+        if self._tls_files is None or not self._tls_files.changed:
+            return False
+        self._tls_files.context()
+        return True
 
     @property
     def where(self) -> str:
@@ -120,28 +124,3 @@ def parse_url(url: str) -> tuple[str, str, int]:
             raise TransportError(f"{host!a} is not a host name") from error
         demand(_HOST.fullmatch(host) is not None, f"{host!a} is not a host name")
     return scheme, host, port or _PORTS[scheme]
-
-
-def _tls_context(
-    ca: str | Path | None, cert: str | Path | None, key: str | Path | None, alpn: Sequence[str]
-) -> ssl.SSLContext:
-    demand(cert is not None or key is None, "key_file needs cert_file")
-    for name, path in (("ca_file", ca), ("cert_file", cert), ("key_file", key)):
-        if path is not None and not Path(path).is_file():
-            raise TransportError(f"{name} {str(path)!a} {'is no file' if Path(path).exists() else 'does not exist'}")
-    try:
-        context = ssl.create_default_context(cafile=ca)
-    except OSError as error:
-        raise TransportError(f"ca_file {str(ca)!a} holds no certificates that can be read: {explain(error)}") from error
-    if cert is not None:
-        try:
-            context.load_cert_chain(cert, key, password=lambda: b"")  # without it OpenSSL would ask at the terminal
-        except OSError as error:
-            why = f"they must be PEM, belong together and have no password: {explain(error)}"
-            raise TransportError(f"cert_file {str(cert)!a} and its key do not load; {why}") from error
-    if alpn:
-        try:
-            context.set_alpn_protocols(alpn)
-        except (ssl.SSLError, UnicodeError) as error:
-            raise TransportError(f"alpn {alpn!a} cannot be offered: {error}") from error
-    return context

@@ -381,11 +381,11 @@ class Link:
         if self.ended is None:
             self.ended = why
 
-    def take_leave(self, now: float) -> None:
+    def take_leave(self, now: float, why: str) -> None:
         """Say good-bye if the broker still listens."""
         if self.ended is not None or (sock := self._client.socket()) is None:
             return
-        self.end("stopped")
+        self.end(why)
         # A broker drops what it has not read when the next client takes the session, so let it hang up first.
         with suppress(OSError):
             self._line = socket.socket(fileno=os.dup(sock.fileno()))

@@ -83,6 +83,7 @@ class MqttTransport:
         )
         demand(0 < min_pause <= max_pause, f"pauses grow from min_pause to max_pause, not {min_pause} to {max_pause}")
         demand(max_queued > 0, f"max_queued is at least 1, not {max_queued}")
+        self._renewing = False  # this connection is to end, for the certificates have changed
         self._min_pause = min_pause
         self._max_pause = max_pause
         self._max_queued = max_queued
@@ -208,6 +209,18 @@ class MqttTransport:
         """Have the network thread look what there is to do. On any thread."""
         self._wake()
 
+    def reload(self) -> bool:
+        """Connect anew if ``ca_file``, ``cert_file`` or ``key_file`` has changed; return whether it has. On any thread.
+
+        What waits to be sent is sent on the next connection. TransportError says what is wrong with the new files: then
+        this connection goes on.
+        """
+        if not self._endpoint.tls_changed():
+            return False
+        self._renewing = True
+        self._wake()
+        return True
+
     def stop(self, timeout: float = 5.0) -> None:
         """See :meth:`Transport.stop`; an attempt to connect that is under way may take some seconds longer."""
         patience = self.halt(timeout)
@@ -261,10 +274,10 @@ class MqttTransport:
                 self._exchange(link)
             link.flush()
             due = self._fall_asleep(link)
-            if link.ended is None and not self._finished(now, link):
+            if link.ended is None and not self._renewing and not self._finished(now, link):
                 link.watch()
                 return now if link.goes_on else min(link.due, self._deadline, due)
-            link.take_leave(now)
+            link.take_leave(now, "connecting anew: the certificates have changed" if self._renewing else "stopped")
         if not link.is_gone(now):
             return min(link.due, due)
         self._link = None
@@ -298,6 +311,7 @@ class MqttTransport:
 
     def _begin(self) -> None:
         """Have a connector make the next connection."""
+        self._renewing = False  # it reads the files as they are then
         self._link = link = self._make_link()
         self._connecting = True
         self._reactor.employ(partial(self._connect, link))
