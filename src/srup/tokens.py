@@ -21,14 +21,12 @@ from typing import Final, NamedTuple
 
 from .errors import PolicyError
 from .identity import CANONICAL
+from .versions import MAX_VERSION
 
 __all__ = ["NONCE_SIZE", "BoundToken", "bind", "parse", "plain_expiry"]
 
 NONCE_SIZE: Final = 16
 """How many random bytes a token takes."""
-
-MAX_VERSION: Final = 10**18 - 1
-"""The highest firmware version that a token can name."""
 
 _NEVER: Final = 10**18  # the first expiry that has too many digits
 _PREFIX: Final = b"srup5:"

@@ -14,6 +14,7 @@ from ..extras import require
 from ..identity import parse_identity
 from ..logs import Limiter
 from ..transport import MqttTransport
+from ..versions import parse_version
 from . import logs
 from .terminal import Terminal, secret
 
@@ -47,6 +48,7 @@ __all__ = [
     "monitoring",
     "policy",
     "transport_of",
+    "version",
 ]
 
 BROKER_PASSWORD: Final = "SRUP_BROKER_PASSWORD"  # noqa: S105 - the name of a variable
@@ -60,6 +62,14 @@ def identity(text: str) -> int:
     """Read an identity in hex, as topics and key files spell it."""
     try:
         return parse_identity(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def version(text: str) -> int:
+    """Read a firmware version, plain or dotted."""
+    try:
+        return parse_version(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 

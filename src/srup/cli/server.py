@@ -294,7 +294,8 @@ def _share(
     with nullcontext() if monitor is None else monitor:
         if monitor is not None:
             say(f"metrics at {monitor.url}/metrics", "")
-        worker.run()
+        with srup.Fleet(store, ours.identity, lease=lease) as fleet, CampaignRunner(fleet):
+            worker.run()
     return 0
 
 

@@ -49,6 +49,11 @@ class FleetDevice:
         """The fingerprint of the key, to compare with what the device shows; InvalidKeyError for what is no key."""
         return None if self.key is None else PublicKey.from_pem(self.key).fingerprint
 
+    @property
+    def type(self) -> str | None:
+        """What it reports itself to be, or its tag ``type``."""
+        return self.facts.get("type") or self.tags.get("type")
+
     @classmethod
     def of(cls, known: KnownDevice) -> Self:
         """Return what these records say. A fact that cannot be read is left out: the rest counts all the same."""
@@ -72,6 +77,8 @@ def _number(text: str) -> float | None:
 
 
 def _last_update(text: str) -> LastUpdate | None:
+    if not text:
+        return None
     try:
         told: dict[str, Any] = json.loads(text)
         return LastUpdate(**told)

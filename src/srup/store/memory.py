@@ -3,7 +3,7 @@
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from ..errors import StoreError
@@ -111,6 +111,10 @@ class MemoryStore:
                 KnownDevice(each, contents.keys.get(each), contents.partners.get(each), facts[each])
                 for each in identities
             ]
+
+    def one(self, identity: int, names: Sequence[str] | None = None) -> KnownDevice | None:
+        """See :meth:`srup.store.directory.Directory.one`."""
+        return next((known for known in self.page(identity, 1) if known.identity == identity), None)
 
     def close(self) -> None:
         """Do nothing: what is kept stays, for the next agent."""

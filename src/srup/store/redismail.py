@@ -13,10 +13,10 @@ from redis.exceptions import ResponseError
 
 from ..errors import StoreError
 from .keyspace import Keyspace, Script
-from .mailbox import CAPACITY, ORDER_ID, PAGE, Entry, Mailbox, Position, check_post
+from .mailbox import CAPACITY, ORDER_ID, PAGE, Entry, Mailbox, Position, Post, check_post
 from .partition import partition_of
 
-__all__ = ["RedisMailbox", "report_key"]
+__all__ = ["RedisMailbox", "by_key", "report_key"]
 
 log: Final = logging.getLogger("srup.store")
 
@@ -66,20 +66,31 @@ class RedisMailbox(Mailbox):
     ) -> None:
         """See :meth:`Mailbox.post`."""
         check_post(order_id, order, capacity)
-        partition = partition_of(device, self.partitions)
-        keys = [self.keyspace.key(partition, each) for each in ("meta", "orders", report_key(order_id), "urgent")]
-        arguments = [self._store, capacity, order_id, order, report, int(urgent)]
+        waiting = self._offer(Post(device, order_id, order, report, urgent), capacity)
+        if waiting is not None:
+            raise StoreError(
+                f"{self.keyspace}: the mailbox of partition {partition_of(device, self.partitions)} is full: {waiting} "
+                "orders wait for a worker to take them; start one (srup server --workers), or post again later"
+            )
+
+    def offer(self, post: Post, capacity: int = CAPACITY) -> bool:
+        """Put an order that was checked into a mailbox as :meth:`post` does; False when there is no room."""
+        return self._offer(post, capacity) is None
+
+    def _offer(self, post: Post, capacity: int) -> int | None:
+        """Post an order; return how many wait if that are too many, or None."""
+        partition = partition_of(post.device, self.partitions)
+        keys = [self.keyspace.key(partition, each) for each in ("meta", "orders", report_key(post.id), "urgent")]
+        arguments = [self._store, capacity, post.id, post.order, post.report, int(post.urgent)]
         word, told = self.keyspace.run(_POST, keys, arguments)
         match word:
             case b"full":
-                raise StoreError(
-                    f"{self.keyspace}: the mailbox of partition {partition} is full: {told.decode()} orders wait for a "
-                    "worker to take them; start one (srup server --workers), or post again later"
-                )
+                return int(told)
             case b"store" if not told:
                 raise StoreError(self.keyspace.missing())
             case b"store":
                 raise StoreError(f"{self.keyspace}: this is store {told.hex()}, not {self._store.hex()} as before")
+        return None
 
     def waiting(self) -> dict[int, int]:
         """Return how many orders wait in each partition that has any."""
@@ -134,12 +145,12 @@ class RedisMailbox(Mailbox):
         client, patience = self.keyspace.client, min(patience, self._patience)
         if self._blocks and patience > 0:
             with self.keyspace.asking(but=ResponseError):
-                return _by_key(client.xread(dict(places), count=PAGE, block=max(1, round(patience * 1000))))
+                return by_key(client.xread(dict(places), count=PAGE, block=max(1, round(patience * 1000))))
         with self.keyspace.asking(but=ResponseError):
             pipe = client.pipeline(transaction=False)
             for key, place in places.items():
                 pipe.xread({key: place}, count=PAGE)
-            found = {key: rows for answer in pipe.execute() for key, rows in _by_key(answer).items()}
+            found = {key: rows for answer in pipe.execute() for key, rows in by_key(answer).items()}
         if not found and patience > 0:
             self._closed.wait(patience)
         return found
@@ -148,7 +159,7 @@ class RedisMailbox(Mailbox):
         """Read a single mailbox; one that cannot be read has nothing, which is told."""
         with self.keyspace.asking(but=ResponseError):
             try:
-                rows = _by_key(self.keyspace.client.xread({key: place}, count=PAGE)).get(key, [])
+                rows = by_key(self.keyspace.client.xread({key: place}, count=PAGE)).get(key, [])
             except ResponseError as error:
                 if self._told.get(key) != str(error):
                     self._told[key] = str(error)
@@ -158,8 +169,8 @@ class RedisMailbox(Mailbox):
         return rows
 
 
-def _by_key(answer: Any) -> dict[bytes, list[tuple[bytes, Any]]]:
-    """The rows by stream, of an answer to XREAD in either version of Redis' protocol."""
+def by_key(answer: Any) -> dict[bytes, list[tuple[bytes, Any]]]:
+    """Return the rows by stream, of an answer to XREAD in either version of Redis' protocol."""
     if isinstance(answer, dict):
         return {key: [row for rows in pages for row in rows] for key, pages in answer.items()}
     return dict(answer or ())
