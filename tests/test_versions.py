@@ -29,7 +29,20 @@ def test_each_version_has_a_number_and_is_shown_again(text, number, shown):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "4.2.0-rc1", "4.2.0.1", "v4", "-1", "4.", ".4", "4..2", "500000.0.0", "1.1000000", "5" + "0" * 17, "４.２"],
+    [
+        "",
+        "4.2.0-rc1",
+        "4.2.0.1",
+        "v4",
+        "-1",
+        "4.",
+        ".4",
+        "4..2",
+        "500000.0.0",
+        "1.1000000",
+        "5" + "0" * 17,
+        "\uff14.\uff12",
+    ],
 )
 def test_what_is_no_version(text):
     with pytest.raises(ValueError, match="is no version"):
