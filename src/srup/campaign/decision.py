@@ -359,7 +359,8 @@ class Course:
 
     def _recent(self) -> list[float]:
         """Return when devices were told to update within the last minute, the earliest first."""
-        self._ordered = sorted(at for at in self._ordered if at > self.now - _MINUTE)
+        # What lies ahead was ordered before the clock was set back, and must not hold the campaign up until then.
+        self._ordered = sorted(at for at in self._ordered if abs(self.now - at) < _MINUTE)
         return self._ordered if self.document.pace.per_minute is not None else []
 
     def _order(self) -> bool:

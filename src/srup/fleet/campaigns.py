@@ -74,6 +74,10 @@ class Campaigns:
         _, found = self._store.load(each.name for each in kept)
         return [view_of(each) for each in found]
 
+    def heads(self) -> dict[str, Campaign]:
+        """Return all campaigns by name, without their devices: what there is to be read at once."""
+        return {each.name: kept_campaign(each) for each in self._store.campaigns()[1]}
+
     def view(self, name: str) -> CampaignView:
         """Return a campaign."""
         return self._load(name)[1]
