@@ -1,13 +1,15 @@
 """What every store promises of campaigns (srup.store.campaigns), and that nobody is ordered twice whoever is killed."""
 
 import os
+import re
 import signal
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from srup import Fleet, SqliteStore, StoreError
+from srup import Fleet, PolicyError, SqliteStore, StoreError
 from srup.agent.reports import OrderReport
 from srup.campaign import At, State
 from srup.fleet import load_document
@@ -18,8 +20,9 @@ from srup.store.mailbox import BEGINNING, Position, Post
 from srup.store.mailboxes import campaigns_at, mailbox_at
 from srup.store.partition import partition_of
 from srup.store.sqlitecampaigns import SqliteCampaigns
+from srup.transport.broker import free_port
 
-from .fleet import FIRMWARE, SERVER, URL, key_of
+from .fleet import FIRMWARE, SERVER, URL, key_of, wait_until
 from .redis_server import redis_server
 
 PARTITIONS = 3
@@ -45,8 +48,13 @@ def sqlite(folder, stack):
     return SimpleNamespace(place=folder / "server.db", stores=[store], writes=(SqliteCampaigns, "save"))
 
 
-def redis(folder, stack):
-    server = stack.enter_context(redis_server(folder / "redis"))
+def redis(folder, stack, **settings):
+    server = stack.enter_context(redis_server(folder / "redis", **settings))
+    if settings:
+        server.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        wait_until(lambda: b"cluster_state:ok" in server.client.execute_command("CLUSTER", "INFO"))
+        server.client.execute_command(*rights("srup-5e"))
+        server.url = server.url.replace("//", "//srup-5e:PASSWORD@")
     RedisStore.create(server.url, SERVER, partitions=PARTITIONS)
     leases = Leases(server.url, SERVER, ttl=3600.0)
     stores = [RedisStore(lease) for lease in sorted(leases.step().gained, key=lambda lease: lease.partition)]
@@ -55,7 +63,21 @@ def redis(folder, stack):
     return SimpleNamespace(place=server.url, stores=stores, writes=(Keyspace, "run"), server=server)
 
 
-@pytest.fixture(params=[sqlite, pytest.param(redis, marks=pytest.mark.process)], ids=lambda each: each.__name__)
+def cluster(folder, stack):
+    """A Redis Cluster, where the campaigns and each partition may be anywhere; a user with the documented rights."""
+    return redis(folder, stack, cluster_enabled="yes", cluster_port=str(free_port()))
+
+
+def rights(user):
+    """The line of docs/deployment.md that makes a user of Redis, as the arguments of a command."""
+    page = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text()
+    return re.search(rf"ACL SETUSER {user} .*?(?=\n *```)", page, re.DOTALL)[0].split()
+
+
+STORES = [sqlite, *(pytest.param(each, marks=pytest.mark.process) for each in (redis, cluster))]
+
+
+@pytest.fixture(params=STORES, ids=lambda each: each.__name__)
 def site(request, tmp_path):
     """A store that its server has open, with members, and its campaigns as another process opens them."""
     with ExitStack() as stack:
@@ -85,6 +107,22 @@ def entries(site):
     """All that stands in the mailboxes, with its partition."""
     begin = {number: Position(BEGINNING) for number in range(len(site.stores))}
     return [(number, entry) for number, entry in site.mailbox.read(begin, 0.0) if not entry.urgent]
+
+
+@pytest.mark.parametrize("name", [b"*[]?\\^-a", b"\0\0\0\0\0\0\x2a\x2a"])
+def test_a_device_is_found_by_its_identity_alone(site, name):
+    device = int.from_bytes(name)
+    facts = [Fact(each, fact, "7") for each in (device, device ^ 1) for fact in ("version", "tag site")]
+    for each in (device, device ^ 1):
+        of_each = [fact for fact in facts if fact.identity == each]
+        store_of(site, each).commit(Changes([PartnerRecord(each, True, True, 64, 5, 31)], facts=of_each))
+    with Fleet(site.place, SERVER) as fleet:
+        found = fleet.device(device)
+        assert (found.identity, found.version, found.tags, found.member) == (device, 7, {"site": "7"}, True)
+        assert fleet.find_device(device, ["version"]).version == 7
+        assert found in list(fleet.devices())
+        with pytest.raises(PolicyError, match="nothing is known"):
+            fleet.device(device ^ 2)
 
 
 def test_a_campaign_is_kept_and_its_name_is_taken(site):

@@ -39,7 +39,7 @@ local head = redis.call('HMGET', KEYS[2], 'store', 'revision', 'mark')
 if head[1] and head[1] ~= ARGV[1] then return {'other', head[1]} end
 if head[3] == ARGV[3] then return {'ok', ''} end
 if (head[2] or '0') ~= ARGV[2] then return {'changed', ''} end
-local there = redis.call('HEXISTS', KEYS[3], ARGV[4]) == 1
+local there = redis.call('HGET', KEYS[3], ARGV[4]) ~= false
 if there == (ARGV[6] ~= '') then return {'changed', ''} end
 for number, wanted in ipairs({'hash', 'hash', 'hash', 'hash', 'hash', 'stream'}) do
     local found = redis.call('TYPE', KEYS[number]).ok
@@ -158,25 +158,22 @@ class RedisCampaigns(CampaignStore):
 
     def flush(self, capacity: int = CAPACITY) -> int:
         """See :meth:`CampaignStore.flush`."""
-        full: set[int] = set()
-        left, place = 0, b"0"
-        key = self._key("posts")
+        place, key = b"0", self._key("posts")
         while True:
             [rows] = self._read([(key, place)])
-            seconds = int(self.keyspace.run(_TIME, [key], [])[0]) if rows else 0
-            for place, fields in rows:
-                device, order = _NUMBER.unpack(fields[b"device"])[0], fields[b"id"]
-                partition, urgent = partition_of(device, self._partitions), fields[b"urgent"] == b"1"
-                too_old = seconds - int(place.partition(b"-")[0]) / 1000 > _TOO_OLD
-                post = Post(device, order, fields[b"order"], fields[b"report"], urgent)
-                if partition in full or not (too_old or self._mailbox.offer(post, capacity)):
-                    full.add(partition)  # what comes behind stays behind
-                    left += 1
-                    continue
+            if not rows:
+                return 0
+            now = int(self.keyspace.run(_TIME, [key], [])[0])
+            fresh = {place: _post(fields) for place, fields in rows if now - _seconds(place) <= _TOO_OLD}
+            there = self._mailbox.post_all(list(fresh.values()), capacity)
+            done = [place for place, _ in rows if place not in fresh or fresh[place].id in there]
+            if done:
                 with self.keyspace.asking():
-                    self.keyspace.client.xdel(key, place)
-            if len(rows) < PAGE:
-                return left
+                    self.keyspace.client.xdel(key, *done)
+            if len(done) < len(rows):  # and what comes behind stays behind
+                with self.keyspace.asking():
+                    return int(self.keyspace.client.xlen(key))
+            place = rows[-1][0]
 
     def news(self, orders: Mapping[bytes, int], since: Any = None) -> tuple[Any, Mapping[bytes, bytes]]:
         """See :meth:`CampaignStore.news`: all are asked for each time."""
@@ -264,3 +261,13 @@ class RedisCampaigns(CampaignStore):
 
     def __repr__(self) -> str:
         return f"<RedisCampaigns of {self.keyspace}>"
+
+
+def _post(fields: Mapping[bytes, bytes]) -> Post:
+    [device] = _NUMBER.unpack(fields[b"device"])
+    return Post(device, fields[b"id"], fields[b"order"], fields[b"report"], fields[b"urgent"] == b"1")
+
+
+def _seconds(place: bytes) -> float:
+    """Return when something was put into a stream, in Unix time."""
+    return int(place.partition(b"-")[0]) / 1000

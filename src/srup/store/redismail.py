@@ -5,14 +5,14 @@ Each order has a stream of its own for what becomes of it, which ends by itself.
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from redis import Redis
 from redis.exceptions import ResponseError
 
 from ..errors import StoreError
-from .keyspace import Keyspace, Script
+from .keyspace import Call, Keyspace, Script
 from .mailbox import CAPACITY, ORDER_ID, PAGE, Entry, Mailbox, Position, Post, check_post
 from .partition import partition_of
 
@@ -20,19 +20,27 @@ __all__ = ["RedisMailbox", "by_key", "report_key"]
 
 log: Final = logging.getLogger("srup.store")
 
-# KEYS: meta, orders, reports of this order, urgent. ARGV: store id, how many may wait, id, order, first report, whether
-# it is urgent ("1"): then it does not wait for room, and only as many urgent ones may wait.
+# KEYS: meta, orders, urgent, and the reports of each order. ARGV: store id, how many may wait, and of each order its
+# id, itself, the first report, and whether it is urgent ("1"): then it does not wait for room, and only as many urgent
+# ones may wait. Answers how many are there now: behind the first that has no room none is put in. And how many wait.
 # An order that was posted already is not posted again: the answer to the first try may have been lost.
 _POST: Final = Script("""
 local store = redis.call('HGET', KEYS[1], 'id')
 if store ~= ARGV[1] then return {'store', store or ''} end
-if redis.call('EXISTS', KEYS[3]) == 1 then return {'ok', ''} end
-local waiting = redis.call('XLEN', KEYS[ARGV[6] == '1' and 4 or 2])
-if waiting >= tonumber(ARGV[2]) then return {'full', tostring(waiting)} end
-local place = redis.call('XADD', KEYS[2], '*', 'id', ARGV[3], 'order', ARGV[4])
-if ARGV[6] == '1' then redis.pcall('XADD', KEYS[4], place, 'id', ARGV[3], 'order', ARGV[4]) end
-redis.call('XADD', KEYS[3], '*', 'report', ARGV[5])
-return {'ok', ''}
+local done, waiting = 0, 0
+for at = 3, #ARGV, 4 do
+    local reports = KEYS[4 + done]
+    if redis.call('EXISTS', reports) == 0 then
+        local urgent = ARGV[at + 3] == '1'
+        waiting = redis.call('XLEN', KEYS[urgent and 3 or 2])
+        if waiting >= tonumber(ARGV[2]) then break end
+        local place = redis.call('XADD', KEYS[2], '*', 'id', ARGV[at], 'order', ARGV[at + 1])
+        if urgent then redis.pcall('XADD', KEYS[3], place, 'id', ARGV[at], 'order', ARGV[at + 1]) end
+        redis.call('XADD', reports, '*', 'report', ARGV[at + 2])
+    end
+    done = done + 1
+end
+return {'ok', done, waiting}
 """)
 
 
@@ -66,31 +74,48 @@ class RedisMailbox(Mailbox):
     ) -> None:
         """See :meth:`Mailbox.post`."""
         check_post(order_id, order, capacity)
-        waiting = self._offer(Post(device, order_id, order, report, urgent), capacity)
-        if waiting is not None:
+        partition = partition_of(device, self.partitions)
+        post = Post(device, order_id, order, report, urgent)
+        [answer] = self.keyspace.run_all([self._call(partition, [post], capacity)])
+        done, waiting = self._counted(answer)
+        if not done:
             raise StoreError(
-                f"{self.keyspace}: the mailbox of partition {partition_of(device, self.partitions)} is full: {waiting} "
-                "orders wait for a worker to take them; start one (srup server --workers), or post again later"
+                f"{self.keyspace}: the mailbox of partition {partition} is full: {waiting} orders wait for a "
+                "worker to take them; start one (srup server --workers), or post again later"
             )
 
-    def offer(self, post: Post, capacity: int = CAPACITY) -> bool:
-        """Put an order that was checked into a mailbox as :meth:`post` does; False when there is no room."""
-        return self._offer(post, capacity) is None
+    def post_all(self, posts: Sequence[Post], capacity: int = CAPACITY) -> set[bytes]:
+        """Post orders that were checked, in one round trip; return the ids of those that are there now.
 
-    def _offer(self, post: Post, capacity: int) -> int | None:
-        """Post an order; return how many wait if that are too many, or None."""
-        partition = partition_of(post.device, self.partitions)
-        keys = [self.keyspace.key(partition, each) for each in ("meta", "orders", report_key(post.id), "urgent")]
-        arguments = [self._store, capacity, post.id, post.order, post.report, int(post.urgent)]
-        word, told = self.keyspace.run(_POST, keys, arguments)
-        match word:
-            case b"full":
-                return int(told)
-            case b"store" if not told:
-                raise StoreError(self.keyspace.missing())
-            case b"store":
-                raise StoreError(f"{self.keyspace}: this is store {told.hex()}, not {self._store.hex()} as before")
-        return None
+        What stands behind an order of its partition that has no room is not posted either.
+        """
+        shares: dict[int, list[Post]] = {}
+        for post in posts:
+            shares.setdefault(partition_of(post.device, self.partitions), []).append(post)
+        answers = self.keyspace.run_all([self._call(number, share, capacity) for number, share in shares.items()])
+        there: set[bytes] = set()
+        for share, answer in zip(shares.values(), answers, strict=True):
+            there.update(post.id for post in share[: self._counted(answer)[0]])
+        return there
+
+    def _call(self, partition: int, posts: Sequence[Post], capacity: int) -> Call:
+        keys = [self.keyspace.key(partition, each) for each in ("meta", "orders", "urgent")]
+        keys += [self.keyspace.key(partition, report_key(post.id)) for post in posts]
+        arguments = [self._store, capacity]
+        for post in posts:
+            arguments += (post.id, post.order, post.report, int(post.urgent))
+        return Call(_POST, keys, arguments)
+
+    def _counted(self, answer: Any) -> tuple[int, int]:
+        """Return how many orders were put into a mailbox, and how many wait."""
+        if isinstance(answer, StoreError):
+            raise answer
+        word, *told = answer
+        if word == b"ok":
+            return int(told[0]), int(told[1])
+        if not told[0]:
+            raise StoreError(self.keyspace.missing())
+        raise StoreError(f"{self.keyspace}: this is store {told[0].hex()}, not {self._store.hex()} as before")
 
     def waiting(self) -> dict[int, int]:
         """Return how many orders wait in each partition that has any."""
