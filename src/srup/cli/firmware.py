@@ -1,7 +1,6 @@
 """The command that serves firmware files to the devices of a small site."""
 
 import io
-import json
 import sys
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,7 +12,7 @@ from ..files import complaint
 from .apps import App
 from .endings import told_to_end
 from .logs import say
-from .options import Json, LogFormat, log_as
+from .options import LogFormat, log_as
 from .terminal import explained, tell
 
 __all__ = ["app"]
@@ -40,7 +39,6 @@ def serve(
     ] = False,
     listing: Annotated[bool, typer.Option("--listing", help="Show the names of all files at /.")] = False,
     log_format: LogFormat = None,
-    as_json: Json = False,
 ) -> None:
     """Serve the files of a folder until Ctrl-C, so that interrupted downloads can go on."""
     from ..firmwarehost import FirmwareHost
@@ -59,7 +57,7 @@ def serve(
             raise ValueError(f"cannot listen on {host}, port {port}: {complaint(error)}") from None
     if cert is None:
         (say if logged else tell)("without TLS: whoever is in between sees the firmware; devices need --allow-http", "")
-    print(json.dumps({"url": serving.url}) if as_json else f"firmware of {folder} at {serving.url}")
+    print(f"firmware of {folder} at {serving.url}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.flush()
     with told_to_end(serving.end):
