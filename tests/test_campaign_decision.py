@@ -14,6 +14,7 @@ from srup.campaign.document import Activation, Approval, Document, Firmware, Gat
 from srup.campaign.eligibility import rank
 from srup.campaign.schedule import Daily, Size
 from srup.campaign.state import ENDED, OVER, UNDER_WAY
+from srup.versions import shown_version
 
 NEW, OLD = "1" * 64, "0" * 64
 BEGIN = datetime(2026, 3, 28, 12, tzinfo=UTC).timestamp()  # a day before the clocks change in Europe
@@ -317,6 +318,47 @@ def test_a_rate_and_a_number_at_once():
     assert len(world.updates()) == 6
     world.pass_time(1)
     assert len(world.updates()) == 9
+
+
+def test_a_clock_that_is_set_in_a_window_neither_stops_it_nor_orders_twice():
+    window = Window(daily=Daily.read("12:00-14:00"), zone="UTC")
+    world = World(document(pace=Pace(per_minute=3), window=window), 12)
+    world.decide()
+    assert len(world.updates()) == 3
+    world.pass_time(-1800)  # before the window, and before what was ordered
+    assert len(world.updates()) == 3
+    world.pass_time(1800)
+    assert len(world.updates()) == 3  # the same minute again
+    world.pass_time(3600)
+    assert len(world.updates()) == 6
+    world.pass_time(-1800)  # within the window: the orders of the future are none of this minute
+    assert len(world.updates()) == 9
+    world.pass_time(86400)
+    assert len(world.updates()) == len(set(world.updates())) == 12
+
+
+@pytest.mark.parametrize("lie", [10**18 - 1, 43])
+def test_a_device_that_claims_a_newer_version_is_left_out_and_named_and_harms_nobody_else(lie):
+    world = World(document(target=Target(late=True), window=Window(end=BEGIN + 10**6)), 3)
+    world.devices[2] = world.devices[2]._replace(version=lie)
+    world.decide()
+    assert (sorted(world.updates()), world.members[2].at) == ([1, 3], At.SKIPPED)
+    assert world.members[2].reason == f"it has version {shown_version(lie)}"
+    world.all_do("ACTIVATED")
+    assert world.at(At.HEALTHY) == {1, 3}
+    world.devices[2] = world.devices[2]._replace(version=41)
+    world.pass_time(10)
+    assert world.updates()[2:] == [2]
+
+
+def test_a_device_that_says_it_has_activated_what_it_was_not_told_to_counts_by_its_own_word_alone():
+    world = World(document(activation=Activation("command")), 2)
+    world.decide()
+    world.all_do("READY", [1])
+    world.tell(2, "ACTIVATED")
+    world.decide()
+    assert (world.at(At.HEALTHY), world.at(At.READY)) == ({2}, {1})
+    assert world.verbs() == {"update": 2}
 
 
 def test_it_begins_when_it_is_approved_and_its_time_has_come():

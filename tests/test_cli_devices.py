@@ -120,7 +120,7 @@ def test_conditions(database, condition, found):
         ("nonsense", "is no condition"),
         ("colour=red", "colour cannot be compared; what can is identity"),
         ("last_contact<1", "'1' is no time"),
-        ("version<new", "version: 'new' is no number"),
+        ("version<new", "version: 'new' is no version"),
         ("identity=lamp", "identity: 'lamp' is no identity"),
         ("member=perhaps", "neither yes nor no"),
         ("", "is no condition"),

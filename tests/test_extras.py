@@ -81,6 +81,9 @@ TRIALS = {
     "campaign rehearse": [Trial("campaign rehearse locks.toml --size 3", says="locks.toml", status=2)],
     "campaign list": [Trial(f"{CAMPAIGN} list", **NO_DATABASE)],
     "campaign run": [Trial(f"{CAMPAIGN} run", **NO_DATABASE)],
+    "firmware serve": [
+        Trial("firmware serve . --allow-http --port 0", {"starlette", "uvicorn"}, until="firmware of . at")
+    ],
     "inspect": [
         Trial("inspect 0504", says="not an SRUP message", status=1),
         Trial("inspect traffic.pcap", {"dpkt"}, says="cannot be read", status=2),

@@ -318,21 +318,22 @@ def test_a_runner_ends_when_it_is_told_and_says_what_is_wrong_once(site, caplog)
     until = threading.Event()
     asked = []
 
-    def no_step():
+    def gone():
         asked.append(1)
         if len(asked) == 2:
             until.set()
         raise StoreError("the disk is gone")
 
-    site.campaigns.step = no_step
-    site.campaigns.run(until)
+    with closing(campaigns_at(site.folder / "server.db", SERVER)) as store:
+        store.campaigns = gone
+        Campaigns(site.fleet, store).run(until)
     assert [record.message for record in caplog.records].count(
         "campaigns cannot be carried out now: the disk is gone"
     ) == 1
 
 
 def test_other_stores_say_that_they_keep_none():
-    with pytest.raises(StoreError, match="kept in the SQLite database of a server"):
+    with pytest.raises(StoreError, match="not in memory"):
         campaigns_at(MemoryStore(), SERVER)
 
 

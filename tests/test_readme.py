@@ -478,9 +478,9 @@ def follow_campaigns(site: Site) -> None:
         device.wait_joined(30)
         said = site.run()
         assert "500 devices: " in said
-        assert "locks-42 would be running" in said
-        server.heard("campaign locks-42: d1 is healthy")
-        server.heard("campaign locks-42: finished")
+        assert "locks-4.2 would be running" in said
+        server.heard("campaign locks-4.2: d1 is healthy")
+        server.heard("campaign locks-4.2: finished")
     with chdir(site.folder):
         exec(site.take("python").text, {"srup": srup})
 

@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 
 from .errors import PolicyError
 from .identity import CANONICAL
+from .versions import MAX_VERSION
 
 __all__ = ["KEY_DIGITS", "NONCE_SIZE", "BoundToken", "bind", "parse", "plain_expiry"]
 
@@ -31,9 +32,6 @@ NONCE_SIZE: Final = 16
 
 KEY_DIGITS: Final = 16
 """How many hex digits of a key's fingerprint a token names."""
-
-MAX_VERSION: Final = 10**18 - 1
-"""The highest firmware version that a token can name."""
 
 _NEVER: Final = 10**18  # the first expiry that has too many digits
 _PREFIX: Final = b"srup5:"

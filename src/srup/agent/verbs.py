@@ -85,6 +85,7 @@ class Shown(NamedTuple):
     least: int | None = None
     most: int | None = None
     is_identity: bool = False
+    is_version: bool = False
 
 
 class Parts(NamedTuple):
@@ -211,7 +212,7 @@ class Update(Order):
     url: Annotated[str, Shown("URL from which the device downloads the firmware.")]
     digest: str
     hold: Annotated[bool, Shown("Do not activate the firmware before srup order activate.")] = False
-    version: Annotated[int | None, Shown("Version of the firmware: a number that grows.")] = None
+    version: Annotated[int | None, Shown("Version of the firmware, such as 42 or 4.2.0.", is_version=True)] = None
     lifetime: Lifetime = None
 
     def check(self) -> None:

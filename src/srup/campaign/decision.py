@@ -7,66 +7,20 @@ import heapq
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final
 
-from .document import Document
-from .eligibility import Candidate, ineligible, rank, targeted
+from .document import OF_DEVICE, Document
+from .eligibility import ineligible, rank, targeted
+from .facts import Decision, Facts, Outcome, Posting
 from .schedule import iso
 from .state import OVER, UNDER_WAY, At, Campaign, Member, State
 
-__all__ = ["Candidate", "Course", "Decision", "Facts", "Outcome", "Posting", "decide"]
+__all__ = ["Course", "decide"]
 
 _MINUTE: Final = 60.0
 _HELD: Final = 30 * 86400.0  # seconds for which firmware may wait for its activation when a campaign has no end
 _TOLERANCE: Final = 1e-9
-
-
-class Outcome(NamedTuple):
-    """What an order has come to ``at`` a Unix time: a state of updates, and an ``error`` with its ``text`` when over.
-
-    The errors are names, as in a report on an order; "lost" means that nobody knows of the order any more.
-    """
-
-    at: float
-    state: str
-    over: bool = False
-    error: str | None = None
-    text: str = ""
-
-
-class Facts(NamedTuple):
-    """What is known: all devices of the fleet, what became of orders, by id, and who is in which other campaign.
-
-    ``room`` is how many orders the mailbox takes now.
-    """
-
-    devices: Mapping[int, Candidate] = {}
-    outcomes: Mapping[bytes, Outcome] = {}
-    busy: Mapping[int, str] = {}
-    room: int = 10**9
-
-
-class Posting(NamedTuple):
-    """An order to post: "update", "activate" or "cancel"; the latter two are ``about`` the update with that id."""
-
-    verb: str
-    device: int
-    id: bytes
-    about: bytes = b""
-    lifetime: float | None = None
-
-
-class Decision(NamedTuple):
-    """What to post, the campaign's new state, the devices that have changed, and when to decide again at the latest.
-
-    ``events`` say in words what has happened to the campaign as a whole.
-    """
-
-    postings: tuple[Posting, ...]
-    campaign: Campaign
-    changed: Mapping[int, Member]
-    deadline: float | None
-    events: tuple[str, ...]
+_FULL: Final = 1.0  # seconds until a mailbox without room is looked at again
 
 
 def decide(document: Document, campaign: Campaign, members: Mapping[int, Member], facts: Facts, now: float) -> Decision:
@@ -255,7 +209,9 @@ class Course:
         if self.campaign.admitted and not self.document.target.late:
             return
         fresh = []
-        for device, known in sorted(self.facts.devices.items()):
+        looked = self.facts.devices.values() if self.facts.look is None else self.facts.look
+        for known in sorted(looked, key=lambda each: each.identity):
+            device = known.identity
             member = self.members.get(device)
             if member is not None and (member.at is not At.SKIPPED or member.orders):
                 continue
@@ -376,15 +332,19 @@ class Course:
         daily = self.document.window.daily
         if daily is None:
             return self.now, float("inf")
-        known = self.facts.devices.get(device)
-        tags = {} if known is None else known.tags
-        of = tags.get("zone", "")
+        of = self._zone(device) if self.document.window.zone == OF_DEVICE else ""
         if of not in self._openings:
             try:
-                self._openings[of] = daily.opening(self.now, self.document.zone_of(tags))
+                self._openings[of] = daily.opening(self.now, self.document.zone_of({"zone": of}))
             except ValueError:
                 self._openings[of] = float("inf"), float("inf")
         return self._openings[of]
+
+    def _zone(self, device: int) -> str:
+        if self.facts.zones is not None:
+            return self.facts.zones.get(device, "")
+        known = self.facts.devices.get(device)
+        return "" if known is None else known.tags.get("zone", "")
 
     def _is_open(self, device: int) -> bool:
         return self.members[device].group <= self.campaign.group
@@ -405,7 +365,8 @@ class Course:
 
     def _recent(self) -> list[float]:
         """Return when devices were told to update within the last minute, the earliest first."""
-        self._ordered = sorted(at for at in self._ordered if at > self.now - _MINUTE)
+        # What lies ahead was ordered before the clock was set back, and must not hold the campaign up until then.
+        self._ordered = sorted(at for at in self._ordered if abs(self.now - at) < _MINUTE)
         return self._ordered if self.document.pace.per_minute is not None else []
 
     def _order(self) -> bool:
@@ -484,7 +445,7 @@ class Course:
     def _deadline(self) -> float | None:
         """Return when to decide again though nobody has answered; None if only an answer can change anything."""
         window, state = self.document.window, self.campaign.state
-        times: list[float | None] = []
+        times: list[float | None] = [] if self._mailbox_has_room or self.campaign.settled else [self.now + _FULL]
         if state not in OVER:
             times += [window.start if state is State.SCHEDULED else None, window.end]
         if self.document.held:

@@ -18,6 +18,7 @@ from ..campaign.schedule import as_share, duration, shown_duration
 from ..fetch import HttpFetcher
 from ..fleet import Campaigns, CampaignView, check_download, load_document
 from ..printable import printable
+from ..versions import shown_version
 from .apps import App
 from .downloads import FetchCa
 from .endings import told_to_end
@@ -111,7 +112,7 @@ def apply(
         if download:
             plain = document.firmware.url.lower().startswith("http:")
             check_download(document, HttpFetcher(srup.FetchPolicy(allow_http=plain, ca_file=fetch_ca)))
-        view = planned if dry_run else fleet.campaigns.apply(document, by or this_user())
+        view = planned if dry_run else fleet.campaigns.apply(document, by or this_user(), planned=planned)
     if as_json:
         print(json.dumps(fields(planned if dry_run else view, devices=dry_run) | {"dry_run": dry_run}))
         return
@@ -349,7 +350,7 @@ def _heading(view: CampaignView, state: str | None = None) -> None:
     by = f", applied by {campaign.by}" if campaign.by else ""
     why = f": {campaign.reason}" if campaign.reason else ""
     _note(f"{view.name} {state or campaign.state}{why}{by}", bold=True)
-    version = "" if firmware.version is None else f"version {firmware.version}, "
+    version = "" if firmware.version is None else f"version {shown_version(firmware.version)}, "
     size = "" if firmware.size is None else f"{firmware.size:,} bytes, "
     _fact("firmware", f"{version}{size}{firmware.digest[:8]}, {firmware.url}")
     limits = [

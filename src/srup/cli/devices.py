@@ -7,9 +7,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from ..fleet import FleetDevice
+from ..fleet import FleetDevice, LastUpdate
 from ..fleet.where import where
 from ..printable import printable
+from ..versions import shown_version, version_field
 from .apps import App
 from .fleets import OfServer, StoreOfServer, choose, chosen
 from .options import IdentityArgument, Json
@@ -75,7 +76,7 @@ def show(context: typer.Context, device: IdentityArgument, as_json: Json = False
         "key": found.fingerprint or "none: it was removed or revoked",
         "last contact": ago(found.last_contact, now),
         "firmware": found.firmware or "-",
-        "version": "-" if found.version is None else str(found.version),
+        "version": "-" if found.version is None else shown_version(found.version),
         "update": "-" if update is None else f"{_state(found)}, {ago(update.at, now)}, to {update.digest}",
         **{f"tag {name}": value for name, value in found.tags.items()},
         **{name: value for name, value in found.facts.items() if name == "description"},
@@ -94,8 +95,8 @@ def _fields(device: FleetDevice) -> dict[str, Any]:
         "fingerprint": device.fingerprint,
         "last_contact": iso(device.last_contact),
         "firmware": device.firmware,
-        "version": device.version,
-        "update": None if update is None else update.__dict__ | {"at": iso(update.at)},
+        "version": version_field(device.version),
+        "update": None if update is None else _update(update),
         "type": device.type,
         "name": device.name,
         "tags": dict(device.tags),
@@ -104,8 +105,12 @@ def _fields(device: FleetDevice) -> dict[str, Any]:
     }
 
 
+def _update(update: LastUpdate) -> dict[str, Any]:
+    return update.__dict__ | {"at": iso(update.at), "version": version_field(update.version)}
+
+
 def _row(device: FleetDevice, now: float) -> dict[str, str]:
-    version = "" if device.version is None else f"{device.version} "
+    version = "" if device.version is None else f"{shown_version(device.version)} "
     row = {
         "IDENTITY": f"{device.identity:x}",
         "NAME": device.name or "-",

@@ -20,6 +20,7 @@ from ..printable import printable
 from ..program import Program
 from ..tokens import parse
 from ..update import RestartPending
+from ..versions import shown_version
 from ..wire import Status
 
 __all__ = ["Facts", "HookTimeout", "Hooks", "OnAction", "OnActivate", "OnUpdate", "OnValue", "Reports", "facts_of"]
@@ -198,7 +199,7 @@ class Hooks:
         handling = self._device.handling
         version = _version(handling.id) if handling is not None else None
         again = {"SRUP_AGAIN": "1" if handling is not None and handling.again else "0"}
-        told = str(path), path.name, "" if version is None else str(version)
+        told = str(path), path.name, "" if version is None else shown_version(version)
         outcome = program.run(*told, environment=again)
         if outcome.status == RESTART_PENDING:
             self._say(f"firmware {path.name} runs after a restart", "")

@@ -17,6 +17,7 @@ from ..extras import require
 from ..identity import parse_identity
 from ..logs import Limiter
 from ..transport import MqttTransport
+from ..versions import parse_version
 from . import logs
 from .terminal import Terminal, secret
 
@@ -52,6 +53,7 @@ __all__ = [
     "reload_files",
     "this_user",
     "transport_of",
+    "version",
 ]
 
 BROKER_PASSWORD: Final = "SRUP_BROKER_PASSWORD"  # noqa: S105 - the name of a variable
@@ -65,6 +67,14 @@ def identity(text: str) -> int:
     """Read an identity in hex, as topics and key files spell it."""
     try:
         return parse_identity(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def version(text: str) -> int:
+    """Read a firmware version, plain or dotted."""
+    try:
+        return parse_version(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 

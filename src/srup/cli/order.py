@@ -17,7 +17,7 @@ from ..printable import printable
 from .apps import App
 from .fleets import OfServer, StoreOfServer, choose, chosen
 from .following import follow, told
-from .options import IdentityArgument, Json, identity
+from .options import IdentityArgument, Json, identity, version
 from .selection import Devices, Where, Yes, select
 from .terminal import console, explained, fail, tell
 
@@ -91,6 +91,8 @@ def _typed(name: str, hint: Any, default: Any) -> Parameter:
     options: dict[str, Any] = {"help": shown.help, "metavar": shown.name, "min": shown.least, "max": shown.most}
     if shown.is_identity:
         options |= {"parser": identity, "metavar": "HEX"}
+    if shown.is_version:
+        options |= {"parser": version, "metavar": "VERSION"}
     is_argument = default is Parameter.empty and shown.name is not None
     if is_argument:
         return _parameter(name, Annotated[kind, typer.Argument(**options)], default)

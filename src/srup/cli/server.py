@@ -52,7 +52,7 @@ from .terminal import Scene, Terminal, explained, fail, tell
 from .workers import Supervisor, application, end_with_supervisor
 
 if TYPE_CHECKING:
-    from ..monitor import Monitor
+    from ..monitor import FleetCollector, Monitor
     from ..transport import MqttTransport, Reactor
 
 __all__ = ["app", "server"]
@@ -194,6 +194,8 @@ def server(
         if store is not None:
             fleet = stack.enter_context(srup.Fleet(store, ours.identity))
             stack.enter_context(CampaignRunner(fleet))
+            if monitor is not None:
+                monitor.show(stack.enter_context(_fleet_metrics(fleet)))
         if changes is not None:
             changes.add_done_callback(lambda done: listed.tell(done.result()))
         stack.enter_context(Notifier(lambda: works(running.vitals())))
@@ -327,8 +329,19 @@ def _share(
     with nullcontext() if monitor is None else monitor:
         if monitor is not None:
             say(f"metrics at {monitor.url}/metrics", "")
-        worker.run()
+        with ExitStack() as stack:
+            fleet = stack.enter_context(srup.Fleet(store, ours.identity, lease=lease))
+            stack.enter_context(CampaignRunner(fleet))
+            if monitor is not None and os.environ[_WORKER] == "0":  # once for all workers
+                monitor.show(stack.enter_context(_fleet_metrics(fleet)))
+            worker.run()
     return 0
+
+
+def _fleet_metrics(fleet: srup.Fleet) -> "FleetCollector":
+    from ..monitor import FleetCollector
+
+    return FleetCollector(fleet)
 
 
 def _metrics_address(first: str, number: int) -> str:

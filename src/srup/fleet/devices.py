@@ -89,6 +89,8 @@ def _number(text: str) -> float | None:
 
 
 def _last_update(text: str) -> LastUpdate | None:
+    if not text:
+        return None
     try:
         told: dict[str, Any] = json.loads(text)
         return LastUpdate(**told)

@@ -1,7 +1,7 @@
 """The control plane of a server: what is posted here, the running server carries out."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from secrets import token_bytes
 from threading import Lock
 from typing import Any, Final, Self
@@ -59,13 +59,15 @@ class Fleet:
     for a week after its end.
 
     ``capacity`` is how many orders may wait in the mailbox of a partition: with so many in it a post is a StoreError.
+    ``lease`` is after how many seconds somebody else carries campaigns out when whoever did so, with a Redis, is gone.
     StoreError also if the store cannot be reached or holds no state of this server. Threads may share one of these.
     """
 
-    def __init__(self, store: Any, identity: int, *, capacity: int = CAPACITY) -> None:
+    def __init__(self, store: Any, identity: int, *, capacity: int = CAPACITY, lease: float = 15.0) -> None:
         check_identity(identity)
         self.identity: Final = identity
         self._capacity = capacity
+        self._lease = lease
         self._mailbox = mailbox_at(store, identity)
         self._store = store
         self._directory: Directory | None = None
@@ -218,10 +220,13 @@ class Fleet:
     def device(self, identity: int) -> FleetDevice:
         """Return what is known about a device; PolicyError when nothing is."""
         check_identity(identity, "device")
-        found = self._known().page(identity, 1)
-        if not found or found[0].identity != identity:
+        return self.find_device(identity)
+
+    def find_device(self, identity: int, names: Sequence[str] | None = None) -> FleetDevice:
+        """Return a device as :meth:`device` does; with ``names``, only these of its facts are read."""
+        if (found := self._known().one(identity, names)) is None:
             raise PolicyError(f"nothing is known about {identity:x}: no key was ever registered for it")
-        return FleetDevice.of(found[0])
+        return FleetDevice.of(found)
 
     def joins(self) -> list[WaitingJoin]:
         """Return the joins that wait for somebody's word now, the oldest first.
@@ -235,10 +240,10 @@ class Fleet:
 
     @property
     def campaigns(self) -> Campaigns:
-        """The campaigns of these devices; StoreError where the store keeps none, which is a Redis."""
+        """The campaigns of these devices; StoreError where the store keeps none, which is one in memory."""
         with self._opening:
             if self._campaigns is None:
-                self._campaigns = Campaigns(self, campaigns_at(self._store, self.identity))
+                self._campaigns = Campaigns(self, campaigns_at(self._store, self.identity, self._lease))
             return self._campaigns
 
     def close(self) -> None:

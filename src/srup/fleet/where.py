@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from ..versions import parse_version
 from .devices import FleetDevice
 
 __all__ = ["FIELDS", "where"]
@@ -27,13 +28,6 @@ def _age(text: str) -> float:
     return float(match[1]) * _AGES[match[2]]
 
 
-def _number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is no number") from None
-
-
 def _identity(text: str) -> int:
     try:
         return int(text, 16)
@@ -55,7 +49,8 @@ FIELDS: Final[Mapping[str, tuple[Callable[[str], Any], Callable[[FleetDevice, fl
     "identity": (_identity, lambda device, now: device.identity),
     "member": (_truth, lambda device, now: device.member),
     "firmware": (str, lambda device, now: device.firmware),
-    "version": (_number, lambda device, now: device.version),
+    "version": (parse_version, lambda device, now: device.version),
+    "firmware.version": (parse_version, lambda device, now: device.version),
     "last_contact": (_age, lambda device, now: _since(device.last_contact, now)),
     "update": (str.upper, lambda device, now: None if device.update is None else device.update.state),
     "fingerprint": (str, lambda device, now: device.fingerprint),

@@ -49,10 +49,18 @@ def directory_at(store: Any, identity: int) -> Directory:
     return RedisDirectory(Keyspace(store, identity, timeout=5.0))
 
 
-def campaigns_at(store: Any, identity: int) -> CampaignStore:
-    """Return the campaigns of server ``identity`` in a store, which must be an SQLite database; StoreError if not."""
-    if not _is_path(store):
-        raise StoreError("campaigns are kept in the SQLite database of a server, not in a Redis and not in memory")
-    from .sqlitecampaigns import SqliteCampaigns
+def campaigns_at(store: Any, identity: int, ttl: float = 15.0) -> CampaignStore:
+    """Return the campaigns of server ``identity`` in a store, named as for :func:`mailbox_at`.
 
-    return SqliteCampaigns(store, identity)
+    A claim on carrying them out lasts ``ttl`` seconds. StoreError for a MemoryStore, which keeps none.
+    """
+    if isinstance(store, MemoryStore):
+        raise StoreError("campaigns are kept in the SQLite database of a server or in a Redis, not in memory")
+    if _is_path(store):
+        from .sqlitecampaigns import SqliteCampaigns
+
+        return SqliteCampaigns(store, identity)
+    with missing_named():
+        from .keyspace import Keyspace
+        from .rediscampaigns import RedisCampaigns
+    return RedisCampaigns(Keyspace(store, identity, timeout=5.0), ttl=ttl)

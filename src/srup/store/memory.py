@@ -112,6 +112,10 @@ class MemoryStore:
                 for each in identities
             ]
 
+    def one(self, identity: int, names: Sequence[str] | None = None) -> KnownDevice | None:
+        """See :meth:`srup.store.directory.Directory.one`."""
+        return next((known for known in self.page(identity, 1) if known.identity == identity), None)
+
     def facts(self, identity: int, names: Sequence[str]) -> list[str]:
         """See :meth:`srup.store.directory.Directory.facts`."""
         with self._lock:

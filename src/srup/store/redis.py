@@ -19,6 +19,7 @@ in memory, at the next start by a witness.
 import logging
 import marshal
 import os
+import re
 import secrets
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,7 +49,7 @@ from .directory import KnownDevice
 from .keyspace import VERSION, Call, Keyspace, Script
 from .lease import Lease, RedisArbiter
 from .mailbox import MAX_KEPT
-from .partition import PARTITIONS
+from .partition import PARTITIONS, partition_of
 from .redismail import report_key
 from .witness import Position, Witness
 
@@ -659,6 +660,35 @@ class RedisDirectory:
             found.sort(key=lambda known: known.identity)
         page, self._rest = found[:limit], found[limit:]
         return page
+
+    def one(self, identity: int, names: Sequence[str] | None = None) -> KnownDevice | None:
+        """See :meth:`Directory.one`. Without ``names`` the names of all facts of the partition are looked through."""
+        partition, name = partition_of(identity, self._partitions), _bytes(identity)
+        key = self._keyspace.key(partition, "facts")
+        with self._keyspace.asking():
+            client = self._keyspace.client
+            pipe = client.pipeline(transaction=False)
+            pipe.hget(self._keyspace.key(partition, "keys"), name)
+            pipe.hget(self._keyspace.key(partition, "partners"), name)
+            pipe.hmget(key, [name + each.encode() for each in names or ("",)])
+            known, partner, values = pipe.execute()
+            told = zip(names or (), values, strict=False)
+            found = {name + each.encode(): value for each, value in told if value is not None}
+            if names is None:
+                pattern = re.sub(rb"([\\*?\[\]^-])", rb"\\\1", name) + b"*"
+                found = dict(client.hscan_iter(key, match=pattern, count=_PAGE))
+        if known is None and partner is None:
+            return None
+        try:
+            facts = [_fact(each, value) for each, value in found.items()]
+            return KnownDevice(
+                identity,
+                None if known is None else _key_record(name, known),
+                None if partner is None else _partner(name, partner),
+                {fact.name: fact.value or "" for fact in facts},
+            )
+        except (struct.error, ValueError, IndexError) as error:
+            raise StoreError(f"{self._keyspace}: partition {partition} is damaged: {error}; restore it") from None
 
     def facts(self, identity: int, names: Sequence[str]) -> list[str]:
         """See :meth:`Directory.facts`."""

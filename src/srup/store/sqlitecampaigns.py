@@ -25,6 +25,11 @@ class SqliteCampaigns(CampaignStore):
         self.path: Final = self._visitor.path
         self._version: Any = None
 
+    def revision(self) -> int:
+        """See :meth:`CampaignStore.revision`."""
+        with self._visitor.transaction("BEGIN") as db:
+            return _revision(db)
+
     def campaigns(self) -> tuple[int, Sequence[KeptCampaign]]:
         """See :meth:`CampaignStore.campaigns`."""
         with self._visitor.transaction("BEGIN") as db:
@@ -66,19 +71,36 @@ class SqliteCampaigns(CampaignStore):
                     return False
                 db.execute("INSERT INTO campaigns VALUES(?, 1, ?, ?)", (name, document, record))
             else:
-                db.execute("UPDATE campaigns SET saves = saves + 1, record = ? WHERE name = ?", (record, name))
+                update = "UPDATE campaigns SET saves = saves + 1, record = ? WHERE name = ?"
+                if not db.execute(update, (record, name)).rowcount:
+                    return False
             rows = [(name, NUMBER.pack(device), each) for device, each in devices.items()]
             db.executemany("INSERT OR REPLACE INTO campaign_devices VALUES(?, ?, ?)", rows)
             for post in posts:
                 insert_order(db, self.path, now, post, capacity)
             return True
 
-    def last_reports(self, orders: Iterable[bytes]) -> Mapping[bytes, bytes]:
-        """See :meth:`CampaignStore.last_reports`."""
-        query = "SELECT body FROM reports WHERE id = ? ORDER BY number DESC LIMIT 1"
+    def flush(self, capacity: int = CAPACITY) -> int:
+        """See :meth:`CampaignStore.flush`: none wait, for a save has put them into the mailbox."""
+        return 0
+
+    def news(self, orders: Mapping[bytes, int], since: Any = None) -> tuple[Any, Mapping[bytes, bytes]]:
+        """See :meth:`CampaignStore.news`: what was reported since then is read, whatever it is about."""
         with self._visitor.transaction("BEGIN") as db:
+            (mark,) = db.execute("SELECT coalesce(max(number), 0) FROM reports").fetchone()
+            if since is not None:
+                rows = db.execute("SELECT id, body FROM reports WHERE number > ? ORDER BY number", (since,))
+                return mark, {order: body for order, body in rows if order in orders}
+            query = "SELECT body FROM reports WHERE id = ? ORDER BY number DESC LIMIT 1"
             found = {order: db.execute(query, (order,)).fetchone() for order in orders}
-        return {order: row[0] for order, row in found.items() if row is not None}
+        return mark, {order: row[0] for order, row in found.items() if row is not None}
+
+    def claim(self) -> bool:
+        """See :meth:`CampaignStore.claim`: it is one machine, whoever is quicker does it."""
+        return True
+
+    def release(self) -> None:
+        """See :meth:`CampaignStore.release`."""
 
     def await_change(self, patience: float) -> bool:
         """See :meth:`CampaignStore.await_change`: nothing is read while no other connection has written."""

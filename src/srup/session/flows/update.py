@@ -8,6 +8,7 @@ from ...errors import PolicyError
 from ...messages import Activate, Data, Initiate, Message, Response
 from ...printable import printable
 from ...update import FETCH_FAILURES, MAX_REASON, UpdateState, check_order, is_digest
+from ...versions import shown_version
 from ...wire import UPDATE_ACTIVATE, UPDATE_CANCEL, UPDATE_REASON, Status
 from ..events import ActivationRequested, Event, FetchCancelled, FetchRequested, Unexpected, UpdateChanged
 from ..exchange import Exchange
@@ -152,8 +153,7 @@ class DeviceUpdates(Flow):
         exchange.detail = Download(cause.url, cause.digest, cause.sequence_id)
         version, floor = self._version(exchange), self.session.version_floor
         if floor is not None and (version is None or version < floor):
-            named = "names no version" if version is None else f"is of version {version}"
-            why = f"the firmware {named}, and the floor is {floor}"
+            why = f"the firmware {_named(version)}, and the floor is {shown_version(floor)}"
             unexpected = Unexpected(exchange.peer.identity, exchange.token, Initiate, why)
             return [unexpected, *self._fail(exchange, why, now)]
         others = [other for other in exchange.peer.in_state(_S.FETCHING) if other is not exchange]
@@ -197,7 +197,7 @@ class DeviceUpdates(Flow):
             return [*self.session.step(exchange, Trigger.ACTIVATION_FAILED, failure, now)]
         version, floor = self._version(exchange), self._activation_floor()
         if floor is not None and (version is None or version < floor):
-            why = f"the firmware is of version {version}, and by now the floor is {floor}"
+            why = f"the firmware {_named(version)}, and by now the floor is {shown_version(floor)}"
             unexpected = Unexpected(exchange.peer.identity, exchange.token, Activate, why)
             failure = Failure(Status.ACTIVATE_FAIL, why)
             return [unexpected, *self.session.step(exchange, Trigger.ACTIVATION_FAILED, failure, now)]
@@ -462,3 +462,7 @@ class ServerUpdates(Flow):
             return []
         failed = UpdateState.FAILED
         return [UpdateChanged(exchange.peer.identity, exchange.token, failed, exchange.status, exchange.detail.reason)]
+
+
+def _named(version: int | None) -> str:
+    return "names no version" if version is None else f"is of version {shown_version(version)}"
