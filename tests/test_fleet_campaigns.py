@@ -266,9 +266,9 @@ def test_a_campaign_that_begins_between_two_readings_is_seen(site):
 
     def interrupted():
         found = read()
-        if len(late) == 1:  # which the decision goes by
+        if not late:
             other.apply(site.document(name="other"), "bob")
-            other._step("other")
+            other._carrier._step("other")
         late.append(found)
         return found
 
