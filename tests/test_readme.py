@@ -176,6 +176,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.mark.process
 @pytest.mark.backend
+@pytest.mark.timeout(300)  # some pages start ten programs, one after the other
 @pytest.mark.parametrize("page", WITH_STEPS)
 def test_the_steps_of(page: str, site: Site) -> None:
     assert page in STORIES, "nothing here runs its steps; write a story, or <!-- not run: why --> above each"
