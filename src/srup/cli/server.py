@@ -26,6 +26,7 @@ from .enrolled import Enrolled, OurIdentity, Party, party, required
 from .joins import VALUE_FORMS, ValueBoard
 from .options import (
     AuditDays,
+    AuditValues,
     Broker,
     BrokerUser,
     CaFile,
@@ -92,6 +93,7 @@ def server(
         ),
     ] = None,
     audit_days: AuditDays = 30.0,
+    audit_values: AuditValues = False,
     adopt: Annotated[bool, typer.Option("--adopt", help="Accept a store that may be an old copy.")] = False,
     witness: Annotated[
         Path | None,
@@ -117,7 +119,7 @@ def server(
         skipped = None if _WORKER in os.environ else partial(_tell_skipped, logs.say if logged else tell)
         keys = srup.KeyRing.load(required(devices, "--devices"), skipped) if service is None else srup.KeyRing()
         options: dict[str, Any] = {"devices": keys, "policy": policy(join_timeout), "admission": admission}
-        options["audit_kept"] = audit_kept(audit_days)
+        options |= {"audit_kept": audit_kept(audit_days), "audit_values": audit_values}
         if is_redis(store):
             if admission != "simple" and setup is None:
                 fail("workers have no terminal for comparing values: --app must moderate the joins")
