@@ -19,7 +19,7 @@ from .version import installed, version_line
 __all__ = ["app"]
 
 COMMANDS: Final = (
-    *("init", "keygen", "broker", "server", "device", "devices", "order", "campaign", "store", "inspect"),
+    *("init", "keygen", "broker", "server", "device", "devices", "order", "campaign", "audit", "store", "inspect"),
     *("keyex", "demo", "simulate", "bench"),
 )
 """The commands, each of which is a module of this package."""
