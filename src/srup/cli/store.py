@@ -65,7 +65,7 @@ def audit(
         int | None,
         typer.Option(parser=identity, metavar="HEX", help="Identity that it must belong to; default: any."),
     ] = None,
-    since: Annotated[float, typer.Option(help="Unix time of the first row.")] = 0.0,
+    since: Annotated[float, typer.Option(metavar="TIME", help="Unix time of the first row.")] = 0.0,
     partner: Annotated[
         int | None, typer.Option(parser=identity, metavar="HEX", help="Only messages from this peer.")
     ] = None,
