@@ -74,12 +74,12 @@ def test_a_table_of_both_directions(database):
     ]
     order = f"{DEVICE:x}.{4:032x}"
     assert lines[1] == [
-        *("2026-10-05T00:00:01Z", "ordered", "d1", "action", "ACTION_SUCCESS", "unknown", "alice", "-", order)
+        *("2026-10-05T00:00:01Z", "ordered", "d1", "action", "ACTION_SUCCESS", "none", "alice", "-", order)
     ]
     assert lines[2][1:7] == ["received", "d1", "Response", "ACTION_SUCCESS", "valid", "-"]
     assert lines[3][1:8] == ["sent", "d1", "Action", "sent", "valid", "alice", "token4"]
     assert r"x\x1b[2J" in done.stdout
-    assert "16 records: 10 valid, 0 invalid, 6 unknown" in done.output
+    assert "16 records: 10 valid, 0 invalid, 0 unknown, 6 none" in done.output
 
 
 def test_which_records_are_chosen(database):
@@ -99,7 +99,7 @@ def test_which_records_are_chosen(database):
     assert (sent["posted_by"], sent["order"]) == ("alice", f"{DEVICE:x}.{4:032x}")
     assert bytes.fromhex(sent["wire"]).startswith(b"\x05")
     assert sent["fingerprint"] == SIGNERS[SERVER].fingerprint
-    assert {row["signature"] for row in chosen("--verify")} == {"valid", "unknown"}
+    assert {row["signature"] for row in chosen("--verify")} == {"valid", "none"}
 
 
 @pytest.mark.parametrize("typed", ["yesterday", "2026-13-01", "", "nan"])
@@ -142,7 +142,7 @@ def test_an_export_is_checked_without_any_store(database, tmp_path):
         SIGNERS[SERVER].fingerprint,
     ]
     done = RUNNER.invoke(app, ["audit", "verify", str(file)])
-    assert (done.exit_code, "15 records: 10 valid, 0 invalid, 5 unknown" in done.output) == (0, True)
+    assert (done.exit_code, "15 records: 10 valid, 0 invalid, 0 unknown, 5 none" in done.output) == (0, True)
     assert run(database, "export", str(file)).exit_code == 2  # it is there already
 
     sent = next(line for line in lines if '"sent"' in line)
@@ -159,9 +159,9 @@ def test_an_export_is_checked_without_any_store(database, tmp_path):
     ("content", "why"),
     [
         ("", "the file is empty"),
-        ("junk\n", "line 1 is none of an audit"),
+        ("junk\n", "line 1 is no line of an audit"),
         ('{"srup_audit": 2, "server": "5e"}\n', 'it must begin with "srup_audit": 1'),
-        ('{"srup_audit": 1, "server": "5e"}\n[]\n', "line 2 is none of an audit: it is no object"),
+        ('{"srup_audit": 1, "server": "5e"}\n[]\n', "line 2 is no line of an audit: it is no object"),
         ('{"srup_audit": 1, "server": "5e"}\n{"sequence_id": true}\n', "line 2"),
         ('{"srup_audit": 1, "server": "5e"}\n{"key": "f", "pem": 3}\n', "pem is no text"),
         ('{"srup_audit": 1, "server": "5e"}\n' + "x" * (1 << 20) + "x\n", "it is too long"),
@@ -179,11 +179,11 @@ def test_a_device_is_shown_with_its_last_exchanges(database):
     base = ["devices", "--store", str(database), "--identity", "5e", "show", "d1", "--exchanges", "2"]
     lines = RUNNER.invoke(app, base).stdout.splitlines()
     assert [re.split(r"\s{2,}", line)[1:5] for line in lines[-2:]] == [
-        ["ordered", "action", "ACTION_SUCCESS", "unknown"],
+        ["ordered", "action", "ACTION_SUCCESS", "none"],
         ["received", "Response", "ACTION_SUCCESS", "valid"],
     ]
     told = json.loads(RUNNER.invoke(app, [*base, "--json"]).stdout)
-    assert [each["signature"] for each in told["exchanges"]] == ["unknown", "valid"]
+    assert [each["signature"] for each in told["exchanges"]] == ["none", "valid"]
 
 
 def test_orders_are_posted_by_whoever_is_logged_in(database, monkeypatch):
@@ -303,7 +303,7 @@ def test_rows_are_there_with_the_commit_that_they_belong_to(site, moment):  # no
         assert order.result(WAIT) is Status.ACTION_SUCCESS
         about = [row for row in fleet.audit() if row.order == order.id]
         assert [row.message for row in about] == ["action", "Response", "Action"]
-        assert [fleet.verify(row)[0] for row in about] == [Verdict.UNKNOWN, Verdict.VALID, Verdict.VALID]
+        assert [fleet.verify(row)[0] for row in about] == [Verdict.ABSENT, Verdict.VALID, Verdict.VALID]
 
 
 @pytest.mark.process

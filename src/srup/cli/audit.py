@@ -113,7 +113,7 @@ def _wanted(context: typer.Context, fleet: "srup.Fleet") -> Iterator[AuditRecord
 
 
 def _judged(fleet: "srup.Fleet", record: AuditRecord, wanted: bool) -> tuple[Verdict, str]:
-    return fleet.verify(record) if wanted else (Verdict.UNKNOWN, "")
+    return fleet.verify(record) if wanted else (Verdict.ABSENT, "")
 
 
 def _counting(

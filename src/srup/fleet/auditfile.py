@@ -73,7 +73,7 @@ def read_export(lines: Iterable[str]) -> Iterator[tuple[AuditRecord, Verdict, st
                 record = _record(content, server)
                 yield record, *judge(record, keys.get(record.fingerprint or ""))
         except ValueError as error:
-            raise ValueError(f"line {number} is none of an audit: {error}") from None
+            raise ValueError(f"line {number} is no line of an audit: {error}") from None
     if server is None:
         raise ValueError("the file is empty: it is no audit")
 
