@@ -6,7 +6,7 @@ sending alone, and a receipt for values has none: both say nothing new.
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from typing import Final
 
 from ..keys import PublicKey
@@ -15,7 +15,17 @@ from ..records import SIGNER_PRECISION, AuditRow, SignerRecord
 from ..session.events import DataRepeated, Unexpected
 from ..session.flow import Output, Send
 from ..store import Store
-from ..wire import DATA_RECEIPT, PROTOCOL_VALUES, Status
+from ..wire import (
+    DATA_RECEIPT,
+    IDENTIFICATION_RESPONSE,
+    JOIN_OBSERVER,
+    JOIN_REASON,
+    KEY_ROTATION,
+    UPDATE_ACTIVATE,
+    UPDATE_CANCEL,
+    UPDATE_REASON,
+    Status,
+)
 from .journal import Journal
 from .transaction import Cause, Transaction
 
@@ -49,6 +59,11 @@ _PARTS: Final = ((0.6, 0.4), (0.8, 0.6), (1.0, 0.95))
 """Up to which part of the quota rows of each kind are written, and their signed bytes: no flood costs an order its row.
 """
 
+_NAMED: Final = frozenset(
+    {IDENTIFICATION_RESPONSE, JOIN_OBSERVER, JOIN_REASON, KEY_ROTATION, UPDATE_ACTIVATE, UPDATE_CANCEL, UPDATE_REASON}
+)
+"""Values that we send which are none of the application's."""
+
 _BURST_LASTS: Final = BURST / RATE  # seconds until it is used up
 _LOOK: Final = 3600.0  # seconds until it is looked again which rows are too old
 _PIECE: Final = 4000  # rows that are deleted between two turns, at most
@@ -59,7 +74,7 @@ class Audit:
     """Writes rows into transactions, as far as the quota goes: signed bytes give way first, then rows of plain values.
 
     ``identity`` is ours; ``cause_of`` tells by partner and token which order a message belongs to. Ordinary values have
-    rows without their signed bytes unless it ``keeps_values``.
+    rows without their signed bytes unless it ``keeps_values``; those that are ``special`` here are none.
     """
 
     def __init__(
@@ -67,12 +82,14 @@ class Audit:
         identity: int,
         journal: Journal,
         cause_of: Callable[[int, bytes], Cause | None],
+        special: Container[str],
         keeps_values: bool = False,
     ) -> None:
         self.keeps_values: Final = keeps_values
         self.quota = AuditQuota()
         self.signers = Signers()
         self._identity = identity
+        self._special = special
         self._journal = journal
         self._cause_of = cause_of
 
@@ -93,7 +110,9 @@ class Audit:
             *(unix, message.sender_id, message.sequence_id, message.layout.type, message.token),
             outcome or _status(message) or ACCEPTED,
         )
-        kind = OURS if asked and outputs and not outcome else _kind(message)  # or answers could be sent for ever
+        kind = (
+            OURS if asked and outputs and not outcome else _kind(message, self._special)
+        )  # or answers could be sent for ever
         cause = self._cause_of(row.partner, row.token)
         self._write(transaction, row, wire, (message.sender_id, signer), kind, cause, now)
 
@@ -107,7 +126,8 @@ class Audit:
         outcome = _status(message) or SENT
         row = AuditRow(unix, send.to, message.sequence_id, message.layout.type, message.token, outcome, sent=True)
         cause = transaction.cause or self._cause_of(row.partner, row.token)
-        kind = OURS if cause is not None or (asks and _kind(message) is not PLAIN) else _kind(message)
+        kind = _kind(message, _NAMED)
+        kind = OURS if cause is not None or (asks and kind != PLAIN) else kind
         self._write(transaction, row, wire, ((self._identity, id(key)), key), kind, cause, now)
 
     def end(self, transaction: Transaction, device: int, outcome: str, cause: Cause, now: float, unix: float) -> None:
@@ -158,8 +178,8 @@ def _status(message: Message) -> str:
         return f"status {message.status}"
 
 
-def _kind(message: Message) -> int:
-    return PLAIN if type(message) is Data and message.data_id not in PROTOCOL_VALUES else THEIRS
+def _kind(message: Message, special: Container[str]) -> int:
+    return PLAIN if type(message) is Data and message.data_id not in special else THEIRS
 
 
 class Signers:

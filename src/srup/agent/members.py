@@ -100,7 +100,7 @@ class Members(Duty):
             self.identities.add(device)
             self.listen(device)
             self._engine.handlers.notify_durably(transaction, "joined", device, device)
-        self._engine.handlers.notify(transaction, "member", device)
+        self._engine.handlers.notify(transaction, "member", device, peer=device)
 
     def leave(self, device: int) -> None:
         """Take note that a device is no member, if it was one."""

@@ -263,11 +263,19 @@ class Activate(AboutUpdate):
 
     verb, command = "activate", "activate"
 
+    lifetime: Annotated[
+        float | None, Shown("After this time the device is not told, and does not obey.", "SECONDS")
+    ] = None
+
     def start(self, server: Parts, turn: Turn) -> Sequence[Output]:
         update = self.look_up(server)
         if update is None:
             raise PolicyError(f"there is no update of {self.device:x} under way with this id or token")
-        return server.session.activate(self.device, server.updates.check_activable(update), turn.now)
+        until = None
+        if self.lifetime is not None and turn.lifetime is not None:
+            until = server.session.unix(turn.now) + turn.lifetime
+        token = server.updates.check_activable(update, told=until is not None)
+        return server.session.activate(self.device, token, turn.now, until)
 
 
 @dataclass(frozen=True)

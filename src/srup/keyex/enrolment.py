@@ -29,7 +29,7 @@ from ..errors import InvalidKeyError, KeyServiceError, TransportError
 from ..files import complaint, write_file
 from ..identity import parse_identity
 from ..keys import PrivateKey, PublicKey
-from ..transport.mqtt import parse_url
+from ..transport.endpoint import parse_url
 from .certificates import is_certifiable, tls_pem
 from .client import KeyService
 from .folders import locked

@@ -720,6 +720,13 @@ class SqliteStore:
         self._witness.open()
         self._adopt = False
 
+    def _keys(self) -> Iterator[KeyRecord]:
+        """Give the keys one at a time, for those of a large fleet are most of what it has, and fill no cache."""
+        with self._translated():
+            self._db.execute("PRAGMA cache_size = 0")
+            yield from map(_unpack_key, self._db.execute("SELECT * FROM keys"))
+            self._db.execute(f"PRAGMA cache_size = {_CACHE}")
+
     def _state(self) -> State:
         def rows(query: str) -> sqlite3.Cursor:
             return self._db.execute(f"SELECT {query}")
@@ -729,7 +736,7 @@ class SqliteStore:
             [*map(_unpack_exchange, rows("* FROM exchanges"))],
             [*map(_unpack_inbox, rows("* FROM inbox ORDER BY number, partner"))],
             [*map(_unpack_outbox, rows("* FROM outbox ORDER BY number, partner"))],
-            [*map(_unpack_key, rows("* FROM keys"))],
+            self._keys(),
             [fingerprint.decode() for (fingerprint,) in rows("* FROM barred")],
             [Fact(_integer(row[0]), row[1].decode(), row[2].decode()) for row in rows("* FROM facts")],
             bool(rows("adopted FROM store").fetchone()[0]),
