@@ -21,6 +21,7 @@ PRINTS_DATA = {  # store audit prints nothing but JSON
     "keyex renew",
     "keyex list",
     "devices show",
+    "audit verify",
     "order waiting",
     "order result",
     "inspect",

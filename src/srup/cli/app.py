@@ -21,7 +21,7 @@ __all__ = ["app"]
 
 COMMANDS: Final = (
     *("init", "keygen", "broker", "server", "device", "devices", "order", "join", "campaign", "firmware"),
-    *("store", "inspect", "keyex", "demo", "simulate", "bench"),
+    *("audit", "store", "inspect", "keyex", "demo", "simulate", "bench"),
 )
 """The commands, each of which is a module of this package."""
 

@@ -3,10 +3,10 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..agent.reports import OrderReport
-from ..agent.verbs import Activate, Cancel, Order, Update
+from ..agent.verbs import LONGEST_NAME, Activate, Cancel, Order, Update
 from ..campaign import At, Campaign, Candidate, Document, Member, Outcome, Posting, State, read
 from ..campaign.state import OVER, UNDER_WAY
 from ..errors import StoreError
@@ -139,4 +139,5 @@ def post_of(document: Document, posting: Posting, now: float) -> Post:
         case _:
             order = Cancel(device, posting.about.hex())
     report = OrderReport(round(now, 3), order.verb, "POSTED")
+    order = replace(order, posted_by=f"campaign {document.name}"[:LONGEST_NAME])
     return Post(device, posting.id, order.checked().dump(), report.dump(), order.urgent)

@@ -446,6 +446,11 @@ class Session:
         exchange = self.known.find(partner, token)
         return exchange is not None and not exchange.mine and self.known.is_open(exchange)
 
+    def asks(self, partner: int, token: bytes) -> bool:
+        """Return whether we have asked a partner something under this token that is still to be answered."""
+        exchange = self.known.find(partner, token)
+        return exchange is not None and exchange.mine and self.known.is_open(exchange)
+
     def calls_handler(self, message: Message) -> bool:
         """Return whether a message, if it is taken, has the application called: not an answer, nor a repetition."""
         peer, (_, start) = self.peer(message.sender_id), self._cause(message)
@@ -574,7 +579,7 @@ class Session:
             exchange.retry = 0.0
             return []
         exchange.retry = retry.next_pause(self.policy, exchange.retry)
-        return [send]
+        return [send._replace(again=True)]
 
     def send_all_again(self, exchanges: Iterable[Exchange], now: float) -> list[Output]:
         """Send requests to one partner again: the first few now, the rest in order by the next ticks (T25)."""

@@ -78,6 +78,13 @@ MIGRATIONS: Final = (
     CREATE TABLE campaign_devices(campaign TEXT NOT NULL, device BLOB NOT NULL, record BLOB NOT NULL,
         PRIMARY KEY(campaign, device)) WITHOUT ROWID;
     """,
+    # The audit of both directions: rows have another form (those from before keep theirs), and keys that signed them.
+    """
+    ALTER TABLE audit ADD COLUMN form INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX audit_of ON audit(partner, at, number);
+    CREATE TABLE signers(fingerprint BLOB PRIMARY KEY, used BLOB NOT NULL, key BLOB NOT NULL) WITHOUT ROWID;
+    CREATE INDEX signers_used ON signers(used);
+    """,
 )
 """What leads from each version of the schema to the next; a new file starts at version 0."""
 
@@ -148,8 +155,10 @@ def check_log(path: Path) -> None:
         )
 
 
-def connect(path: Path, owner: int, patience: float, *, read_only: bool = False) -> sqlite3.Connection:
+def connect(path: Path, owner: int | None, patience: float, *, read_only: bool = False) -> sqlite3.Connection:
     """Return a connection to the database of ``owner``, beside that of its server, which may run or not.
+
+    None stands for whoever owns it.
 
     It waits for others that write for ``patience`` seconds. StoreError when there is none, or when it is of another
     server or version; nothing is made or changed.
@@ -171,9 +180,10 @@ def connect(path: Path, owner: int, patience: float, *, read_only: bool = False)
             remedy = "start its server with this srup once" if older else "use a newer srup"
             raise StoreError(f"{path} has version {version}, and this srup uses {len(MIGRATIONS)}: {remedy}")
         (present,) = db.execute("SELECT owner FROM store").fetchone()
-        if present != NUMBER.pack(owner):
+        if present is None or (owner is not None and present != NUMBER.pack(owner)):
             whose = "nobody yet" if present is None else f"{int.from_bytes(present, 'big'):x}"
-            raise StoreError(f"{path} belongs to {whose}, not to {owner:x}")
+            wanted = "" if owner is None else f", not to {owner:x}"
+            raise StoreError(f"{path} belongs to {whose}{wanted}")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 0")  # the server does that, or whoever closes it last
     except BaseException:
