@@ -184,6 +184,19 @@ def test_two_campaigns_for_one_device(site):
     assert view.counts() == {At.HEALTHY: 2, At.SKIPPED: 1}
 
 
+def test_all_devices_are_read_once_and_no_campaign_again_while_nobody_else_changes_one(site):
+    site.apply("[pace]\nat_once = 1")
+    read, devices, load = [], site.fleet.devices, site.campaigns._store.load
+    site.fleet.devices = lambda *first: read.append("devices") or devices(*first)
+    site.campaigns._store.load = lambda names: read.append("campaigns") or load(names)
+    for _ in range(4):
+        site.campaigns.step()
+        site.world.settle()
+    assert (site.state(), read[:2]) == (State.FINISHED, ["campaigns", "devices"])
+    assert read[2:] == ["campaigns"]  # to look at its state, just now
+    assert set(site.at().values()) == {At.HEALTHY}
+
+
 def test_a_campaign_for_nobody_and_a_name_that_is_taken(site):
     with pytest.raises(PolicyError, match="for nobody: no device matches its target"):
         site.apply(target='where = "tag.site=berlin"')

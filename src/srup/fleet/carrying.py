@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from ..agent.facts import INVENTORY, TAG
@@ -31,6 +32,8 @@ log: Final = logging.getLogger("srup.fleet")
 
 _LOOK: Final = 5.0  # seconds after which campaigns are looked at again though nothing seems to have changed
 _TROUBLE: Final = (SrupError, ValueError, LookupError)  # of a store, or what one unreadable campaign brings about
+_STANDBY: Final = 1.0  # seconds until it is looked again whether somebody else carries campaigns out
+_RENEWED: Final = 0.3  # seconds after which a claim is made again: the shortest lasts for a second
 _SHORTEST: Final = 0.2  # seconds between two looks, and
 _SPARING: Final = 4.0  # times as long as the last one took
 _REST: Final = 20.0  # times as long as it took to read all devices, until that is done again
@@ -81,7 +84,8 @@ class Carrier:
                     due = self.step()
                 else:  # somebody else does, and what is known here gets old
                     self._forget()
-                    due = None
+                    until.wait(_STANDBY)
+                    continue
                 self._trouble = None
             except _TROUBLE as error:
                 if str(error) != self._trouble:
@@ -89,7 +93,7 @@ class Carrier:
                     log.error("campaigns cannot be carried out now: %s", error, exc_info=None if ours else error)
                 self._trouble = str(error)
                 due = self._clock() + 1.0
-            until.wait(max(_SHORTEST, _SPARING * (time.monotonic() - began)))
+            self._rest(until, max(_SHORTEST, _SPARING * (time.monotonic() - began)))
             left = _LOOK if due is None else min(_LOOK, due - self._clock())
             self._await(until, left)
         try:
@@ -97,12 +101,19 @@ class Carrier:
         except StoreError as error:
             log.info("somebody else goes on with the campaigns only after a while: %s", error)
 
+    def _rest(self, until: threading.Event, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and not until.wait(min(left, _RENEWED)):
+            with suppress(StoreError):
+                self._store.claim()
+
     def _await(self, until: threading.Event, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not until.is_set() and (left := deadline - time.monotonic()) > 0:
             try:
-                if self._store.await_change(min(left, 1.0)):
+                if self._store.await_change(min(left, _RENEWED)):
                     return
+                self._store.claim()  # so that nobody else begins while there is nothing to do
             except StoreError:
                 until.wait(_SHORTEST)
 
