@@ -371,6 +371,10 @@ def test_what_handlers_decide_comes_to_the_same_at_once_and_through_the_inbox(dr
     agree(play(drawn, has_clock, durable, inline))
 
 
+def test_what_was_asked_before_an_action_is_answered_comes_before_the_answer():
+    agree(play([[("commanded", MEMBERS[0], 0), ("action", MEMBERS[0], 0)]], has_clock=False, durable=False))
+
+
 def test_an_action_that_comes_alone_is_answered_at_once_and_repeated_as_it_was():
     lone = [("action", MEMBERS[0], 1)]
     worlds = play([lone, lone, [("replayed", MEMBERS[0], 0)], [("action", MEMBERS[0], 2)]], durable=False, inline=True)

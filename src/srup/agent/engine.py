@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from types import NoneType
 from typing import Any, Final, TypeVar
 
 from ..errors import LeaseLostError, PolicyError, SrupError, StoreError, TransportError
@@ -481,7 +482,7 @@ class Engine:
                 if batch.add(item) < BATCH:
                     continue
             if batch.wires:
-                self.inbound.deliver(transaction, batch)
+                self.inbound.deliver(transaction, batch, more=not isinstance(item, (NoneType, *MESSAGES)))
                 batch = Batch()  # and look once more: a handler that is inline has answered, perhaps
             elif item is None:
                 break

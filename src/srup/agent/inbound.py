@@ -103,8 +103,11 @@ class Inbound:
         else:
             self._inbox.put(delivery)
 
-    def deliver(self, transaction: Transaction, batch: Batch) -> None:
-        """Verify messages together, then let each have its effect; each is acknowledged whatever came of it."""
+    def deliver(self, transaction: Transaction, batch: Batch, *, more: bool = False) -> None:
+        """Verify messages together, then let each have its effect; each is acknowledged whatever came of it.
+
+        ``more`` says that something is to be done behind them that is not in the inbox any more.
+        """
         if self._stopping.is_set():
             return  # unacknowledged: the broker keeps them for the next start
         number = len(batch.wires)
@@ -122,7 +125,7 @@ class Inbound:
             if (at := fast.position) < number:
                 guard(self._handle, transaction, batch.topics[at], batch.wires[at], opened[at], as_of)
                 # Without the lock of the keys. A deployed peer hears an answer only if it lies above all that it sent.
-                self._handlers.run_at_once(transaction if at + 1 == len(opened) else None)
+                self._handlers.run_at_once(transaction if at + 1 == number and not more else None)
                 fast.position += 1
         transaction.effects.append(partial(self._acknowledge, number, batch.acks))
         self.measure("batch", number)
