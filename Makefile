@@ -4,7 +4,8 @@
 # make bench     every benchmark; results go to benchmarks/results/, the table of figures into README.md (WITH_LANES=1:
 #                with the extra multibuffer)
 # make lint      lint, formatting and types
-# make docs      write the generated pages of docs/ again
+# make docs      build the documentation's site in build/site, after make pages; a warning is an error
+# make pages     write the generated pages of docs/ again: states, metrics, commands, errors
 # make faults    kill, stop, cut off and restore servers, brokers and Redis under load (REPEAT=n faults in each test)
 # make simulate  fleets and syndications under faults and attacks in simulated time (RUNS=n seeds of each, the first SEED=n)
 # make fuzz-verify  100,000 signatures that every way to verify must agree about (CASES=n, SEED=n); ALGORITHM=ecdsa or
@@ -43,7 +44,7 @@ ifndef TOGETHER
 .NOTPARALLEL:
 endif
 
-.PHONY: help demo test test-all lint docs test-setup test-quick test-contract test-processes test-faults test-backends test-pure \
+.PHONY: help demo test test-all lint docs pages test-setup test-quick test-contract test-processes test-faults test-backends test-pure \
 	test-lanes test-lanes-here test-lowest faults simulate fuzz-verify sanitize wheels emulated bench bench-short clean
 
 help:
@@ -66,7 +67,7 @@ $(VENV)/test.stamp: $(SOURCES) $(VENV)/bin/python$(VERSION)
 	@echo "Setting up $(VENV): this takes a minute"
 	@$(VENV)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
 	@SRUP_REQUIRE_NATIVE=$(REQUIRE_NATIVE) $(VENV)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir '.[all]' \
-		--group test --group lint
+		--group test --group lint --group docs
 	@touch $@ $(VENV)/demo.stamp
 
 # A machine without a compiler, as far as the build can tell; a cached wheel must not step in.
@@ -212,9 +213,19 @@ bench: $(CHOSEN)/bench.stamp
 bench-short: $(CHOSEN)/bench.stamp
 	$(CHOSEN)/bin/python -m benchmarks --short
 
-docs: $(VENV)/test.stamp
+pages: $(VENV)/test.stamp
 	$(VENV)/bin/python docs/states.py
 	$(VENV)/bin/python docs/metrics.py
+	$(VENV)/bin/python docs/commands.py
+	$(VENV)/bin/python docs/errors.py
+
+# Without the network: nothing is fetched, and what is built asks for nothing.
+SITE := build/site
+docs: pages
+	rm -rf $(SITE)
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet -d build/doctrees docs $(SITE)
+	$(VENV)/bin/python docs/check_site.py $(SITE)
+	@echo "The site is in $(SITE): open $(SITE)/index.html"
 
 clean:
 	rm -rf $(VENV) $(PURE) $(LOWEST) $(LANES) $(SANITIZED) .emulated build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

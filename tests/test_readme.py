@@ -120,6 +120,10 @@ class Site:
                 text = text.replace(shown, self.values[name])
         return block._replace(text=text)
 
+    def steps_left(self) -> int:
+        """Return how many steps of the page have not been taken yet."""
+        return len(self._steps[-1])
+
     def run(self, block: Block | None = None) -> str:
         """Run the commands of a console, all of which end by themselves; return what they print."""
         script = "\n".join((self.take("console") if block is None else block).commands)
@@ -462,6 +466,17 @@ def follow_campaigns(site: Site) -> None:
 @story("docs/simulation.md")
 def follow_the_simulation(site: Site) -> None:
     assert "seed 17" in site.run()
+
+
+def follow_examples(site: Site) -> None:
+    """Run all blocks of Python of a page in one namespace, in an empty folder: they need no process."""
+    names: dict[str, Any] = {"__name__": "example"}
+    with chdir(site.folder):
+        while site.steps_left():
+            exec(site.take("python").text, names)
+
+
+STORIES |= {page: follow_examples for page in WITH_STEPS if page.startswith("docs/api/")}
 
 
 def a_server() -> srup.Server:
