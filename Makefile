@@ -222,7 +222,7 @@ pages: $(VENV)/test.stamp
 # Without the network: nothing is fetched, and what is built asks for nothing.
 SITE := build/site
 docs: pages
-	rm -rf $(SITE)
+	rm -rf $(SITE) build/doctrees
 	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet -d build/doctrees docs $(SITE)
 	$(VENV)/bin/python docs/check_site.py $(SITE)
 	@echo "The site is in $(SITE): open $(SITE)/index.html"

@@ -1,10 +1,13 @@
 """How Sphinx makes the site of these pages: ``make docs``. Nothing is fetched, and a warning is an error."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+os.environ["SRUP_BACKEND"] = "python"  # whose docstrings are the contract of both
 
 import srup
 

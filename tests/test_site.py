@@ -9,6 +9,8 @@ import pytest
 
 import srup
 
+from .test_reference import public_names
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
@@ -35,6 +37,8 @@ def test_the_site_is_built_and_whole(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert check_site.problems(tmp_path / "site") == []
+    anchors = set().union(*(check_site.Page(page).anchors for page in (tmp_path / "site").rglob("*.html")))
+    assert set(public_names()) <= anchors
 
 
 @pytest.mark.parametrize("name", ["commands", "errors"])
