@@ -34,6 +34,7 @@ from .redis_server import redis_server
 ROOT = Path(__file__).parents[1]
 STEPS = ("console", "python")
 BLOCK = re.compile(r"^ *(?:<!-- not run: (?P<why>.+) -->\n *)?```(?P<language>\w+)\n(?P<text>.*?)^ *```$", re.M | re.S)
+AS_ROOT = " --user root" if os.geteuid() == 0 else ""  # pytest's folders are for their owner alone
 IMAGE = bytes(range(256)) * 400
 
 
@@ -68,6 +69,7 @@ WITH_STEPS = [page for page in PAGES if any(block.why_not is None for block in b
 SUBSTITUTED = {
     "localhost:1883": "broker",
     "srup broker": "broker_command",
+    "srup init site": "init_command",
     "http.server 8000": "host_command",
     "localhost:8000": "host",
     '("127.0.0.1", 8443)': "https_address",
@@ -95,6 +97,7 @@ class Site:
             "host": f"localhost:{host}",
             "https_address": f'("127.0.0.1", {https})',
             "https": f"localhost:{https}",
+            "init_command": f"srup init site --port {port} --keyex-port {https}{AS_ROOT}",
             "metrics_option": f"--metrics {metrics}",
             "monitor": f'Monitor("{metrics}"',
             "runs": "--runs 1",
@@ -124,18 +127,18 @@ class Site:
         """Return how many steps of the page have not been taken yet."""
         return len(self._steps[-1])
 
-    def run(self, block: Block | None = None) -> str:
+    def run(self, block: Block | None = None, folder: str = ".", status: int = 0) -> str:
         """Run the commands of a console, all of which end by themselves; return what they print."""
         script = "\n".join((self.take("console") if block is None else block).commands)
         done = subprocess.run(
             ["sh", "-e", "-c", script],
-            cwd=self.folder,
+            cwd=self.folder / folder,
             env=self.environment,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == status, done.stdout + done.stderr
         return done.stdout
 
     def save(self) -> str:
@@ -144,15 +147,16 @@ class Site:
         (self.folder / block.file).write_text(block.text)
         return block.file
 
-    def start(self, command: str) -> Command:
+    def start(self, command: str, folder: str = ".") -> Command:
         program = ("sh", "-c", f"exec {command}")
-        return self.stage.enter_context(Command(program=program, folder=self.folder, environment=self.environment))
+        place = self.folder / folder
+        return self.stage.enter_context(Command(program=program, folder=place, environment=self.environment))
 
-    def terminal(self, command: str) -> Program:
+    def terminal(self, command: str, folder: str = ".") -> Program:
         """Start a command of srup in a terminal."""
         program, *arguments = shlex.split(command, comments=True)
         assert program == "srup"
-        return self.stage.enter_context(Program(arguments, folder=self.folder))
+        return self.stage.enter_context(Program(arguments, folder=self.folder / folder))
 
     def broker(self) -> None:
         self.values["broker"] = self.stage.enter_context(LocalBroker()).url.removeprefix("mqtt://")
@@ -301,32 +305,69 @@ def follow_the_quickstart(site: Site) -> None:
     assert site.run(Block("console", "$ python loop.py", None)).splitlines() == ["blinking", "ACTION_SUCCESS"]
 
 
+def shown_value(program: Program) -> list[str]:
+    """Wait for the value of a join on a small terminal; return its words and its numbers."""
+    found = program.expect(r"Words([a-z\s]+)Numbers([\d\s]+)\(a larger")
+    return [" ".join(found[form].split()) for form in (1, 2)]
+
+
+@story("docs/tutorial.md")
+def follow_the_tutorial(site: Site) -> None:
+    need("mosquitto")
+
+    def in_site() -> str:
+        entering, command = site.take("console").commands
+        assert entering == "cd site"
+        return command
+
+    assert "srup" in site.run()
+    assert "srup.toml" in site.run()
+    assert "https://localhost:8443" in (ROOT / "docs/tutorial.md").read_text()
+    site.start(in_site(), "site").heard("running")
+    site.start(in_site(), "site").heard("https://")
+    server = site.terminal(in_site(), "site")
+    server.expect("connected to")
+    token = site.run().strip()
+    enrol = site.take("console")
+    assert "TOKEN" in enrol.text
+    assert "d1 is enrolled" in site.run(enrol._replace(text=enrol.text.replace("TOKEN", token)))
+    site.run()
+    device = site.terminal(*site.take("console").commands)
+    assert shown_value(server) == shown_value(device)
+    server.send("a\r")
+    device.expect("joined server")
+    assert "d1        yes" in site.run(folder="site")
+    assert site.run(folder="site").endswith("DONE ACTION_SUCCESS\n")
+    assert site.run(folder="site") == "blinked\n"
+    site.run(folder="site")
+    site.start(in_site(), "site").heard("Serving HTTP")
+    assert site.run(folder="site").endswith("ACTIVATED\n")
+    assert site.run(folder="site") == "version 2\n"
+    assert "UPDATE_FAIL_DIGEST" in site.run(folder="site", status=1).splitlines()[-1]
+    assert (site.folder / "images" / "current").read_text() == "version 2\n"
+    assert (device.end(), server.end()) == (0, 0)
+
+
 @story("docs/joins.md")
 def follow_joins(site: Site) -> None:
-    value = r"Words([a-z\s]+)Numbers([\d\s]+)\(a larger"
-
-    def shown(program: Program) -> list[str]:
-        found = program.expect(value)
-        return [" ".join(found[form].split()) for form in (1, 2)]
-
     site.run()
     [broker_command] = site.take("console").commands
     site.start(broker_command).heard("Ctrl-C stops it")
     server = site.terminal(*site.take("console").commands)
     server.expect("connected to")
     device = site.terminal(*site.take("console").commands)
-    assert shown(server) == shown(device)
+    assert shown_value(server) == shown_value(device)
     server.send("a\r")
     device.expect("joined server 5e")
     assert (server.end(), device.end()) == (0, 0)
     server = site.terminal(*site.take("console").commands)
     server.expect("connected to")
     observer = site.terminal(*site.take("console").commands)
-    assert shown(server) == shown(observer)
+    assert shown_value(server) == shown_value(observer)
     server.send("a\r")
     observer.expect("joined server 5e")
     device = site.terminal(*site.take("console").commands)
-    words, _ = shown(device)
+    words, _ = shown_value(device)
     observer.expect("It shows:")
     observer.send(words)
     observer.expect(words.split()[-1])
