@@ -518,6 +518,33 @@ def follow_examples(site: Site) -> None:
 
 
 STORIES |= {page: follow_examples for page in WITH_STEPS if page.startswith("docs/api/")}
+STORIES |= {f"docs/howto/{page}.md": follow_examples for page in ("backup", "codec", "keys")}
+
+
+@story("docs/howto/pysrup.md")
+def follow_from_pysrup(site: Site) -> None:
+    need("openssl")
+    follow_examples(site)
+
+
+@story("docs/howto/asyncio.md")
+def follow_asyncio(site: Site) -> None:
+    site.run()
+    program = site.save()
+    broker_command, server_command, device_command = site.take("console").commands
+    assert server_command == f"python {program}"
+    site.start(broker_command).heard("Ctrl-C stops it")
+    server, device = site.start(server_command), site.start(device_command)
+    server.heard("d1 is a lamp")
+    assert (device.end(), server.end()) == (0, 0)
+    assert "Traceback" not in device.text + server.text
+
+
+@story("docs/howto/benchmarks.md")
+def follow_benchmarks_in_ci(site: Site) -> None:
+    site.save()
+    for command in site.take("console").commands:
+        assert "3 passed" in site.run(Block("console", f"$ {command} -p no:cacheprovider", None))
 
 
 def a_server() -> srup.Server:
