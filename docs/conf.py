@@ -44,6 +44,8 @@ autodoc_class_signature = "mixed"
 
 html_theme = "furo"
 html_title = f"srup {version}"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {"source_repository": "", "navigation_with_keys": True}

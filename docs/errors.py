@@ -23,8 +23,12 @@ Commands print `error:` and the text of the error; their exit status is explaine
 
 def markdown(text: str) -> str:
     """Return a text of a docstring for a Markdown page in docs/."""
+
+    def link(cited: re.Match[str]) -> str:
+        return f"[{Path(cited[1]).stem.replace('-', ' ')}]({cited[1]}{cited[2] or ''})"
+
     text = " ".join(text.split()).replace("``", "`")
-    return re.sub(r"docs/([\w/-]+\.md(?:#[\w-]+)?)", r"[here](\1)", text)
+    return re.sub(r"docs/([\w/-]+\.md)(#[\w-]+)?", link, text)
 
 
 def section(error: type[SrupError]) -> list[str]:

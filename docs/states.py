@@ -36,6 +36,8 @@ ROLES: Final[dict[str, type[Session]]] = {
 INTRODUCTION: Final = """\
 # The states of an exchange
 
+For people who change the sessions, or want to know what exactly an end does with a message.
+
 Drawn by `make pages` from the tables that drive the sessions; a test sees to it that they agree. An exchange is a
 question and its answers, held together by a token, with one partner. An arrow reads: when this comes, do that. What
 comes is a message, the status of a Response, or a word in *italics*: a decision of the application, or time. `-` does

@@ -41,6 +41,15 @@ def test_the_site_is_built_and_whole(tmp_path):
     assert set(public_names()) <= anchors
 
 
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS)))
+def test_a_page_begins_with_whom_it_is_for(page):
+    if "project" in page.parts or page.stem in ("index", *site_links.others()):
+        return  # of the root; not yet in its list
+    title, first, _ = page.read_text().split("\n\n", 2)
+    assert title.startswith("# ")
+    assert first.startswith("For "), first
+
+
 @pytest.mark.parametrize("name", ["commands", "errors"])
 def test_a_page_that_is_written_from_the_code_is_up_to_date(name):
     """``make pages`` after a change; states and metrics have tests of their own."""

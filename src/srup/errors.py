@@ -77,7 +77,7 @@ class PolicyError(SrupError):
 
 
 class SealError(SrupError):
-    """A sealed value does not open. The cause is not told: an oracle needs just that (T13)."""
+    """A sealed value cannot be opened. The error does not say why: that would help an attacker (T13)."""
 
 
 class UnansweredError(SrupError):
@@ -109,7 +109,7 @@ class StoreError(SrupError):
 
 
 class LeaseLostError(StoreError):
-    """Another worker has taken this partition over: whoever gets this stops and touches nothing any more."""
+    """Another worker has taken this partition over: stop serving it, and change nothing any more."""
 
 
 class KeyServiceError(SrupError):
@@ -130,7 +130,7 @@ class KeyServiceError(SrupError):
 
 ADVICE: Final[dict[type[SrupError], tuple[str, str]]] = {
     SrupError: (
-        "Each error of this page is a SrupError.",
+        "It is not raised itself: what you get is one of those below.",
         "Catch it where one reaction fits all: treat the message, the file or the answer as refused.",
     ),
     EncodeError: (
