@@ -69,7 +69,7 @@ $(VENV)/test.stamp: $(SOURCES) $(VENV)/bin/python$(VERSION)
 	@echo "Setting up $(VENV): this takes a minute"
 	@$(VENV)/bin/python -m pip $(PIP_INSTALL) --upgrade pip
 	@SRUP_REQUIRE_NATIVE=$(REQUIRE_NATIVE) $(VENV)/bin/python -m pip $(PIP_INSTALL) --no-cache-dir '.[all]' \
-		--group test --group lint --group docs
+		--group test --group lint
 	@touch $@ $(VENV)/demo.stamp
 
 # A machine without a compiler, as far as the build can tell; a cached wheel must not step in.

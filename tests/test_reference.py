@@ -70,6 +70,7 @@ def test_a_public_name_says_what_it_is(name):
         for own, value in vars(thing).items():
             if not own.startswith("_") and (inspect.isfunction(value) or isinstance(value, (property, classmethod))):
                 said[f"{name}.{own}"] = inspect.getdoc(value)
+    assert not said[name].startswith("See "), name
     for what, text in said.items():
         assert text, what
         assert re.search(r"[.:?)]$", text.split("\n\n")[0].strip()), (what, text)
