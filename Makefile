@@ -45,7 +45,7 @@ ifndef TOGETHER
 .NOTPARALLEL:
 endif
 
-.PHONY: help demo test test-all lint docs pages test-setup test-quick test-contract test-processes test-faults test-backends test-pure \
+.PHONY: help demo test test-all test-rest lint docs pages test-setup test-quick test-contract test-processes test-faults test-backends test-pure \
 	test-lanes test-lanes-here test-lowest faults simulate fuzz-verify sanitize wheels emulated bench bench-short release-check \
 	clean
 
@@ -107,7 +107,10 @@ test-contract: $(PURE)/test.stamp
 test-pure: $(PURE)/test.stamp
 	SRUP_REQUIRE_NATIVE= $(PURE)/bin/pytest $(BY_FILE) -m "backend and not faults"
 
-test-all: lint test-quick test-processes test-faults test-backends test-pure test-lowest test-lanes-here bench-short
+test-all: lint test-quick test-rest
+
+# What make test leaves out.
+test-rest: test-processes test-faults test-backends test-pure test-lowest test-lanes-here bench-short
 
 test-processes: $(VENV)/test.stamp
 	$(NATIVE_TEST) $(BY_FILE) -m "not ($(QUICK)) and not faults"

@@ -294,7 +294,7 @@ def test_a_device_that_joins_again_and_again_is_not_sent_everything_each_time(fl
     sent = []
     session, now = fleet.server.debug.session, fleet.clock.now
     for _ in range(10):
-        sent.append(len(session.hurry(identity, now)))
+        sent.append(len(session.repeat_unanswered(identity, now)))
     assert sum(sent) == 100
     assert sent[-1] == 0
 

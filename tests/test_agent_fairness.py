@@ -6,7 +6,7 @@ from concurrent.futures import Executor, Future
 
 import pytest
 
-from srup import Action, PolicyError, Status, encode, wire
+from srup import Action, PolicyError, Status, encode
 from srup.agent.audit import AuditQuota
 from srup.agent.fairline import WIDTH, FairLine
 from srup.agent.transaction import Call
@@ -231,8 +231,3 @@ def test_the_audit_remembers_few_partners_and_looks_through_them_seldom():
         looked += before + 1 if quota.remembered <= before else 0
         assert quota.remembered <= 2 * 5001
     assert looked <= 2 * 20_000
-
-
-def test_every_value_of_the_protocol_is_known_as_one():
-    """Any other is the application's, and waits for its handlers."""
-    assert {value for name, value in vars(wire).items() if name == value} == wire.PROTOCOL_VALUES

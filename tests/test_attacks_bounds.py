@@ -25,10 +25,12 @@ from srup import (
     StoreError,
     SyndicatedC2Request,
     SyndicatedDeviceCount,
+    SyndicatedDeviceList,
     decode,
     peek,
     seal,
 )
+from srup.agent import outbound
 from srup.agent.values import SENT_AT_ONCE
 from srup.messages import (
     DeregisterRequest,
@@ -268,6 +270,16 @@ def test_t24_one_peer_takes_no_more_of_the_audit_than_its_share(tmp_path):
         assert len(rows) <= MOST_ROWS
 
 
+def test_t24_the_log_is_not_filled_either(tmp_path, caplog):
+    with HostileFleet(tmp_path, 2) as fleet:
+        put_out(fleet)
+        floods(fleet, 200, 10)
+        assert fleet.server.counts["unexpected"] == 200
+        lines = [each.message for each in caplog.records if ": unexpected Action" in each.message]
+        assert len(lines) == 30
+        assert lines[-1].endswith("(more like it are left out for 60 seconds)")
+
+
 def test_t24_the_length_of_a_token_is_limited(tmp_path):
     with HostileFleet(tmp_path, 2) as fleet:
         fleet.joined()
@@ -351,6 +363,34 @@ def test_t25_control_one_of_them_has_the_list_sent(shared):
     sent = asks_for_the_list(shared, 1)
     shared.settle()
     assert len(shared.shared) < len(sent) < 2 * len(shared.shared)
+
+
+def changes_the_list(world, bound):
+    """Have the syndication device change the first entry of home's list 20 times; return how often home is told."""
+    told = []
+    world.home.on_shared(lambda device, devices: told.append(devices))
+    hand = Broker(world, world.networks["home"])
+    token = world.home.engine.session.syndication(HOME_ID).token
+    for number in range(20):
+        if not bound:
+            world.home.debug.session.known.peers[HOME_ID].binds = False
+        entry = {"device_sequence": 1, "device_id": (LAMPS[0], 0xEE)[number % 2], "sequence_id": hand.newer_id()}
+        entry |= {"token": token if bound else b"%036d" % number, "topic": f"SRUP/{HOME_ID:x}"}
+        hand.write(SyndicatedDeviceList, HOME_ID, HOME, **entry)
+    return len(told)
+
+
+def test_t25_entries_of_a_list_that_change_without_end(tmp_path):
+    with Federation(tmp_path, scheme="ed25519") as world:
+        world.syndicated()
+        assert changes_the_list(world, bound=True) == 0
+        assert world.home.shared_devices(HOME_ID) == LAMPS
+
+
+def test_t25_control_a_deployed_device_changes_its_list(tmp_path):
+    with Federation(tmp_path, scheme="ed25519", policy=Policy()) as world:
+        world.syndicated()
+        assert changes_the_list(world, bound=False) == 19
 
 
 def test_t25_somebody_else_is_answered_before_the_list_is_sent(shared):
@@ -709,6 +749,33 @@ def test_t28_long_requests_and_answers_of_a_syndication(tmp_path, where):
             replies = sum(each.reply.size for each in details if each.reply)
             assert requests < 100 * len(details)
             assert replies < 50_100 * MAX_LONG_REPLIES + 100 * len(details)
+
+
+def answered(tmp_path, monkeypatch, confirms):
+    """Have a server answer 50 values of one that binds no tokens; return how many answers are kept over a restart."""
+    monkeypatch.setattr(outbound, "MAX_KEPT", 40)
+    with HostileFleet(tmp_path, durable=True) as fleet:
+        fleet.joined()
+        if not confirms:
+            publish = fleet.server.debug.transport.publish
+            fleet.server.debug.transport.publish = lambda topic, wire, *_: publish(topic, wire)
+        fleet.server.debug.session.known.peers[DEVICE].binds = False  # as with a deployed peer
+        for number in range(50):
+            token, nobodys = b"%036d" % number, {"data_id": "nobody's", "data": b"1"}
+            fleet.hand.write(Data, DEVICE, SERVER, token=token, sequence_id=fleet.hand.newer_id(), **nobodys)
+        assert sum(peek(wire).type == Response.layout.type for _, wire in fleet.network.log) > 50
+        fleet.server.engine.inbox.wake()
+        fleet.settle()
+        fleet.server.stop()
+        return len([entry for entry in fleet.stores[SERVER].open(SERVER).outbox if entry.topic])
+
+
+def test_t28_what_a_broker_never_confirms_is_kept_up_to_a_bound(tmp_path, monkeypatch):
+    assert 10 <= answered(tmp_path, monkeypatch, confirms=False) <= 20
+
+
+def test_t28_control_what_a_broker_confirms_is_kept_no_longer(tmp_path, monkeypatch):
+    assert answered(tmp_path, monkeypatch, confirms=True) == 0
 
 
 def test_t28_a_device_that_confirms_nothing_refuses_nobody_else(tmp_path):

@@ -388,6 +388,36 @@ def test_without_two_phases_all_happens_in_the_window_and_what_is_late_waits_for
     assert world.at(At.HEALTHY) == {1}  # late, and true
 
 
+def test_the_word_to_activate_ends_with_the_window_and_is_given_again_in_the_next():
+    world = World(document(window=Window(daily=Daily.read("12:00-12:10"), zone="UTC"), pace=Pace(timeout=900.0)), 1)
+    world.decide()
+    world.now += 60.0
+    decision = world.all_do("READY")
+    [first] = decision.postings
+    assert (first.verb, first.lifetime) == ("activate", 540.0)
+    world.tell(1, "ACTIVATING")
+    assert world.decide().deadline == BEGIN + 600.0
+    assert world.pass_time(540.0).postings == ()
+    assert world.decide().deadline == BEGIN + 86400.0
+    world.pass_time(3600.0)  # longer than a device may take, but it was not to do anything
+    assert world.at(At.READY) == {1}
+    world.now = BEGIN + 86400.0
+    [second] = world.decide().postings
+    assert (second.verb, second.about, second.lifetime) == ("activate", first.about, 600.0)
+    assert second.id != first.id
+    world.all_do("ACTIVATED")
+    assert (world.at(At.HEALTHY), world.campaign.state) == ({1}, State.FINISHED)
+
+
+def test_who_falls_silent_while_the_window_is_open_is_given_up():
+    world = World(document(window=Window(daily=Daily.read("12:00-14:00"), zone="UTC"), pace=Pace(timeout=900.0)), 1)
+    world.decide()
+    world.all_do("READY")
+    world.all_do("ACTIVATING")
+    world.pass_time(900.0)
+    assert world.at(At.UNANSWERED) == {1}
+
+
 def test_activation_at_a_command():
     world = World(document(activation=Activation("command")), 2)
     world.decide()

@@ -146,6 +146,16 @@ def test_the_native_wheel_holds_the_packages_and_their_extension(distribution: D
     assert metadata(distribution.native, "WHEEL").get_all("Tag") == [f"{tag}-{tag}-{platform}"]
 
 
+def test_no_extension_names_the_folder_that_it_was_built_in(distribution: Distribution) -> None:
+    """Another folder would make other bytes of the same sources."""
+    named = []
+    with zipfile.ZipFile(distribution.native) as archive:
+        for extension in (name for name in archive.namelist() if name.endswith(".so")):
+            named += re.findall(rb"[!-~]+\.(?:c|h|pyx|pxi)\b", archive.read(extension))
+    assert named
+    assert [name for name in named if name.startswith(b"/")] == []
+
+
 def test_the_repaired_wheel_holds_its_own_libcrypto_as_well(distribution: Distribution, tmp_path: Path) -> None:
     programs = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", tmp_path, distribution.native, **programs)

@@ -259,6 +259,49 @@ def test_who_is_slower_decides_again(site):
     other.close()
 
 
+def test_a_campaign_that_begins_between_two_readings_is_seen(site):
+    """Or else both would order updates for the same devices."""
+    site.apply()
+    late, other, read = [], site.another(), site.campaigns._store.campaigns
+
+    def interrupted():
+        found = read()
+        if len(late) == 1:  # which the decision goes by
+            other.apply(site.document(name="other"), "bob")
+            other._step("other")
+        late.append(found)
+        return found
+
+    site.campaigns._store.campaigns = interrupted
+    site.campaigns.step()
+    orders = [site.at("c").get(device) is At.ORDERED for device in site.world.devices]
+    others = [site.at("other").get(device) is At.ORDERED for device in site.world.devices]
+    assert [one + another for one, another in zip(orders, others, strict=True)] == [1, 1, 1]
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE campaigns SET document = '{}' WHERE name = 'a'",
+        "UPDATE campaigns SET record = '{}' WHERE name = 'a'",
+        "UPDATE campaign_devices SET record = '[]' WHERE campaign = 'a'",
+    ],
+    ids=["document", "record", "device"],
+)
+def test_a_campaign_that_is_not_readable_keeps_no_other_waiting(site, damage):
+    site.apply('[activation]\nwhen = "command"', name="a", target='devices = ["d0"]')
+    site.go_on()
+    site.apply(name="b")
+    with site.campaigns._store._visitor() as db:
+        db.execute(damage)
+    for _ in range(4):
+        with pytest.raises(StoreError, match="not readable"):
+            site.campaigns.step()
+        site.world.settle()
+    assert site.at("b") == {0xD0: At.SKIPPED, 0xD1: At.HEALTHY, 0xD2: At.HEALTHY}
+
+
 def test_a_mailbox_that_is_full_holds_the_campaign_up(site):
     site.apply()
     room = {"room": 2}

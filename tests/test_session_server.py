@@ -67,6 +67,19 @@ def test_a_join_is_decided_once():
     assert not pair.server.is_member(DEVICE)
 
 
+def test_a_simple_join_takes_the_place_of_one_that_is_being_compared():
+    """Or else the end of that one's time would put the device out again."""
+    server = ServerSession(SERVER)
+    compared, simple = bound(SERVER, T0 + 900), bound(SERVER)
+    server.receive(incoming(server, m.HumanJoinRequest, compared), T0, nonce())
+    server.show_value(DEVICE, compared, b"sealed", T0)
+    told = server.receive(incoming(server, m.JoinRequest, simple), T0, nonce())
+    assert told == [JoinWithdrawn(DEVICE, compared), JoinRequested(DEVICE, simple)]
+    server.answer_join(DEVICE, simple, Status.JOIN_SUCCESS, T0)
+    assert events(server.tick(T0 + 1000)) == []
+    assert server.is_member(DEVICE)
+
+
 def test_a_join_that_nobody_decides_is_forgotten():
     server = ServerSession(SERVER)
     token = bound(SERVER)

@@ -1276,7 +1276,9 @@ def test_a_device_with_two_numbers_is_shared_until_it_has_none():
 def test_states_under_their_former_name_are_read(written, state):
     exchange = Exchange(Peer(HOME_ID), b"token", HomeState.NEW, T0, mine=False)
     states = {state for state, _ in SyndicationServerSession.table}
-    persistence.read_exchange(exchange, f'{{"d":{{"state":"SyndicationState.{written}"}}}}', {}, states)
+    persistence.read_exchange(
+        exchange, f'{{"d":{{"state":"SyndicationState.{written}"}}}}', {}, states, lambda peer, key: peer.horizon
+    )
     assert exchange.state is state
 
 

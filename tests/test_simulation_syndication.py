@@ -62,6 +62,11 @@ def test_a_run_does_not_depend_on_the_one_before():
 # What it has found.
 
 
+def test_the_attacker_asks_for_a_join_that_is_compared():
+    """Nobody shows a value for it, so its owner refuses."""
+    assert ran(72027, durable=True).passed
+
+
 def test_a_relay_that_leaves_home_unheard_leaves_the_other_network_too(tmp_path):
     with Federation(tmp_path, scheme="ed25519") as world:
         world.syndicated()

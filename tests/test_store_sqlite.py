@@ -182,6 +182,17 @@ def test_a_damaged_page(path):
         assert len(store.open(OWNER).partners) == 5000
 
 
+def test_a_damaged_key_is_found_by_whoever_reads_the_keys(path):
+    with closing(SqliteStore(path)) as store:
+        store.open(OWNER)
+        store.commit(Changes(keys=[KeyRecord(7, b"pem")]))
+    edit(path, "UPDATE keys SET record = x'01'")
+    with closing(SqliteStore(path)) as store:
+        keys = store.open(OWNER).keys
+        with pytest.raises(StoreError, match=r"state\.db is damaged .*: restore it"):
+            list(keys)
+
+
 @pytest.mark.parametrize("table", ["partners", "inbox", "audit"])
 def test_a_damaged_record(path, table):
     filled(path, 1)
@@ -207,6 +218,7 @@ def first(path, witness):
 def test_a_database_of_version_1_is_brought_up_to_date(first):
     with closing(SqliteStore(first)) as store:
         state = store.open(OWNER)
+        state = state._replace(keys=[*state.keys])
         assert store._db.execute("PRAGMA user_version").fetchone()[0] == PRESENT > 1
         assert state == (
             [

@@ -20,6 +20,9 @@ _MOST: Final = 30
 _PERIOD: Final = 60.0
 """In seconds."""
 
+_KINDS: Final = 1000
+"""So many kinds, to forget those that did not come lately."""
+
 
 LONGEST: Final = 1000
 """How much is shown of a line, and of a field beside it, in characters: strangers make them as long as a message."""
@@ -41,11 +44,15 @@ class Line(NamedTuple):
 
 
 class Limiter:
-    """Lets some lines of each kind through in each minute, and counts the others; kinds are few."""
+    """Lets some lines of each kind through in each minute, and counts the others.
+
+    Of many kinds those are forgotten that did not come lately.
+    """
 
     def __init__(self, most: int = _MOST) -> None:
         self._most = most
         self._kinds: dict[str, tuple[float, int]] = {}  # since when it is counted, and how often it came
+        self._look_from = _KINDS
 
     def admit(self, kind: str, now: float) -> Line:
         """Count one more of a kind."""
@@ -54,6 +61,9 @@ class Limiter:
         if now - since >= _PERIOD:
             left_out, since, count = max(0, count - self._most), now, 0
         self._kinds[kind] = since, count + 1
+        if len(self._kinds) > self._look_from:
+            self._kinds = {each: known for each, known in list(self._kinds.items()) if now - known[0] < _PERIOD}
+            self._look_from = max(_KINDS, 2 * len(self._kinds))
         return Line(count < self._most, count + 1 == self._most, left_out)
 
     def left_out(self) -> int:

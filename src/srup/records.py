@@ -132,6 +132,8 @@ class Changes:
 class State(NamedTuple):
     """All that a store holds for one end, but for the audit rows. Entries are in the order of their numbers.
 
+    A part may be one that is read as it is gone through, once and before the next commit.
+
     ``adopted``: the records may be older than what was done since (an old backup was taken over). Whoever opened the
     store must protect itself - lift every window and every reserved sequence id - in its next commit, and before
     anything else; ``adopted`` comes back at every opening until there has been a commit.

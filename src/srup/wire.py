@@ -15,10 +15,10 @@ __all__ = [
     "JOIN_REASON",
     "KEY_ROTATION",
     "MAX_MESSAGE_SIZE",
-    "PROTOCOL_VALUES",
     "U8",
     "U32",
     "U64",
+    "UPDATE_ACTIVATE",
     "UPDATE_CANCEL",
     "UPDATE_REASON",
     "VERSION",
@@ -55,13 +55,8 @@ UPDATE_REASON = "UPDATE_REASON"
 UPDATE_CANCEL = "UPDATE_CANCEL"
 """The ``data_id`` of the Data message with which a server takes an update order back (docs/extensions.md)."""
 
-PROTOCOL_VALUES = frozenset(
-    {
-        *(DATA_RECEIPT, IDENTIFICATION_RESPONSE, JOIN_OBSERVER, JOIN_REASON),
-        *(KEY_ROTATION, UPDATE_CANCEL, UPDATE_REASON),
-    }
-)
-"""Each ``data_id`` above: these values are the protocol's own, and none of them waits for a handler."""
+UPDATE_ACTIVATE = "UPDATE_ACTIVATE"
+"""The ``data_id`` of the Data message that tells a device to activate firmware until a time (docs/extensions.md)."""
 
 U8 = Annotated[int, srup_native.U8]
 """An integer from 0 to 255 in one byte."""

@@ -76,6 +76,9 @@ class Duty:
     def close(self, transaction: Transaction, now: float) -> None:
         """Put into the transaction what only its end can say."""
 
+    def keep(self, transaction: Transaction) -> None:
+        """Put into the transaction what a store is to keep and only the end of a turn can say; not without a store."""
+
     def due(self) -> float | None:
         """Return when there is something to do even if nothing arrives; None for never."""
         return None

@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 from ..errors import LeaseLostError, PolicyError, SrupError, StoreError, TransportError
 from ..keyring import KeyRing
 from ..keys import PrivateKey
-from ..messages import Action, Data, Message
+from ..messages import Message
 from ..printable import printable
 from ..records import Changes, Fact, State
 from ..session.common import CommonSession as Session
@@ -31,10 +31,9 @@ from ..session.events import Event
 from ..session.exchange import Exchange
 from ..session.flow import Output, Send
 from ..store import Store
-from ..transport.base import Deliveries, Delivery, Transport
+from ..transport.base import Transport
 from ..transport.mqtt import MqttTransport
 from ..transport.topics import parse_topic
-from ..wire import PROTOCOL_VALUES
 from .audit import AuditPruner, AuditQuota, audit_row
 from .batch import Batch
 from .clientid import SECRET, client_id, spelled
@@ -44,7 +43,7 @@ from .fastpath import FastPath
 from .handlers import Handlers
 from .host import Host
 from .inbound import BATCH, Inbound, Refusal
-from .inbox import Inbox, Work, count
+from .inbox import MESSAGES, Inbox, Work, count
 from .journal import Journal
 from .localtime import STEP, LocalTime
 from .outbound import Outbound
@@ -63,7 +62,7 @@ IDLE: Final = 3600.0
 TURN: Final = 1024
 """How many things are done in one turn, and made durable in one commit, at most."""
 
-_FREQUENT: Final = ("accepted", "check_address", "close", "precede", "sender_verified", "tick")
+_FREQUENT: Final = ("accepted", "check_address", "close", "keep", "precede", "sender_verified", "tick")
 """Hooks that are called for each turn or message, and only of the duties that override them."""
 
 Part = TypeVar("Part", bound=Duty)
@@ -97,6 +96,7 @@ class Engine:
         self.session = session
         self.keys = keys
         self.own_keys = OwnKeys(key)
+        session.signs_with = self.own_keys.fingerprint_for
         self.transport = transport
         self.clock = LocalTime(clock)
         self._lead = 0.0  # what stored times go by
@@ -302,7 +302,10 @@ class Engine:
         self.post(partial(self._link_changed, connected, why))
 
     def decide(self, method: Callable[..., Sequence[Output]], *arguments: Any) -> None:
-        """Carry a decision of the application into the session, in a turn; the method gets the time behind the rest."""
+        """Carry a decision of the application into the session, in a turn; the method gets the time behind the rest.
+
+        That is this turn if an inline handler decides it, and nothing else is to come before.
+        """
 
         def job(transaction: Transaction) -> None:
             try:
@@ -312,7 +315,10 @@ class Engine:
             else:
                 self.perform(transaction, outputs)
 
-        self.inbox.put(job)
+        if (transaction := self.handlers.deciding) is not None:
+            self.journal.log_exceptions(job, transaction)
+        else:
+            self.inbox.put(job)
 
     def _do_late_work(self) -> None:
         """Do what is in the inbox of an agent that has stopped: nothing of it becomes durable."""
@@ -372,15 +378,18 @@ class Engine:
             elif self.store is None:  # nothing has to become durable first, and somebody waits for it
                 self._take_effect(transaction)
                 self.journal.log_exceptions(self.flush)
-            self.handlers.collect_finished(transaction, done)
             now = self.clock()
-            self._heed_clock(transaction, now)
+            if abs(self.session.lead - self._lead) > STEP:
+                self._heed_clock(transaction, now)
             if transaction.due or (due is not None and now >= due):
                 self._tick(transaction, now)
-            self._close(transaction, now)
+            for duty in self._overriding["close"]:
+                duty.close(transaction, now)
+            if self.store is not None:
+                self._keep(transaction, done)
         finally:
             self._turn_thread = None
-        transaction.busy = done > 0 or bool(transaction.effects or transaction.calls)
+        transaction.busy = bool(done or transaction.effects or transaction.calls)
         return transaction
 
     def commit(self, transaction: Transaction) -> Exception | None:
@@ -399,22 +408,12 @@ class Engine:
 
     def finish(self, transaction: Transaction, error: Exception | None) -> bool:
         """Let a transaction take effect outside; if the store refused it nothing happens, and it waits: False."""
-        if isinstance(error, LeaseLostError):
-            self.lose_lease(error)
-            return False
         if error is not None:
-            if not isinstance(error, StoreError):
-                self.journal.counts["faults"] += 1
-            self.journal.counts["not stored"] += 1
-            if str(error) != self.store_error:
-                text = "%s accepts nothing until its store works again: %a"
-                self.journal.log(logging.ERROR, text, str(error), error=error)
-            self.commit_failed, self.store_error = True, str(error)
-            self.turn_began = None
+            self._not_stored(error)
             return False
         if self.store_error is not None:
             self.journal.log(logging.WARNING, "%s: its store works again")
-        self.commit_failed, self.store_error = False, None
+            self.commit_failed, self.store_error = False, None
         self._begin_transaction()
         self._take_effect(transaction)
         if self._audit is not None:
@@ -422,11 +421,26 @@ class Engine:
         self.turn_began = None
         return True
 
+    def _not_stored(self, error: Exception) -> None:
+        """Keep a transaction that the store refused, unless somebody else serves the partners."""
+        if isinstance(error, LeaseLostError):
+            self.lose_lease(error)
+            return
+        if not isinstance(error, StoreError):
+            self.journal.counts["faults"] += 1
+        self.journal.counts["not stored"] += 1
+        if str(error) != self.store_error:
+            text = "%s accepts nothing until its store works again: %a"
+            self.journal.log(logging.ERROR, text, str(error), error=error)
+        self.commit_failed, self.store_error = True, str(error)
+        self.turn_began = None
+
     def _take_effect(self, transaction: Transaction) -> None:
         """Let all take effect outside that the transaction has put off so far."""
-        effects, transaction.effects = transaction.effects, []
-        for effect in effects:
-            self.journal.log_exceptions(effect)
+        if transaction.effects:
+            effects, transaction.effects = transaction.effects, []
+            for effect in effects:
+                self.journal.log_exceptions(effect)
         self.handlers.run_at_once()
         if transaction.calls:
             self.handlers.submit(transaction.calls)
@@ -455,43 +469,36 @@ class Engine:
 
     def _drain(self, transaction: Transaction, limit: int | None = None, patience: float = 0.0) -> int:
         """Do what is in the inbox; messages that stand together are one batch. Return how many things there were."""
-        batch = Batch()
-        done = 0
+        inbox, batch, done = self.inbox, Batch(), 0
         while limit is None or done < limit:
-            item = self.inbox.get(patience)
-            if item is None:
-                if not batch:
-                    break
+            item = inbox.get(patience)
+            if item is not None and not done:
+                self.turn_began = time.monotonic()
+            if isinstance(item, MESSAGES):
+                done, patience = done + count(item), 0.0
+                if batch.add(item) < BATCH:
+                    continue
+            if batch.wires:
                 self.inbound.deliver(transaction, batch)
                 batch = Batch()  # and look once more: a handler that is inline has answered, perhaps
-                continue
-            if not done:
-                self.turn_began = time.monotonic()
-            done += count(item)
-            patience = 0.0
-            if isinstance(item, Deliveries | Delivery):
-                batch.add(item)
-                if len(batch) < BATCH:
-                    continue
-            if batch:
-                self.inbound.deliver(transaction, batch)
-                batch = Batch()
-            if not isinstance(item, Deliveries | Delivery):
+            elif item is None:
+                break
+            if item is not None and not isinstance(item, MESSAGES):
+                done, patience = done + 1, 0.0
                 self.journal.log_exceptions(item, transaction)
-        if batch:
+        if batch.wires:
             self.inbound.deliver(transaction, batch)
         return done
 
     def _heed_clock(self, transaction: Transaction, now: float) -> None:
-        """See whether somebody has set the Unix clock."""
+        """Take note that somebody has set the Unix clock."""
         lead = self.session.lead
-        if abs(lead - self._lead) > STEP:
-            text = "%s: the clock was set by %+.0f seconds"
-            self.journal.log(logging.INFO, text, lead - self._lead)
-            self._lead = lead
-            self.guarded_perform(transaction, lambda: self.session.clock_set(now, self.entropy(16)))
-            for duty in self._duties:
-                duty.clock_set(transaction)
+        text = "%s: the clock was set by %+.0f seconds"
+        self.journal.log(logging.INFO, text, lead - self._lead)
+        self._lead = lead
+        self.guarded_perform(transaction, lambda: self.session.clock_set(now, self.entropy(16)))
+        for duty in self._duties:
+            duty.clock_set(transaction)
 
     def _tick(self, transaction: Transaction, now: float) -> None:
         """Do what is due."""
@@ -501,12 +508,11 @@ class Engine:
         for duty in self._overriding["tick"]:
             duty.tick(transaction, now)
 
-    def _close(self, transaction: Transaction, now: float) -> None:
-        """Send what can be sent now, and put together what the store is to keep."""
-        for duty in self._overriding["close"]:
-            duty.close(transaction, now)
-        if self.store is None:
-            return
+    def _keep(self, transaction: Transaction, done: int) -> None:
+        """Put together what the store is to keep of a turn in which so many things were done."""
+        self.handlers.collect_finished(transaction, done)
+        for duty in self._overriding["keep"]:
+            duty.keep(transaction)
         changes, changed = transaction.changes, self.session.changes()
         changes.partners, changes.forgotten = changed.partners, changed.forgotten
         changes.exchanges, changes.ended = changed.exchanges, changed.ended
@@ -575,7 +581,7 @@ class Engine:
         address = parse_topic(topic)
         for duty in self._overriding["check_address"]:
             duty.check_address(address, message.sender_id)
-        if isinstance(message, Action) or (isinstance(message, Data) and message.data_id not in PROTOCOL_VALUES):
+        if self.session.calls_handler(message):
             self.handlers.backlog.check_quota(message.sender_id)
         now = self.clock()
         signer = transaction.signer

@@ -107,22 +107,25 @@ class Inbound:
         """Verify messages together, then let each have its effect; each is acknowledged whatever came of it."""
         if self._stopping.is_set():
             return  # unacknowledged: the broker keeps them for the next start
-        self._journal.counts["received"] += len(batch)
+        number = len(batch.wires)
+        self._journal.counts["received"] += number
         as_of = self._keys.withdrawn
         opened = self._journal.log_exceptions(verify_many, batch.wires, self._keys, self._threads)
         if opened is None:  # the keys are not to be had: unacknowledged, the broker sends it again later
-            self._journal.counts["not verified"] += len(batch)
+            self._journal.counts["not verified"] += number
             return
         fast, guard = self._fast_path, self._journal.log_exceptions
         fast.position = 0
-        while fast.position < len(batch):
+        while fast.position < number:
             if type(opened[fast.position]) is Data:
                 guard(fast.run, transaction, batch.topics, opened, as_of)
-            if (at := fast.position) < len(batch):
+            if (at := fast.position) < number:
                 guard(self._handle, transaction, batch.topics[at], batch.wires[at], opened[at], as_of)
+                # Without the lock of the keys. A deployed peer hears an answer only if it lies above all that it sent.
+                self._handlers.run_at_once(transaction if at + 1 == len(opened) else None)
                 fast.position += 1
-        transaction.effects.append(partial(self._acknowledge, len(batch), batch.acks))
-        self.measure("batch", len(batch))
+        transaction.effects.append(partial(self._acknowledge, number, batch.acks))
+        self.measure("batch", number)
 
     def _handle(
         self, transaction: Transaction, topic: str, wire: bytes, opened: Message | SrupError, as_of: int
@@ -139,7 +142,6 @@ class Inbound:
             self.refuse(Refusal(topic, wire, error))
         finally:
             transaction.signer = None
-            self._handlers.run_at_once()  # without the lock of the keys
 
     def _genuine(self, wire: bytes, opened: Message | SrupError, as_of: int) -> tuple[Message, PublicKey]:
         """Return what its sender's key has signed, or the one that is retiring, and that key; raise why nothing has."""

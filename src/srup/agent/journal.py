@@ -1,9 +1,12 @@
 """What an agent says about itself: log lines, counts, and exceptions that nobody else has caught."""
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
+
+from ..logs import Limiter
 
 __all__ = ["Journal"]
 
@@ -19,6 +22,7 @@ class Journal:
         self.name = name
         self.counts: Counter[str] = Counter()
         self._identity = identity
+        self._lines = Limiter()
 
     def __str__(self) -> str:
         return self.name
@@ -40,12 +44,16 @@ class Journal:
     ) -> None:
         """Log a line about this agent, which ``text`` names first (%s), and ``fields`` for formatters that show them.
 
-        The fields are as they came, from the network perhaps: whoever shows them escapes them (T17).
+        The fields are as they came, from the network perhaps: whoever shows them escapes them (T17). Of lines about one
+        ``partner`` that are alike some are left out if there are many: it fills no disk with them (T24).
         """
         if log.isEnabledFor(level):
             about = {"agent": f"{self._identity:x}"}
             if partner is not None:
-                about["partner"] = f"{partner:x}"
+                line = self._lines.admit(f"{partner:x} {text}", time.monotonic())
+                if not line.shown:
+                    return
+                about["partner"], text = f"{partner:x}", text + line.note()
             if error is not None:
                 about |= {"error": type(error).__name__, "reason": str(error)}
             log.log(level, text, self.name, *arguments, exc_info=exc_info, stacklevel=2, extra=about | fields)

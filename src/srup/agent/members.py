@@ -13,7 +13,7 @@ from ..session.events import Deregistered, Event, Identified, JoinCommandAnswere
 from ..session.flow import Output
 from ..transport.topics import Address, device_filter, join_filter, join_topic
 from .duty import Duty, Listener
-from .facts import LAST_UPDATE, REPLACED
+from .facts import INVENTORY, LAST_UPDATE, REPLACED
 from .transaction import Transaction
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Members(Duty):
             self.identities.add(device)
             self.listen(device)
             self._engine.handlers.notify_durably(transaction, "joined", device, device)
-        self._engine.handlers.notify(transaction, "member", device)
+        self._engine.handlers.notify(transaction, "member", device, peer=device)
 
     def leave(self, device: int) -> None:
         """Take note that a device is no member, if it was one."""
@@ -185,7 +185,7 @@ class Members(Duty):
 
     def peer_replaced(self, transaction: Transaction, peer: int) -> None:
         """See :meth:`Duty.peer_replaced`."""
-        for name in ("description", "firmware", "version", LAST_UPDATE):  # of the former one
+        for name in ("description", "firmware", "version", LAST_UPDATE, INVENTORY):  # of the former one
             self._engine.facts.drop(transaction, peer, name)
 
     def listen(self, device: int) -> None:

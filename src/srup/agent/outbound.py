@@ -1,7 +1,7 @@
 """The way out: choose key and topic, sign, keep in the outbox what nobody sends again, and publish after the commit."""
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final
 
@@ -23,6 +23,9 @@ from .transaction import Dispatch, EntryNumbers, Transaction, after_commit
 __all__ = ["JOIN_REQUESTS", "Outbound"]
 
 JOIN_REQUESTS: Final = (JoinRequest, HumanJoinRequest, ObservedJoinRequest)
+
+MAX_KEPT: Final = 20_000
+"""How many messages that the broker has not confirmed are kept over a restart. One partner has half of what is free."""
 
 
 class Outbound:
@@ -56,6 +59,8 @@ class Outbound:
         self._device_of = device_of
         self._undeliverable = undeliverable
         self._handed_over: deque[tuple[int, int]] = deque()  # outbox entries that the broker has
+        self._kept: Counter[int] = Counter()  # how many it does not have, by partner,
+        self._all_kept = 0  # and in all
 
     def publish(self, transaction: Transaction, send: Send) -> Dispatch:
         """Sign, and send when the transaction is durable. The session sends again what waits for an answer."""
@@ -66,8 +71,9 @@ class Outbound:
             self.unsent(send, error)
             return Dispatch(topic, b"", error)
         number = 0
-        if self._durable and not self._session.repeats(send):
+        if self._durable and not self._session.repeats(send) and self._may_keep(send.to):
             number, expiry = self._numbers.next(), self._clock.unix() + self._session.policy.update_lifetime
+            self._keep(send.to, 1)
             transaction.changes.outbox.append(OutboxEntry(number, send.to, topic, dispatch.wire, expiry))
         after_commit(transaction, lambda: self._transmit(send, dispatch, number))
         return dispatch
@@ -78,6 +84,7 @@ class Outbound:
             transaction.changes.settled.append((entry.partner, entry.number))
             return
         number, partner, topic, wire, _ = entry
+        self._keep(partner, 1)
 
         def refused(error: TransportError) -> None:
             self._journal.counts["unsent"] += 1
@@ -89,7 +96,21 @@ class Outbound:
     def collect_settled(self, transaction: Transaction) -> None:
         """Forget the outbox entries that the broker has."""
         while self._handed_over:
-            transaction.changes.settled.append(self._handed_over.popleft())
+            partner, number = self._handed_over.popleft()
+            transaction.changes.settled.append((partner, number))
+            self._keep(partner, -1)
+
+    def _may_keep(self, partner: int) -> bool:
+        """Return whether one more message to a partner may be kept; a broker may never confirm any (T9)."""
+        may = self._kept[partner] < (MAX_KEPT - self._all_kept) // 2
+        self._journal.counts["not kept"] += not may
+        return may
+
+    def _keep(self, partner: int, more: int) -> None:
+        self._all_kept += more
+        self._kept[partner] += more
+        if not self._kept[partner]:
+            del self._kept[partner]
 
     def unsent(self, send: Send, error: SrupError) -> None:
         """Count and log that a message could not be sent."""
@@ -99,14 +120,12 @@ class Outbound:
         self._journal.log(logging.WARNING, text, kind, error, partner=send.to, message_type=kind, error=error)
 
     def _topic(self, send: Send) -> str:
-        device = self._device_of(send.to)
-        joins = isinstance(send.message, JOIN_REQUESTS)
-        return join_topic(send.to, device) if joins or self._is_offer_of_no_member(send) else device_topic(device)
-
-    def _is_offer_of_no_member(self, send: Send) -> bool:
-        """Return whether a device offers its key to a server that does not hear the device's own topic."""
-        offers = isinstance(send.message, Data) and send.message.data_id == KEY_ROTATION
-        return offers and self._device_of(send.to) == self._session.identity and not self._session.is_member(send.to)
+        device, message = self._device_of(send.to), send.message
+        joins = isinstance(message, JOIN_REQUESTS)
+        if isinstance(message, Data) and message.data_id == KEY_ROTATION:
+            # A server hears nobody's own topic but those of its members.
+            joins = device == self._session.identity and not self._session.is_member(send.to)
+        return join_topic(send.to, device) if joins else device_topic(device)
 
     def _transmit(self, send: Send, dispatch: Dispatch, number: int) -> None:
         def refused(error: TransportError) -> None:
@@ -119,22 +138,24 @@ class Outbound:
             dispatch.error = error
             self.unsent(send, error)
         else:
-            self._journal.counts["sent"] += dispatch.error is None
+            if dispatch.error is None:
+                self._journal.counts["sent"] += 1
 
     def _hand_over(
         self, partner: int, number: int, topic: str, wire: bytes, refused: Callable[[TransportError], object]
     ) -> None:
         """Publish; forget the outbox entry of this number when the broker has the message, or takes none so large."""
+        settle, refuse = None, refused
+        if number:
 
-        def settle() -> None:
-            if number:
+            def settle() -> None:
                 self._handed_over.append((partner, number))
 
-        def refuse(error: TransportError) -> None:
-            settle()
-            refused(error)
+            def refuse(error: TransportError) -> None:
+                settle()
+                refused(error)
 
         try:
-            self._transport.publish(topic, wire, settle if number else None, refuse)
+            self._transport.publish(topic, wire, settle, refuse)
         except MessageTooLargeError as error:
             refuse(error)

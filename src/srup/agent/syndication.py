@@ -108,7 +108,7 @@ class Syndications(Duty):
         self._engine.journal.log(logging.INFO, "%s: the syndication by %x is over", event.peer, partner=event.peer)
         self._shared.pop(event.peer, None)
         self._engine.requests.settle(transaction, event, None)
-        self._engine.handlers.notify(transaction, "syndication ended", event.peer)
+        self._engine.handlers.notify(transaction, "syndication ended", event.peer, peer=event.peer)
 
     def _unanswered(self, transaction: Transaction, event: Unanswered) -> None:
         if event.request is SyndicationInit:
@@ -116,7 +116,7 @@ class Syndications(Duty):
 
     def _devices_shared(self, transaction: Transaction, event: DevicesShared) -> None:
         self._shared[event.peer] = event.devices
-        self._engine.handlers.notify(transaction, "shared", event.peer, event.devices)
+        self._engine.handlers.notify(transaction, "shared", event.peer, event.devices, peer=event.peer)
 
     def _devices_missing(self, transaction: Transaction, event: DevicesMissing) -> None:
         text, missing = "%s: %d devices of the list by %x are missing", len(event.numbers)

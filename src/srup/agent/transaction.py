@@ -76,16 +76,23 @@ class Transaction:
     do.
     """
 
-    __slots__ = ("busy", "calls", "changes", "due", "effects", "futures", "signer")
+    __slots__ = ("_changes", "busy", "calls", "due", "effects", "futures", "signer")
 
     def __init__(self) -> None:
-        self.changes = Changes()
+        self._changes: Changes | None = None
         self.effects: list[Callable[[], object]] = []
         self.calls: list[Call] = []
         self.futures: list[Future[Any]] = []
         self.signer: PublicKey | None = None
         self.due = False
         self.busy = False
+
+    @property
+    def changes(self) -> Changes:
+        """What is to become durable; made when somebody asks, for few turns without a store need it."""
+        if self._changes is None:
+            self._changes = Changes()
+        return self._changes
 
 
 def after_commit(transaction: Transaction | None, effect: Callable[[], object]) -> None:

@@ -93,7 +93,7 @@ class Course:
         self._at: dict[At, set[int]] = {At.WAITING: set(), At.ORDERED: set(), At.READY: set()}
         self._again: set[int] = set()  # those that wait for another try
         self._queue: list[tuple[int, int, float, int]] = []  # who waits, in the order in which they are served
-        self._openings: dict[str, float] = {}
+        self._openings: dict[str, tuple[float, float]] = {}
         self._ordered = [each.ordered for each in self.members.values() if each.ordered is not None]
         for device, member in self.members.items():
             self._count(device, member)
@@ -211,7 +211,7 @@ class Course:
         """Give up what takes too long; without ``hold`` the lifetime of the order does that."""
         if not self.document.held or (too_late := self._too_late(member)) is None:
             return
-        if self.now < too_late or not self._has_room:
+        if self.now < too_late or not self._mailbox_has_room:
             return
         if member.at is At.ORDERED:
             self._cancel(device, member, At.UNANSWERED, member.reason)
@@ -223,10 +223,12 @@ class Course:
         """Return when a device has taken too long over what it was told last; None for what is being taken back."""
         fetching = None if member.gives_up else member.ordered
         since = {At.ORDERED: fetching, At.READY: member.activated}.get(member.at)
-        return None if since is None else since + self.document.pace.timeout
+        too_late = None if since is None else since + self.document.pace.timeout
+        until = member.activates_until if member.at is At.READY else None
+        return too_late if too_late is None or until is None or too_late < until else None  # it will be told again
 
     @property
-    def _has_room(self) -> bool:
+    def _mailbox_has_room(self) -> bool:
         return len(self.postings) < self.facts.room
 
     def _cancel(self, device: int, member: Member, then: At, reason: str) -> None:
@@ -310,7 +312,7 @@ class Course:
                 self._set(device, replace(member, at=At.CANCELLED, since=self.now, reason=reason))
             elif (
                 member.at in UNDER_WAY
-                and self._has_room
+                and self._mailbox_has_room
                 and not (member.gives_up or finishes or self._is_told(device, member))
             ):
                 self._cancel(device, member, At.CANCELLED, reason)
@@ -367,17 +369,21 @@ class Course:
 
     def _opening(self, device: int) -> float:
         """Return when the daily window of a device opens; now or before if it is open, or there is none."""
+        return self._hours(device)[0]
+
+    def _hours(self, device: int) -> tuple[float, float]:
+        """Return from when to when the daily window of a device is open, now or the next time."""
         daily = self.document.window.daily
         if daily is None:
-            return self.now
+            return self.now, float("inf")
         known = self.facts.devices.get(device)
         tags = {} if known is None else known.tags
         of = tags.get("zone", "")
         if of not in self._openings:
             try:
-                self._openings[of] = daily.opening(self.now, self.document.zone_of(tags))[0]
+                self._openings[of] = daily.opening(self.now, self.document.zone_of(tags))
             except ValueError:
-                self._openings[of] = float("inf")
+                self._openings[of] = float("inf"), float("inf")
         return self._openings[of]
 
     def _is_open(self, device: int) -> bool:
@@ -450,18 +456,23 @@ class Course:
             return
         for device in sorted(self._at[At.READY]):
             member = self.members[device]
-            if not self._has_room:
+            if not self._mailbox_has_room:
                 return
-            if not self._holds(member) or self._opening(device) > self.now:
+            opens, closes = self._hours(device)
+            if not self._holds(member) or opens > self.now:
                 continue
             about = self.campaign.order_id(device, member.orders)
-            identity = self.campaign.order_id(device, member.orders, "activate")
-            self.postings.append(Posting("activate", device, identity, about))
-            self._set(device, replace(member, activated=self.now))
+            verb = "activate" + (f" {member.told + 1}" if member.told else "")
+            until = None if closes == float("inf") else closes
+            lifetime = None if until is None else until - self.now
+            identity = self.campaign.order_id(device, member.orders, verb)
+            self.postings.append(Posting("activate", device, identity, about, lifetime))
+            self._set(device, replace(member, activated=self.now, activates_until=until, told=member.told + 1))
 
-    @staticmethod
-    def _holds(member: Member) -> bool:
-        return member.at is At.READY and member.activated is None and not member.gives_up
+    def _holds(self, member: Member) -> bool:
+        """Return whether a device has firmware that it is not told to activate, or not in time any more."""
+        told = member.activated is not None and (member.activates_until is None or self.now < member.activates_until)
+        return member.at is At.READY and not told and not member.gives_up
 
     def _finish(self) -> None:
         """End when nothing more can happen: nobody is left, and nobody can come late."""
@@ -485,6 +496,7 @@ class Course:
             waiting = self._at[At.WAITING] if every else self._again & self._at[At.WAITING]
             times += [self._may_order_at(device, self.members[device]) for device in waiting if self._is_open(device)]
             times += [self._opening(device) for device in self._at[At.READY] if self._holds(self.members[device])]
+            times += [self.members[device].activates_until for device in self._at[At.READY]]
             times += [at + _MINUTE for at in (self._recent()[:1] if self._at[At.WAITING] else [])]
         return min((at for at in times if at is not None and self.now < at < float("inf")), default=None)
 

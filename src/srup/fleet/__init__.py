@@ -3,6 +3,7 @@
 from .campaigns import CampaignRunner, Campaigns, CampaignView, check_download, load_document
 from .devices import FleetDevice, LastUpdate
 from .fleet import Fleet
+from .joins import WaitingJoin
 from .posted import PostedOrder
 from .where import where
 
@@ -15,6 +16,7 @@ __all__ = [
     "LastUpdate",
     "Orders",
     "PostedOrder",
+    "WaitingJoin",
     "check_download",
     "load_document",
     "where",

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
@@ -122,8 +122,8 @@ class Campaigns:
         """
         now = max(self._clock(), document.window.start or 0.0)
         _, kept = self._store.campaigns()
-        _, others = self._store.load(each.name for each in kept if not _campaign(each).settled)
-        facts = Facts(self.candidates(document, now), {}, _busy((_view(each) for each in others), document.name))
+        _, others = self._store.load(each.name for each in kept if not _is_settled(each))
+        facts = Facts(self.candidates(document, now), {}, _busy(others, document.name))
         began = Campaign("", State.SCHEDULED, now)
         decision = decide(document, began, {}, facts, now)
         view = CampaignView(document, decision.campaign, decision.changed)
@@ -241,7 +241,7 @@ class Campaigns:
         """
         deadlines, troubles = [], []
         _, heads = self._store.campaigns()
-        for name in (each.name for each in heads if not _campaign(each).settled):
+        for name in (each.name for each in heads if not _is_settled(each)):
             try:
                 while (found := self._step(name)) is False:
                     pass  # somebody else was quicker
@@ -256,19 +256,17 @@ class Campaigns:
         """Decide about a campaign; return its deadline, or False when somebody has changed one meanwhile."""
         known, heads = self._store.campaigns()
         now = self._clock()
-        revision, kept = self._store.load(
-            each.name for each in heads if each.name == name or not _campaign(each).settled
-        )
+        revision, kept = self._store.load(each.name for each in heads if each.name == name or not _is_settled(each))
         if known != revision:
             return False
-        views = {each.name: _view(each) for each in kept}
-        if (view := views.get(name)) is None:
+        if (mine := next((each for each in kept if each.name == name), None)) is None:
             return None
+        view = _view(mine)
         waiting = sum(self._fleet.waiting().values())
         facts = Facts(
             {} if view.campaign.state in OVER else self.candidates(view.document, now),
             self._outcomes(view, now),
-            _busy(views.values(), name),
+            _busy(kept, name),
             max(0, CAPACITY - waiting),
         )
         decision = decide(view.document, view.campaign, view.members, facts, now)
@@ -346,9 +344,10 @@ class CampaignRunner:
 
 
 def candidate(device: FleetDevice, matches: bool = True) -> Candidate:
-    """Return what a decision needs to know of a device; its type is what it reports, or its tag ``type``."""
-    kind = device.facts.get("type") or device.tags.get("type")
-    return Candidate(device.identity, device.member, matches, kind, device.version, device.firmware, device.tags)
+    """Return what a decision needs to know of a device; its type and its zone are tags, or what it reports."""
+    zone = {} if (known := device.label("zone")) is None else {"zone": known}
+    tags = {**zone, **device.tags}
+    return Candidate(device.identity, device.member, matches, device.type, device.version, device.firmware, tags)
 
 
 def _campaign(kept: KeptCampaign) -> Campaign:
@@ -361,24 +360,43 @@ def _view(kept: KeptCampaign) -> CampaignView:
         document = read(content["text"], kept.name, where=where, known=(content["digest"], content["size"]))
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"the document of campaign {kept.name} is not readable: {error}") from None
-    return CampaignView(
-        document, _campaign(kept), {device: Member.load(record) for device, record in sorted(kept.devices.items())}
-    )
+    return CampaignView(document, _campaign(kept), _members(kept))
+
+
+def _members(kept: KeptCampaign) -> _Members:
+    return {device: Member.load(record) for device, record in sorted(kept.devices.items())}
 
 
 def _dumped(members: _Members) -> dict[int, bytes]:
     return {device: member.dump() for device, member in members.items()}
 
 
-def _busy(views: Iterable[CampaignView], name: str) -> dict[int, str]:
-    """Return who takes part in which campaign but the one with this name."""
-    return {
-        device: view.name
-        for view in views
-        if view.name != name
-        for device, member in view.members.items()
-        if member.at in UNDER_WAY or (member.at is At.WAITING and view.campaign.state not in OVER)
-    }
+def _busy(kept: Iterable[KeptCampaign], name: str) -> dict[int, str]:
+    """Return who takes part in which campaign but the one with this name; whoever is not readable may."""
+    return {device: each.name for each in kept if each.name != name for device in _taking_part(each)}
+
+
+def _taking_part(kept: KeptCampaign) -> Iterator[int]:
+    """Give the devices that a campaign is at work with, or will be; its document is of no account."""
+    try:
+        over = _campaign(kept).state in OVER
+    except StoreError:
+        over = False
+    for device, record in kept.devices.items():
+        try:
+            at = Member.load(record).at
+        except StoreError:
+            at = At.ORDERED
+        if at in UNDER_WAY or (at is At.WAITING and not over):
+            yield device
+
+
+def _is_settled(kept: KeptCampaign) -> bool:
+    """Return whether nothing is left to do about a campaign; not if its record says nothing that can be read."""
+    try:
+        return _campaign(kept).settled
+    except StoreError:
+        return False
 
 
 def _outcome(device: int, report: bytes | None, now: float) -> Outcome:
@@ -398,7 +416,7 @@ def _post(document: Document, posting: Posting, now: float) -> Post:
             lifetime = posting.lifetime
             order = Update(device, firmware.url, firmware.digest, document.held, firmware.version, lifetime)
         case "activate":
-            order = Activate(device, posting.about.hex())
+            order = Activate(device, posting.about.hex(), posting.lifetime)
         case _:
             order = Cancel(device, posting.about.hex())
     report = OrderReport(round(now, 3), order.verb, "POSTED")

@@ -43,6 +43,10 @@ COUNTERS: Final[Mapping[str, tuple[str, str]]] = {
     "firmware changed": ("srup_firmware_changed", "Firmware that was no longer what had been fetched"),
     "not stored": ("srup_commits_failed", "Attempts to make a turn durable that the store refused"),
     "not audited": ("srup_audit_rows_left_out", "Audit rows that were not written, because a partner caused too many"),
+    "not kept": (
+        "srup_messages_not_kept",
+        "Messages that a restart would lose: many others wait at the broker",
+    ),
     "leases lost": ("srup_leases_lost", "Agents that stopped because another worker has their partition"),
     "faults": ("srup_faults", "Things that raised where nothing should; each is in the log"),
 }

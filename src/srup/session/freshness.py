@@ -7,7 +7,10 @@ membership: what is known of a key stays known when it is removed, rotated or re
    tokens passes on some messages under the token of whoever gave them to it: that one names two others.
 2. The sequence id has not been seen under this key, and is not too old (T1, T2).
 3. What begins an exchange does not do so under a token that was spent (:mod:`.spent`). Whatever forgets a spent token
-   raises a floor below which no token begins anything: an expiry, or a sequence id for tokens that never expire.
+   raises a floor below which no token begins anything: an expiry, or a sequence id for tokens that never expire. Each
+   key of an identity has floors of its own, and a token must lie above those of all of them, unless it says that it
+   was made under the key that has signed: so nothing is done again that comes under a later key, and a key that was
+   stolen locks out no token of its successor.
 4. A message about being joined or not counts only if its sender has said nothing newer about that.
 """
 
@@ -100,6 +103,10 @@ class Horizon(ReplayWindow):
     undated_floor: int = 0  # nor does one that never expires and was made at or before this sequence id
     activated_sequence_id: int = 0  # of the newest update order whose firmware was activated
 
+    def made(self, bound: tokens.BoundToken) -> bool:
+        """Return whether this token says that it was made under this key."""
+        return bound.key != "" and bound.key == key_text(self.key)[: tokens.KEY_DIGITS]
+
     def refuse_below_floor(self, bound: tokens.BoundToken, sequence_id: int) -> None:
         """Raise PolicyError if this token may have been spent and forgotten."""
         dated, number = self._order(bound, sequence_id)
@@ -125,6 +132,10 @@ class Horizon(ReplayWindow):
             return True, bound.expiry
         return False, bound.expiry - FIRST_UNDATED if bound.expiry < NO_EXPIRY else sequence_id
 
+    def note_activated(self, sequence_id: int) -> None:
+        """Let no update order be carried out that is older than the one with this sequence id."""
+        self.activated_sequence_id = max(self.activated_sequence_id, sequence_id)
+
     def close(self, floor: int = 0) -> None:
         """Refuse every message with a sequence id up to the highest that was seen, or ``floor``."""
         self.highest, self.seen = max(floor, self.highest), _ALL_SEEN
@@ -145,6 +156,10 @@ class Horizons:
 
     def __init__(self) -> None:
         self._former: dict[int, dict[int, Horizon]] = {}
+
+    def of(self, identity: int) -> Collection[Horizon]:
+        """Return what is known of all these keys of an identity."""
+        return self._former.get(identity, {}).values()
 
     def knows(self, identity: int, key: int) -> bool:
         """Return whether something is known of this key."""

@@ -51,7 +51,7 @@ from .sqlitefile import (
 from .sqlitemail import SqliteMailbox
 from .witness import Position, Witness
 
-__all__ = ["SqliteStore", "known_devices"]
+__all__ = ["SqliteStore", "facts_named", "known_devices"]
 
 _PAGE: Final = 1000  # audit rows that are read, and
 _PRUNED: Final = 10_000  # deleted, at a time: between them commits get their turn
@@ -191,6 +191,14 @@ def known_devices(db: sqlite3.Connection, first: int, limit: int) -> list[KnownD
     for identity, name, value in rows("facts"):
         facts.setdefault(identity, {})[name.decode()] = value.decode()
     return [KnownDevice(_integer(each), keys.get(each), partners.get(each), facts.get(each, {})) for (each,) in found]
+
+
+def facts_named(db: sqlite3.Connection, identity: int, names: Sequence[str]) -> list[str]:
+    """Return what a database has of facts with these names about an identity."""
+    places = ", ".join("?" * len(names))
+    query = f"SELECT record FROM facts WHERE identity = ? AND name IN ({places})"  # noqa: S608
+    wanted = NUMBER.pack(identity), *(name.encode() for name in names)
+    return [record.decode() for (record,) in db.execute(query, wanted)]
 
 
 def _pack_report(order: bytes, body: bytes) -> bytes:
@@ -720,6 +728,13 @@ class SqliteStore:
         self._witness.open()
         self._adopt = False
 
+    def _keys(self) -> Iterator[KeyRecord]:
+        """Give the keys one at a time, for those of a large fleet are most of what it has, and fill no cache."""
+        with self._translated():
+            self._db.execute("PRAGMA cache_size = 0")
+            yield from map(_unpack_key, self._db.execute("SELECT * FROM keys"))
+            self._db.execute(f"PRAGMA cache_size = {_CACHE}")
+
     def _state(self) -> State:
         def rows(query: str) -> sqlite3.Cursor:
             return self._db.execute(f"SELECT {query}")
@@ -729,7 +744,7 @@ class SqliteStore:
             [*map(_unpack_exchange, rows("* FROM exchanges"))],
             [*map(_unpack_inbox, rows("* FROM inbox ORDER BY number, partner"))],
             [*map(_unpack_outbox, rows("* FROM outbox ORDER BY number, partner"))],
-            [*map(_unpack_key, rows("* FROM keys"))],
+            self._keys(),
             [fingerprint.decode() for (fingerprint,) in rows("* FROM barred")],
             [Fact(_integer(row[0]), row[1].decode(), row[2].decode()) for row in rows("* FROM facts")],
             bool(rows("adopted FROM store").fetchone()[0]),

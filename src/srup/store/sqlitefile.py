@@ -8,6 +8,7 @@ import fcntl
 import os
 import sqlite3
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "REMEDIES",
     "TIME",
     "LogKeeper",
+    "Visitor",
     "check_log",
     "connect",
     "damaged",
@@ -241,3 +243,56 @@ def _abandon_all() -> None:
 
 
 os.register_at_fork(after_in_child=_abandon_all)
+
+
+class Visitor:
+    """A connection to the database of ``owner`` beside its server, used by one thread at a time, for ``what`` is in it.
+
+    It waits for others that write for ``patience`` seconds. StoreError as from :func:`connect`, and once it is closed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], owner: int, what: str, patience: float) -> None:
+        self.path: Final = Path(os.path.realpath(path))
+        self.closed: Final = threading.Event()
+        self._what = what
+        self._lock = threading.Lock()
+        with translated(self.path):
+            check_log(self.path)
+            self._db: sqlite3.Connection | None = connect(self.path, owner, patience)
+        forget_at_fork(self)
+
+    @contextmanager
+    def __call__(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection within a block."""
+        with self._lock, translated(self.path):
+            if self._db is None:
+                raise StoreError(f"the {self._what} of {self.path} is not open")
+            yield self._db
+
+    @contextmanager
+    def transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        """Give the connection within a transaction, which an error takes back."""
+        with self() as db:
+            db.execute(begin)
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Close the connection, and let whoever waits for ``closed`` go on."""
+        self.closed.set()
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def abandon(self) -> None:
+        """In a forked child: leave the connection to the parent."""
+        self._lock = threading.Lock()
+        if self._db is not None:
+            never_close(self._db)
+            self._db = None

@@ -2,10 +2,10 @@
 
 from typing import Any, Final
 
-from ...messages import Action, Response
+from ...messages import Action, Message, Response
 from ...wire import Status
 from ..events import ActionAnswered, ActionRequested
-from ..exchange import Exchange
+from ..exchange import Exchange, Peer
 from ..flow import Flow, Now, Output, Send
 from ..policy import check_status
 from ..table import ExchangeStart, State, Transition, Trigger
@@ -55,6 +55,10 @@ class Actions(Flow):
         """Answer an ActionRequested with ACTION_SUCCESS, ACTION_UNKNOWN or ACTION_FAIL."""
         check_status(status, _RESULTS)
         return self.session.decide(partner, token, Trigger.ANSWER, status, now)
+
+    def calls_handler(self, peer: Peer, message: Message) -> bool:
+        """See :meth:`Flow.calls_handler`."""
+        return True
 
     # Effects.
 

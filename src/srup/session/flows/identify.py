@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from ...errors import PolicyError
-from ...messages import Data, IdRequest
+from ...messages import Data, IdRequest, Message
 from ...wire import IDENTIFICATION_RESPONSE
 from ..events import DataReceived, Identified
-from ..exchange import Exchange
+from ..exchange import Exchange, Peer
 from ..flow import Flow, Now, Output, Send
 from ..table import ExchangeStart, State, Transition, Trigger
 
@@ -61,6 +61,10 @@ class ServerIdentification(Flow):
     def identify(self, device: int, now: float, nonce: bytes) -> list[Send]:
         """Ask a device what it is; Identified or Unanswered follows."""
         return self.session.ask(device, _S.IDENTIFYING, IdRequest, now, nonce, None)
+
+    def calls_handler(self, peer: Peer, message: Message) -> bool:
+        """See :meth:`Flow.calls_handler`: what nobody asked for is a value like any other."""
+        return not peer.in_state(_S.IDENTIFYING)
 
     # Effects.
 

@@ -164,12 +164,19 @@ class ServerJoins(Flow):
         target = device if server is None else server
         return self.session.ask(device, _S.COMMANDED, JoinCommand, now, nonce, None, detail=server, device_id=target)
 
+    def calls_handler(self, peer: Peer, message: Message) -> bool:
+        """See :meth:`Flow.calls_handler`: the application decides, or is told how it was decided."""
+        return True
+
     # Effects.
 
     def join_requested(self, exchange: Exchange, cause: JoinRequest, now: Now) -> list[Output]:
         """A device wants in."""
         self._note_wish(exchange.peer, cause)
-        return [JoinRequested(exchange.peer.identity, exchange.token)]
+        # What was to be compared is so no more: when its time was over it would put out a device that has got in.
+        former = exchange.peer.in_state(_S.PREPARING, _S.COMPARING)
+        withdrawn = self.session.step_all(former, Trigger.WITHDRAW, None, now)
+        return [*withdrawn, JoinRequested(exchange.peer.identity, exchange.token)]
 
     def human_join_requested(self, exchange: Exchange, cause: HumanJoinRequest, now: Now) -> list[Output]:
         """A device wants in, and a person is to compare what it shows."""
@@ -217,7 +224,11 @@ class ServerJoins(Flow):
         peer.member = status is Status.JOIN_SUCCESS
         if not peer.member:
             return [*outputs, *session.membership_lost(peer, exchange.token, now.time)]
-        return [*outputs, *self.obeyed(peer, now, handed_over=False), *session.hurry(peer.identity, now.time)]
+        return [
+            *outputs,
+            *self.obeyed(peer, now, handed_over=False),
+            *session.repeat_unanswered(peer.identity, now.time),
+        ]
 
     def repeat_join_answer(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
         """Answer as before, unless the device has been put out since: it may have missed both."""
@@ -292,7 +303,7 @@ class ServerJoins(Flow):
     def _to_be_compared(exchange: Exchange) -> list[Output]:
         peer, moderated = exchange.peer.identity, exchange.detail
         if moderated.observer is not None:
-            return [ObservedJoinRequested(peer, exchange.token, moderated.observer, moderated.signer)]
+            return [ObservedJoinRequested(peer, exchange.token, moderated.observer, moderated.signer, exchange.expiry)]
         return [HumanJoinRequested(peer, exchange.token, exchange.expiry, moderated.signer)]
 
     def _moderate(self, exchange: Exchange, moderated: Moderated, now: Now) -> list[Output]:

@@ -185,6 +185,10 @@ class HomeSyndications(Replying):
         sends = self.session.ask(device, _S.ENDING, SyndicatedEndRequest, now, nonce, lifetime)
         return [*sends, *self._drop(peer, now)]
 
+    def calls_handler(self, peer: Peer, message: Message) -> bool:
+        """See :meth:`Flow.calls_handler`: of values, and of lists, by their entries too."""
+        return not isinstance(message, SyndicatedTerminate)
+
     # Effects.
 
     def syndication_begun(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
@@ -234,8 +238,11 @@ class HomeSyndications(Replying):
             raise PolicyError("the entry belongs to another list of devices than the one that counts")
         if cause.device_sequence > MAX_SHARED or syndication.contradicts(cause.device_sequence):
             raise PolicyError(f"the list has no number {cause.device_sequence}")
+        listed = syndication.devices.get(cause.device_sequence)
+        if listed not in (None, cause.device_id) and tokens.parse(exchange.token) is not None:
+            raise PolicyError(f"the list has another device under the number {cause.device_sequence}")
         outputs = self._heard(exchange, cause, now)
-        if syndication.devices.get(cause.device_sequence) == cause.device_id:
+        if listed == cause.device_id:
             return outputs
         syndication.add(cause.device_sequence, cause.device_id)
         if syndication.complete or not self.session.binds_tokens(exchange.peer):

@@ -152,9 +152,9 @@ class SharingServer(Party):
         return self.lenient or not self.world.chance(0.15)
 
     def decide(self, pending: PendingJoin, refuse: bool) -> None:
-        """Say about a join whether the relay shows the same value, or refuse it anyway."""
-        relay = self.world.relay_at(pending.device)
-        accepts = not refuse and relay.up and relay.shown == pending.value
+        """Say about a join whether the relay shows the same value, or refuse it anyway; the attacker shows none."""
+        shown = [relay.shown for relay in self.world.relays.values() if relay.up and relay.away_id == pending.device]
+        accepts = not refuse and pending.value in shown
         with suppress(PolicyError):  # too late
             (pending.accept if accepts else pending.refuse)()
             self.world.note(f"{self} {'accepts' if accepts else 'refuses'} {pending.device:x}")
