@@ -1,4 +1,4 @@
-"""Draw the table of docs/observability.md from the metrics themselves: ``python docs/metrics.py`` (``make docs``)."""
+"""Draw the table of docs/observability.md from the metrics themselves: ``python docs/metrics.py`` (``make pages``)."""
 
 from pathlib import Path
 from typing import Final

@@ -34,6 +34,7 @@ from .redis_server import redis_server
 ROOT = Path(__file__).parents[1]
 STEPS = ("console", "python")
 BLOCK = re.compile(r"^ *(?:<!-- not run: (?P<why>.+) -->\n *)?```(?P<language>\w+)\n(?P<text>.*?)^ *```$", re.M | re.S)
+AS_ROOT = " --user root" if os.geteuid() == 0 else ""  # pytest's folders are for their owner alone
 IMAGE = bytes(range(256)) * 400
 
 
@@ -68,6 +69,7 @@ WITH_STEPS = [page for page in PAGES if any(block.why_not is None for block in b
 SUBSTITUTED = {
     "localhost:1883": "broker",
     "srup broker": "broker_command",
+    "srup init site": "init_command",
     "http.server 8000": "host_command",
     "localhost:8000": "host",
     '("127.0.0.1", 8443)': "https_address",
@@ -95,6 +97,7 @@ class Site:
             "host": f"localhost:{host}",
             "https_address": f'("127.0.0.1", {https})',
             "https": f"localhost:{https}",
+            "init_command": f"srup init site --port {port} --keyex-port {https}{AS_ROOT}",
             "metrics_option": f"--metrics {metrics}",
             "monitor": f'Monitor("{metrics}"',
             "runs": "--runs 1",
@@ -120,18 +123,22 @@ class Site:
                 text = text.replace(shown, self.values[name])
         return block._replace(text=text)
 
-    def run(self, block: Block | None = None) -> str:
+    def steps_left(self) -> int:
+        """Return how many steps of the page have not been taken yet."""
+        return len(self._steps[-1])
+
+    def run(self, block: Block | None = None, folder: str = ".", status: int = 0) -> str:
         """Run the commands of a console, all of which end by themselves; return what they print."""
         script = "\n".join((self.take("console") if block is None else block).commands)
         done = subprocess.run(
             ["sh", "-e", "-c", script],
-            cwd=self.folder,
+            cwd=self.folder / folder,
             env=self.environment,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == status, done.stdout + done.stderr
         return done.stdout
 
     def save(self) -> str:
@@ -140,15 +147,16 @@ class Site:
         (self.folder / block.file).write_text(block.text)
         return block.file
 
-    def start(self, command: str) -> Command:
+    def start(self, command: str, folder: str = ".") -> Command:
         program = ("sh", "-c", f"exec {command}")
-        return self.stage.enter_context(Command(program=program, folder=self.folder, environment=self.environment))
+        place = self.folder / folder
+        return self.stage.enter_context(Command(program=program, folder=place, environment=self.environment))
 
-    def terminal(self, command: str) -> Program:
+    def terminal(self, command: str, folder: str = ".") -> Program:
         """Start a command of srup in a terminal."""
         program, *arguments = shlex.split(command, comments=True)
         assert program == "srup"
-        return self.stage.enter_context(Program(arguments, folder=self.folder))
+        return self.stage.enter_context(Program(arguments, folder=self.folder / folder))
 
     def broker(self) -> None:
         self.values["broker"] = self.stage.enter_context(LocalBroker()).url.removeprefix("mqtt://")
@@ -298,14 +306,51 @@ def follow_the_quickstart(site: Site) -> None:
     assert site.run(Block("console", "$ python loop.py", None)).splitlines() == ["blinking", "ACTION_SUCCESS"]
 
 
+def shown_value(program: Program) -> list[str]:
+    """Wait for the value of a join on a small terminal; return its words and its numbers."""
+    found = program.expect(r"Words([a-z\s]+)Numbers([\d\s]+)\(a larger")
+    return [" ".join(found[form].split()) for form in (1, 2)]
+
+
+@story("docs/tutorial.md")
+def follow_the_tutorial(site: Site) -> None:
+    need("mosquitto")
+
+    def in_site() -> str:
+        entering, command = site.take("console").commands
+        assert entering == "cd site"
+        return command
+
+    assert "srup" in site.run()
+    assert "srup.toml" in site.run()
+    assert "https://localhost:8443" in (ROOT / "docs/tutorial.md").read_text()
+    site.start(in_site(), "site").heard("running")
+    site.start(in_site(), "site").heard("https://")
+    server = site.terminal(in_site(), "site")
+    server.expect("connected to")
+    token = site.run().strip()
+    enrol = site.take("console")
+    assert "TOKEN" in enrol.text
+    assert "d1 is enrolled" in site.run(enrol._replace(text=enrol.text.replace("TOKEN", token)))
+    site.run()
+    device = site.terminal(*site.take("console").commands)
+    assert shown_value(server) == shown_value(device)
+    server.send("a\r")
+    device.expect("joined server")
+    assert re.search(r"^d1 .* yes ", site.run(folder="site"), re.M)
+    assert site.run(folder="site").endswith("DONE ACTION_SUCCESS\n")
+    assert site.run(folder="site") == "blinked\n"
+    site.run(folder="site")
+    site.start(in_site(), "site").heard("Serving HTTP")
+    assert site.run(folder="site").endswith("ACTIVATED\n")
+    assert site.run(folder="site") == "version 2\n"
+    assert "UPDATE_FAIL_DIGEST" in site.run(folder="site", status=1).splitlines()[-1]
+    assert (site.folder / "images" / "current").read_text() == "version 2\n"
+    assert (device.end(), server.end()) == (0, 0)
+
+
 @story("docs/joins.md")
 def follow_joins(site: Site) -> None:
-    value = r"Words([a-z\s]+)Numbers([\d\s]+)\(a larger"
-
-    def shown(program: Program) -> list[str]:
-        found = program.expect(value)
-        return [" ".join(found[form].split()) for form in (1, 2)]
-
     site.run()
     [broker_command] = site.take("console").commands
     site.start(broker_command).heard("Ctrl-C stops it")
@@ -313,18 +358,18 @@ def follow_joins(site: Site) -> None:
     server.expect("connected to")
     [simply] = site.take("console").commands
     device = site.terminal(simply)
-    assert shown(server) == shown(device)
+    assert shown_value(server) == shown_value(device)
     server.send("a\r")
     device.expect("joined server 5e")
     assert (server.end(), device.end()) == (0, 0)
     server = site.terminal(*site.take("console").commands)
     server.expect("connected to")
     observer = site.terminal(*site.take("console").commands)
-    assert shown(server) == shown(observer)
+    assert shown_value(server) == shown_value(observer)
     server.send("a\r")
     observer.expect("joined server 5e")
     device = site.terminal(*site.take("console").commands)
-    words, _ = shown(device)
+    words, _ = shown_value(device)
     observer.expect("It shows:")
     observer.send(words)
     observer.expect(words.split()[-1])
@@ -332,22 +377,22 @@ def follow_joins(site: Site) -> None:
     device.expect("joined server 5e")
     server.expect("d1 has joined")
     assert (device.end(), observer.end(), server.end()) == (0, 0, 0)
-    follow_joins_from_elsewhere(site, simply, shown)
+    follow_joins_from_elsewhere(site, simply)
 
 
-def follow_joins_from_elsewhere(site: Site, simply: str, shown: Callable[[Program], list[str]]) -> None:
+def follow_joins_from_elsewhere(site: Site, simply: str) -> None:
     [serve] = site.take("console").commands
     service = site.start(serve)
     service.heard("connected to")
     first = site.terminal(simply)
-    value = shown(first)
+    value = shown_value(first)
     beside = site.terminal(*site.take("console").commands)
-    assert shown(beside) == value
+    assert shown_value(beside) == value
     beside.send("a\r")
     first.expect("joined server 5e")
     assert beside.wait() == 0
     second = site.terminal(simply.replace("d1", "d2"))
-    shown(second)
+    shown_value(second)
     with chdir(site.folder):
         exec(site.take("python").text, {"srup": srup})
     second.expect("joined server 5e")
@@ -506,6 +551,50 @@ def follow_campaigns(site: Site) -> None:
 @story("docs/simulation.md")
 def follow_the_simulation(site: Site) -> None:
     assert "seed 17" in site.run()
+
+
+def follow_examples(site: Site) -> None:
+    """Run all blocks of Python of a page in one namespace, in an empty folder: they need no process."""
+    names: dict[str, Any] = {"__name__": "example"}
+    with chdir(site.folder):
+        while site.steps_left():
+            exec(site.take("python").text, names)
+
+
+STORIES |= {page: follow_examples for page in WITH_STEPS if page.startswith("docs/api/")}  # one of them differs
+STORIES |= {f"docs/howto/{page}.md": follow_examples for page in ("backup", "codec", "keys")}
+
+
+@story("docs/api/agents.md")
+def follow_agents(site: Site) -> None:
+    site.redis_server()
+    follow_examples(site)
+
+
+@story("docs/howto/pysrup.md")
+def follow_from_pysrup(site: Site) -> None:
+    need("openssl")
+    follow_examples(site)
+
+
+@story("docs/howto/asyncio.md")
+def follow_asyncio(site: Site) -> None:
+    site.run()
+    program = site.save()
+    broker_command, server_command, device_command = site.take("console").commands
+    assert server_command == f"python {program}"
+    site.start(broker_command).heard("Ctrl-C stops it")
+    server, device = site.start(server_command), site.start(device_command)
+    server.heard("d1 is a lamp")
+    assert (device.end(), server.end()) == (0, 0)
+    assert "Traceback" not in device.text + server.text
+
+
+@story("docs/howto/benchmarks.md")
+def follow_benchmarks_in_ci(site: Site) -> None:
+    site.save()
+    for command in site.take("console").commands:
+        assert "3 passed" in site.run(Block("console", f"$ {command} -p no:cacheprovider", None))
 
 
 def a_server() -> srup.Server:

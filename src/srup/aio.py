@@ -75,7 +75,11 @@ class _Shell(Agent):
 
 
 class AsyncDevice(_Shell, Device):  # type: ignore[misc]
-    """See :class:`srup.Device`."""
+    """A device for asyncio: the arguments, methods and errors of :class:`srup.Device`.
+
+    ``start``, ``stop``, ``run`` and ``wait_joined`` are coroutines, ``async with`` starts and stops it, and the results
+    of requests can be awaited. Start it in the event loop in which its handlers are to run.
+    """
 
     async def wait_joined(self, timeout: float | None = None) -> None:  # type: ignore[override]
         """See :meth:`Device.wait_joined`."""
@@ -86,4 +90,8 @@ class AsyncDevice(_Shell, Device):  # type: ignore[misc]
 
 
 class AsyncServer(_Shell, Server):
-    """See :class:`srup.Server`."""
+    """A server for asyncio: the arguments, methods and errors of :class:`srup.Server`.
+
+    ``start``, ``stop`` and ``run`` are coroutines, ``async with`` starts and stops it, and the results of requests can
+    be awaited. Start it in the event loop in which its handlers are to run.
+    """
