@@ -1,0 +1,63 @@
+"""One device: what is known about it, what was exchanged with it, and what can be ordered."""
+
+from typing import Any, Final
+
+from ...errors import PolicyError, SrupError
+from ...fleet import FleetDevice
+from ...identity import parse_identity
+from ..batches import Batch
+from ..once import Done
+from ..users import Power
+from ..verbforms import verb_forms
+from ..visit import Action, Missing, Page, Shown, Visit
+from .devices import firmware_of
+from .orders import told
+
+__all__ = ["ACTIONS", "PAGES"]
+
+
+def _device(visit: Visit) -> FleetDevice:
+    try:
+        return visit.site.fleet.device(parse_identity(visit.path["device"]))
+    except (ValueError, PolicyError):
+        raise Missing(
+            f"Nothing is known about a device {visit.path['device'][:40]}: no key was ever registered for it."
+        ) from None
+
+
+def _show(visit: Visit) -> Shown:
+    device = _device(visit)
+    try:
+        fingerprint = device.fingerprint
+    except SrupError:
+        fingerprint = "what is registered is no key"
+    content: dict[str, Any] = {
+        "device": device,
+        "name": f"{device.identity:x}",
+        "fingerprint": fingerprint,
+        "firmware": firmware_of(device),
+        "orders": [
+            (order, batch, told(visit, order)) for order, batch in visit.site.batches.of_device(device.identity)
+        ],
+        "forms": [form for form in verb_forms().values() if form.name != "register" or device.key is None],
+        "open": visit.path.get("verb", ""),
+    }
+    return Shown("device.html", content)
+
+
+def _order(visit: Visit) -> Done:
+    device = _device(visit)
+    name = f"{device.identity:x}"
+    form = verb_forms().get(visit.path["verb"])
+    if form is None:
+        raise Missing("There is no such order.")
+    if form.dangerous and visit.form.get("typed").lower().removeprefix("0x") != name:
+        raise ValueError(f"type {name} to say that it is this device that you mean")
+    posted = form.post(visit.site.fleet, device.identity, visit.form)
+    batch = Batch(f"{form.title} {name}", visit.user.name, visit.now, (posted.id,))
+    visit.site.batches.add(batch)
+    return Done(f"/devices/{name}", f"{form.title} was ordered: {posted.id}")
+
+
+PAGES: Final = (Page("/devices/{device}", _show),)
+ACTIONS: Final = (Action("/devices/{device}/order/{verb}", _order, Power.ORDER, _show),)
