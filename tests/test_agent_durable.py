@@ -806,7 +806,7 @@ def test_audit_rows_tell_what_was_accepted(fleet):
     fleet.settle()
     fleet.network.inject(*fleet.network.log[-2])
     fleet.settle()
-    rows = list(fleet.stores[SERVER].audit())
+    rows = [row for row in fleet.stores[SERVER].audit() if not row.sent]
     assert [(row.partner, row.type, row.outcome) for row in rows] == [
         (fleet.device.identity, 0x09, "accepted"),
         (fleet.device.identity, 0x04, "accepted"),

@@ -35,7 +35,7 @@ from ..transport.base import Deliveries, Delivery, Transport
 from ..transport.mqtt import MqttTransport
 from ..transport.topics import parse_topic
 from ..wire import PROTOCOL_VALUES
-from .audit import AuditPruner, AuditQuota, audit_row
+from .audit import Audit, AuditPruner
 from .batch import Batch
 from .clientid import SECRET, client_id, spelled
 from .duty import Duty, Listener
@@ -52,7 +52,7 @@ from .ownkeys import OwnKeys
 from .requests import Requests, end_future
 from .restart import Restart
 from .serving import PartnerKeys, Serving
-from .transaction import Dispatch, EntryNumbers, Transaction
+from .transaction import Cause, Dispatch, EntryNumbers, Transaction
 from .values import Values
 
 __all__ = ["IDLE", "TURN", "Engine"]
@@ -63,7 +63,7 @@ IDLE: Final = 3600.0
 TURN: Final = 1024
 """How many things are done in one turn, and made durable in one commit, at most."""
 
-_FREQUENT: Final = ("accepted", "check_address", "close", "precede", "sender_verified", "tick")
+_FREQUENT: Final = ("accepted", "cause_of", "check_address", "close", "precede", "sender_verified", "tick")
 """Hooks that are called for each turn or message, and only of the duties that override them."""
 
 Part = TypeVar("Part", bound=Duty)
@@ -126,8 +126,8 @@ class Engine:
         self.measuring: tuple[Callable[[str, float], object], ...] = ()
         self.amend_key_changes: Callable[[Changes], object] = lambda changes: None  # of a turn, before they are kept
         self.handlers = Handlers(self.journal, keys, self.inbox, self.numbers, store is not None, self._may_call)
-        self._audit_quota = AuditQuota()
-        self.fast_path = FastPath(self, self._audit_quota)
+        self.audit = Audit(self.identity, self.journal, self._cause_of)
+        self.fast_path = FastPath(self)
         self.inbound = Inbound(
             *(self.identity, self.journal, self.inbox, keys, self.handlers, self.clock, self.stopping, threads),
             fast_path=self.fast_path,
@@ -140,10 +140,11 @@ class Engine:
             durable=store is not None,
             device_of=device_of,
             undeliverable=self._undeliverable,
+            audit=self.audit,
         )
-        self._audit = None if store is None else AuditPruner(self.journal, store, audit_kept)
-        if (audit := self._audit) is not None:
-            self._dues.append(lambda: audit.due)
+        self._pruner = None if store is None else AuditPruner(self.journal, store, audit_kept)
+        if (pruner := self._pruner) is not None:
+            self._dues.append(lambda: pruner.due)
         self._duties: list[Duty] = []
         self._overriding: dict[str, list[Duty]] = {hook: [] for hook in _FREQUENT}
         self._listeners: dict[type[Event], list[Listener]] = {}
@@ -194,9 +195,9 @@ class Engine:
         self.clock.begin()  # so what a store says in Unix time is in local time
         self.opened = state is not None
         if state is not None:
-            assert self._audit is not None  # noqa: S101 - who has a state has a store
+            assert self._pruner is not None  # noqa: S101 - who has a state has a store
             self.restart.take_over(self._transaction, state)
-            self._audit.begin(self.clock())
+            self._pruner.begin(self.clock())
         if self.host.partition is None:  # else whoever drives us says what it serves
             self._introduce()
         self._name_session(state)
@@ -417,8 +418,8 @@ class Engine:
         self.commit_failed, self.store_error = False, None
         self._begin_transaction()
         self._take_effect(transaction)
-        if self._audit is not None:
-            self._audit.prune(self.clock(), self.clock.unix(), self.host.audit_share())
+        if self._pruner is not None:
+            self._pruner.prune(self.clock(), self.clock.unix(), self.host.audit_share())
         self.turn_began = None
         return True
 
@@ -568,7 +569,7 @@ class Engine:
         for duty in self._overriding["sender_verified"]:
             duty.sender_verified(transaction, sender)
 
-    def _take(self, transaction: Transaction, topic: str, message: Message) -> None:
+    def _take(self, transaction: Transaction, topic: str, message: Message, wire: bytes) -> None:
         """Let a genuine message have its effect; a SrupError says why it has none."""
         self.check_sender(transaction, message.sender_id)
         self.journal.counts["verified"] += 1
@@ -579,15 +580,13 @@ class Engine:
             self.handlers.backlog.check_quota(message.sender_id)
         now = self.clock()
         signer = transaction.signer
+        assert signer is not None  # noqa: S101 - it is genuine
         retiring = signer is not self.keys.get(message.sender_id)
         outputs = self.session.receive(message, now, self.entropy(16), signer, retiring=retiring)
         unix = self.clock.unix()
         self.tell_accepted(transaction, message.sender_id, unix)
         if self.store is not None:
-            if self._audit_quota.admits(message.sender_id, now):
-                transaction.changes.audit.append(audit_row(message, outputs, unix))
-            else:
-                self.journal.counts["not audited"] += 1
+            self.audit.receive(transaction, message, wire, signer, outputs, now, unix)
         self.perform(transaction, outputs)
 
     def overriding(self, hook: str) -> list[Callable[..., Any]]:
@@ -598,6 +597,9 @@ class Engine:
         """Tell the duties of a message that the session has taken at this Unix time."""
         for duty in self._overriding["accepted"]:
             duty.accepted(transaction, sender, at)
+
+    def _cause_of(self, peer: int, token: bytes) -> Cause | None:
+        return next((cause for duty in self._overriding["cause_of"] if (cause := duty.cause_of(peer, token))), None)
 
     def _excuses(self, refusal: Refusal) -> bool:
         return any(duty.excuses(refusal) for duty in self._duties)

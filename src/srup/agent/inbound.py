@@ -74,7 +74,7 @@ class Inbound:
         stopping: Event,
         threads: int,
         fast_path: FastPath,
-        take: Callable[[Transaction, str, Message], object],
+        take: Callable[[Transaction, str, Message, bytes], object],
         excuses: Callable[[Refusal], bool],
     ) -> None:
         self.measure: Callable[[str, float], object] = lambda name, value: None
@@ -117,7 +117,7 @@ class Inbound:
         fast.position = 0
         while fast.position < len(batch):
             if type(opened[fast.position]) is Data:
-                guard(fast.run, transaction, batch.topics, opened, as_of)
+                guard(fast.run, transaction, batch, opened, as_of)
             if (at := fast.position) < len(batch):
                 guard(self._handle, transaction, batch.topics[at], batch.wires[at], opened[at], as_of)
                 fast.position += 1
@@ -134,7 +134,7 @@ class Inbound:
             # Whoever takes a key away does so before this message has its effect, or after it.
             with self._keys.lock:
                 message, transaction.signer = self._genuine(wire, opened, as_of)
-                self._take(transaction, topic, message)
+                self._take(transaction, topic, message, wire)
         except SrupError as error:
             self.refuse(Refusal(topic, wire, error))
         finally:

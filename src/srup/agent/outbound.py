@@ -14,6 +14,7 @@ from ..session.flow import Send
 from ..transport.base import Transport
 from ..transport.topics import device_topic, join_topic
 from ..wire import KEY_ROTATION
+from .audit import Audit
 from .inbox import Inbox
 from .journal import Journal
 from .localtime import LocalTime
@@ -44,6 +45,7 @@ class Outbound:
         durable: bool,
         device_of: Callable[[int], int],
         undeliverable: Callable[[Transaction, Send, SrupError], object],
+        audit: Audit,
     ) -> None:
         self._session = session
         self._journal = journal
@@ -55,16 +57,20 @@ class Outbound:
         self._durable = durable
         self._device_of = device_of
         self._undeliverable = undeliverable
+        self._audit = audit
         self._handed_over: deque[tuple[int, int]] = deque()  # outbox entries that the broker has
 
     def publish(self, transaction: Transaction, send: Send) -> Dispatch:
         """Sign, and send when the transaction is durable. The session sends again what waits for an answer."""
-        topic = self._topic(send)
+        topic, key = self._topic(send), self._keys.signing_for(send.to)
         try:
-            dispatch = Dispatch(topic, encode(send.message, self._keys.signing_for(send.to)))
+            dispatch = Dispatch(topic, encode(send.message, key))
         except SrupError as error:
             self.unsent(send, error)
             return Dispatch(topic, b"", error)
+        if self._durable:
+            moment = self._clock(), self._clock.unix()
+            self._audit.send(transaction, send, dispatch.wire, key.public_key, *moment)
         number = 0
         if self._durable and not self._session.repeats(send):
             number, expiry = self._numbers.next(), self._clock.unix() + self._session.policy.update_lifetime

@@ -12,7 +12,14 @@ from ..errors import SrupError
 from ..keys import PublicKey
 from ..records import Changes
 
-__all__ = ["Call", "Dispatch", "EntryNumbers", "Handling", "Transaction", "after_commit"]
+__all__ = ["Call", "Cause", "Dispatch", "EntryNumbers", "Handling", "Transaction", "after_commit"]
+
+
+class Cause(NamedTuple):
+    """An order of a mailbox: its id, 16 bytes, and who has posted it."""
+
+    order: bytes
+    posted_by: str
 
 
 class Handling(NamedTuple):
@@ -71,12 +78,12 @@ class Dispatch:
 class Transaction:
     """What is put off until ``changes`` are durable: ``effects``, in order, then ``calls`` of handlers.
 
-    ``futures`` are those that the effects end. ``signer`` is the key that has signed the message in hand. ``due`` says
-    that something is to be done for which it may be time, whatever has arrived, ``busy`` that the turn had anything to
-    do.
+    ``futures`` are those that the effects end. ``signer`` is the key that has signed the message in hand, ``cause`` the
+    order that is being carried out. ``due`` says that something is to be done for which it may be time, whatever has
+    arrived, ``busy`` that the turn had anything to do.
     """
 
-    __slots__ = ("busy", "calls", "changes", "due", "effects", "futures", "signer")
+    __slots__ = ("busy", "calls", "cause", "changes", "due", "effects", "futures", "signer")
 
     def __init__(self) -> None:
         self.changes = Changes()
@@ -84,6 +91,7 @@ class Transaction:
         self.calls: list[Call] = []
         self.futures: list[Future[Any]] = []
         self.signer: PublicKey | None = None
+        self.cause: Cause | None = None
         self.due = False
         self.busy = False
 

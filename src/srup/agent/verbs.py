@@ -14,7 +14,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, NamedTuple, Self, get_type_hints
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 __all__ = [
+    "LONGEST_NAME",
     "MAX_LIFETIME",
     "VERBS",
     "AboutUpdate",
@@ -61,6 +62,7 @@ __all__ = [
     "Terminate",
     "Turn",
     "Update",
+    "check_name",
     "load_order",
 ]
 
@@ -69,8 +71,19 @@ _HEADER: Final[dict[str, Any]] = {"sequence_id": 1, "sender_id": 0, "token": b"-
 _TAG: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _LONGEST_TAG: Final = 200
 
+LONGEST_NAME: Final = 100
+"""How many characters the name of whoever posts an order may have."""
+
 MAX_LIFETIME: Final = 10**10
 """The longest lifetime of an order, in seconds: some 300 years, which is what a Redis can keep a report for."""
+
+
+def check_name(posted_by: str) -> str:
+    """Return the name of whoever posts an order; TypeError or ValueError for what is none."""
+    check_type(posted_by, str, "posted_by")
+    if len(posted_by) > LONGEST_NAME or not posted_by.isprintable():
+        raise ValueError(f"posted_by has up to {LONGEST_NAME} characters, which can be printed")
+    return posted_by
 
 
 class Shown(NamedTuple):
@@ -126,7 +139,7 @@ Lifetime = Annotated[float | None, Shown("After this time the order is not begun
 
 @dataclass(frozen=True)
 class Order:
-    """Something that is to be done with ``device``."""
+    """Something that is to be done with ``device``; ``posted_by`` says who wants it, for the audit."""
 
     verb: ClassVar[str] = ""
     """What it is called in Python and in a mailbox,"""
@@ -142,6 +155,7 @@ class Order:
     """Whether it is carried out before all that was ordered earlier."""
 
     device: int
+    posted_by: str = field(default="", kw_only=True)
 
     def check(self) -> None:
         """Raise what the server's method of this name would raise at once: EncodeError, ValueError, TypeError, ..."""
@@ -153,6 +167,7 @@ class Order:
     def checked(self) -> Self:
         """Return it; raise what is wrong with it."""
         check_identity(self.device, "device")
+        check_name(self.posted_by)
         lifetime = getattr(self, "lifetime", None)
         if lifetime is not None:
             check_seconds(lifetime, "lifetime")
@@ -164,6 +179,8 @@ class Order:
     def dump(self) -> bytes:
         """Return it as a mailbox keeps it; ValueError when it is too long for one."""
         details = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "device"}
+        if not self.posted_by:
+            del details["posted_by"]  # then a server of an earlier version takes it too
         written = {name: _written(value) for name, value in details.items() if value is not None}
         content = json.dumps({"order": self.verb, "device": f"{self.device:x}"} | written).encode()
         if len(content) > MAX_ORDER_SIZE:

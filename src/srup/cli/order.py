@@ -99,7 +99,11 @@ def _parameter(name: str, hint: Any, default: Any = Parameter.empty) -> Paramete
 def _add_command(verb: type[Order]) -> None:
     """Make the command of a verb: its details, and whether to wait for the end."""
     hints = get_type_hints(verb, include_extras=True)
-    defaults = {each.name: Parameter.empty if each.default is MISSING else each.default for each in fields(verb)}
+    defaults = {
+        each.name: Parameter.empty if each.default is MISSING else each.default
+        for each in fields(verb)
+        if each.name != "posted_by"
+    }
     about = verb if issubclass(verb, AboutUpdate) else None  # then the order that it is about names the device
     made = {} if about else {name: make for name, make in _MADE.items() if name in defaults}
     parameters = [_parameter("context", typer.Context)] + ([] if about else [_parameter("device", IdentityArgument)])

@@ -1,5 +1,6 @@
 """What an operator does with the devices of a server, from any process that can reach its store."""
 
+from .audit import AuditRecord, Verdict
 from .campaigns import CampaignRunner, Campaigns, CampaignView, check_download, load_document
 from .devices import FleetDevice, LastUpdate
 from .fleet import Fleet
@@ -7,6 +8,7 @@ from .posted import PostedOrder
 from .where import where
 
 __all__ = [
+    "AuditRecord",
     "CampaignRunner",
     "CampaignView",
     "Campaigns",
@@ -15,6 +17,7 @@ __all__ = [
     "LastUpdate",
     "Orders",
     "PostedOrder",
+    "Verdict",
     "check_download",
     "load_document",
     "where",

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, Self
 
 from ..agent.reports import OrderReport
-from ..agent.verbs import Activate, Cancel, Order, Update
+from ..agent.verbs import LONGEST_NAME, Activate, Cancel, Order, Update
 from ..campaign import At, Campaign, Candidate, Decision, Document, Facts, Member, Outcome, Posting, State, decide, read
 from ..campaign.state import ENDED, OVER, UNDER_WAY
 from ..errors import PolicyError, SrupError, StoreError
@@ -402,6 +402,7 @@ def _post(document: Document, posting: Posting, now: float) -> Post:
         case _:
             order = Cancel(device, posting.about.hex())
     report = OrderReport(round(now, 3), order.verb, "POSTED")
+    order = replace(order, posted_by=f"campaign {document.name}"[:LONGEST_NAME])
     return Post(device, posting.id, order.checked().dump(), report.dump(), order.urgent)
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from secrets import token_bytes
 from threading import Lock
 from typing import Any, Final, Self
@@ -24,14 +25,17 @@ from ..agent.verbs import (
     Tag,
     Terminate,
     Update,
+    check_name,
 )
 from ..errors import PolicyError
 from ..keys import PublicKey
 from ..messages import Data, DataKind
+from ..store.auditing import AuditReader, span_of
 from ..store.directory import Directory
 from ..store.mailbox import CAPACITY
-from ..store.mailboxes import campaigns_at, directory_at, mailbox_at
+from ..store.mailboxes import audit_at, campaigns_at, directory_at, mailbox_at
 from ..tokens import parse
+from .audit import AuditRecord, Verdict, judge
 from .campaigns import Campaigns
 from .devices import FleetDevice
 from .posted import PostedOrder, parse_id
@@ -54,17 +58,20 @@ class Fleet:
     ``lifetime`` only while that lasts, counted from now; it is at most 10**10 seconds. What became of it can be asked
     for a week after its end.
 
+    ``posted_by`` is who posts here, at most 100 characters, for the audit; an order may name somebody else.
     ``capacity`` is how many orders may wait in the mailbox of a partition: with so many in it a post is a StoreError.
     StoreError also if the store cannot be reached or holds no state of this server. Threads may share one of these.
     """
 
-    def __init__(self, store: Any, identity: int, *, capacity: int = CAPACITY) -> None:
+    def __init__(self, store: Any, identity: int, *, capacity: int = CAPACITY, posted_by: str = "") -> None:
         check_identity(identity)
+        self.posted_by: Final = check_name(posted_by)
         self.identity: Final = identity
         self._capacity = capacity
         self._mailbox = mailbox_at(store, identity)
         self._store = store
         self._directory: Directory | None = None
+        self._reader: AuditReader | None = None
         self._campaigns: Campaigns | None = None
         self._opening = Lock()
 
@@ -157,6 +164,8 @@ class Fleet:
 
     def post(self, order: Order) -> PostedOrder:
         """Post an order that was made elsewhere, checked as by its own method."""
+        if not order.posted_by and self.posted_by:
+            order = replace(order, posted_by=self.posted_by)
         order.checked()
         posted = PostedOrder(self._mailbox, order.device, token_bytes(16))
         report = OrderReport(round(time.time(), 3), order.verb, "POSTED")
@@ -210,6 +219,32 @@ class Fleet:
             raise PolicyError(f"nothing is known about {identity:x}: no key was ever registered for it")
         return FleetDevice.of(found[0])
 
+    def audit(
+        self,
+        device: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        newest_first: bool = True,
+    ) -> Iterator[AuditRecord]:
+        """Return what was heard and signed, with one device or all, from ``since`` on and before ``until`` (Unix time).
+
+        It is read in pages, beside the server, which is not kept waiting. ValueError for what is no time.
+        """
+        if device is not None:
+            check_identity(device, "device")
+        span = span_of(0.0 if since is None else since, device, until, newest_first)
+        return (AuditRecord.of(row, self.identity) for row in self._audited().rows(span))
+
+    def verify(self, record: AuditRecord) -> tuple[Verdict, str]:
+        """Return what there is to say about the signature of a record, by the keys that the store has kept, and why."""
+        return judge(record, self.signer_key(record))
+
+    def signer_key(self, record: AuditRecord) -> bytes | None:
+        """Return the key that a record names, as PEM; None if the store has not kept it."""
+        if record.fingerprint is None:
+            return None
+        return self._audited().key(bytes.fromhex(record.fingerprint), record.peer)
+
     @property
     def campaigns(self) -> Campaigns:
         """The campaigns of these devices; StoreError where the store keeps none, which is a Redis."""
@@ -226,6 +261,8 @@ class Fleet:
                 self._campaigns.close()
             if self._directory is not None:
                 self._directory.close()
+            if self._reader is not None:
+                self._reader.close()
 
     def _known(self) -> Directory:
         """Return what reads the devices, which is opened when it is first needed: to post, nobody needs it."""
@@ -233,6 +270,12 @@ class Fleet:
             if self._directory is None:
                 self._directory = directory_at(self._store, self.identity)
             return self._directory
+
+    def _audited(self) -> AuditReader:
+        with self._opening:
+            if self._reader is None:
+                self._reader = audit_at(self._store, self.identity)
+            return self._reader
 
     def __enter__(self) -> Self:
         return self

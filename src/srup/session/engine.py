@@ -539,7 +539,7 @@ class Session:
             exchange.retry = 0.0
             return []
         exchange.retry = retry.next_pause(self.policy, exchange.retry)
-        return [send]
+        return [send._replace(again=True)]
 
     def send_all_again(self, exchanges: Iterable[Exchange], now: float) -> list[Output]:
         """Send requests to one partner again: the first few now, the rest in order by the next ticks (T25)."""

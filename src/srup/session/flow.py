@@ -17,10 +17,11 @@ __all__ = ["Flow", "Now", "Output", "Send"]
 
 
 class Send(NamedTuple):
-    """A message to sign and publish for partner ``to``."""
+    """A message to sign and publish for partner ``to``; ``again`` if it repeats a request of ours under its token."""
 
     to: int
     message: Message
+    again: bool = False
 
 
 Output = Send | Event

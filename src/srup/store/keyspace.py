@@ -9,6 +9,7 @@
 ``{srup:5e:7}:busy``           set      the partners that have entries
 ``{srup:5e:7}:entries:<hex>``  hash     exchanges, inbox and outbox of one partner
 ``{srup:5e:7}:keys``           hash     and ``barred`` (set), ``facts`` (hash), ``audit`` (zset by time)
+``{srup:5e:7}:signers``        hash     the keys that have signed what the audit keeps, by fingerprint
 ``{srup:5e:7}:orders``         stream   what was ordered from outside and not taken yet (srup.store.mailbox)
 ``{srup:5e:7}:urgent``         stream   those of them that are carried out first, under the same ids
 ``{srup:5e:7}:order:<id>``     stream   what became of such an order; ends by itself

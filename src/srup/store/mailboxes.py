@@ -1,16 +1,17 @@
-"""Which mailbox, which directory of devices, and which campaigns belong to a store."""
+"""Which mailbox, which directory of devices, which audit, and which campaigns belong to a store."""
 
 import os
 from typing import Any
 
 from ..errors import StoreError
 from ..extras import missing_named
+from .auditing import AuditReader
 from .campaigns import CampaignStore
 from .directory import Directory
 from .mailbox import Mailbox
 from .memory import MemoryStore
 
-__all__ = ["campaigns_at", "directory_at", "mailbox_at"]
+__all__ = ["audit_at", "campaigns_at", "directory_at", "mailbox_at"]
 
 
 def _is_path(store: Any) -> bool:
@@ -47,6 +48,20 @@ def directory_at(store: Any, identity: int) -> Directory:
         from .keyspace import Keyspace
         from .redis import RedisDirectory
     return RedisDirectory(Keyspace(store, identity, timeout=5.0))
+
+
+def audit_at(store: Any, identity: int) -> AuditReader:
+    """Return what reads the audit of server ``identity`` in a store, named as for :func:`mailbox_at`."""
+    if isinstance(store, MemoryStore):
+        return store
+    if _is_path(store):
+        from .sqliteaudit import SqliteAudit
+
+        return SqliteAudit(store, identity)
+    with missing_named():
+        from .keyspace import Keyspace
+        from .redisaudit import RedisAudit
+    return RedisAudit(Keyspace(store, identity, timeout=5.0))
 
 
 def campaigns_at(store: Any, identity: int) -> CampaignStore:

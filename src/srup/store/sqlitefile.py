@@ -76,6 +76,13 @@ MIGRATIONS: Final = (
     CREATE TABLE campaign_devices(campaign TEXT NOT NULL, device BLOB NOT NULL, record BLOB NOT NULL,
         PRIMARY KEY(campaign, device)) WITHOUT ROWID;
     """,
+    # The audit of both directions: rows have another form (those from before keep theirs), and keys that signed them.
+    """
+    ALTER TABLE audit ADD COLUMN form INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX audit_of ON audit(partner, at, number);
+    CREATE TABLE signers(fingerprint BLOB PRIMARY KEY, used BLOB NOT NULL, key BLOB NOT NULL) WITHOUT ROWID;
+    CREATE INDEX signers_used ON signers(used);
+    """,
 )
 """What leads from each version of the schema to the next; a new file starts at version 0."""
 

@@ -1,0 +1,188 @@
+"""The audit in an SQLite database: rows as bytes, read in pages, and the keys that have signed them."""
+
+import os
+import sqlite3
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import StoreError
+from ..records import SIGNER_PRECISION, AuditRow
+from .auditing import AuditReader, Span
+from .bounds import MAX_TIME
+from .sqlitefile import NUMBER, TIME, check_log, connect, forget_at_fork, never_close, translated
+
+__all__ = [
+    "FORM",
+    "PAGE",
+    "SqliteAudit",
+    "pack_audit",
+    "pack_signer",
+    "prune_rows",
+    "prune_signers",
+    "read_page",
+    "read_signer",
+    "unpack_page",
+]
+
+PAGE: Final = 1000
+"""How many rows are read at a time."""
+
+FORM: Final = 1
+"""Of the rows that are written now: the column ``form``. Those of 0 have no more than a token and an outcome."""
+
+_FIRST: Final = struct.Struct(">dQQBH")
+_ROW: Final = struct.Struct(">dQQBBHIBBH")
+_SIGNER: Final = struct.Struct(">32sd")
+_SENT, _KEPT = 1, 2  # flags
+_PATIENCE: Final = 5.0  # seconds that a reader waits where the database is being recovered
+
+
+def pack_audit(
+    at: float,
+    partner: int,
+    sequence_id: int,
+    kind: int,
+    token: bytes,
+    outcome: str,
+    sent: bool,
+    wire: bytes | None,
+    signer: bytes,
+    order: bytes,
+    posted_by: str,
+) -> bytes:
+    """Return a row as bytes: its time and its partner, 8 bytes each, then its record."""
+    if not 0 <= at <= MAX_TIME:
+        raise ValueError(f"{at!r} is no time of an audit row")
+    said, name = outcome.encode(), posted_by.encode()
+    flags = sent * _SENT | (wire is not None) * _KEPT
+    lengths = len(token), len(said), len(signer), len(order), len(name)
+    head = _ROW.pack(at, partner, sequence_id, kind, flags, *lengths)
+    return b"".join((head, token, said, signer, order, name, wire or b""))
+
+
+def _unpack(row: Sequence[Any]) -> AuditRow:
+    at, _, partner, record, form = row
+    if not form:
+        at, partner, sequence_id, kind, token = _FIRST.unpack_from(at + partner + record)
+        rest = record[_FIRST.size - 16 :]
+        return AuditRow(at, partner, sequence_id, kind, rest[:token], rest[token:].decode())
+    if form != FORM:
+        raise ValueError(f"an audit row has form {form}")
+    at, partner, sequence_id, kind, flags, *lengths = _ROW.unpack_from(at + partner + record)
+    begin, parts = _ROW.size - 16, []
+    for length in lengths:
+        parts.append(record[begin : begin + length])
+        begin += length
+    token, outcome, signer, order, posted_by = parts
+    wire = record[begin:] if flags & _KEPT else None
+    return AuditRow(
+        *(at, partner, sequence_id, kind, token, outcome.decode(), bool(flags & _SENT), wire),
+        *(signer, order, posted_by.decode()),
+    )
+
+
+def pack_signer(fingerprint: bytes, key: bytes, used: float) -> bytes:
+    """Return the record of a key as bytes: its fingerprint, 32 bytes, when it was used, 8 bytes, and the key."""
+    if len(fingerprint) != 32:
+        raise ValueError(f"{fingerprint!r:.80} is no fingerprint")
+    if not 0 <= used <= MAX_TIME:
+        raise ValueError(f"{used!r} is no time at which a key was used")
+    return _SIGNER.pack(fingerprint, used) + key
+
+
+def read_page(db: sqlite3.Connection, span: Span, after: tuple[bytes, int] | None) -> list[Sequence[Any]]:
+    """Return rows of a span as they are kept, behind one of them, given by time and number, or from its beginning."""
+    since, until = TIME.pack(span.since), TIME.pack(span.until)
+    of = "" if span.partner is None else "AND partner = ?4"
+    if span.newest_first:
+        behind, order = "at >= ?1 AND (at, number) < (?2, ?3)", "at DESC, number DESC"
+        until, number = after or (until, -1)
+    else:
+        behind, order = "at < ?2 AND (at, number) > (?1, ?3)", "at, number"
+        since, number = after or (since, -1)
+    query = f"SELECT at, number, partner, record, form FROM audit WHERE {behind} {of} ORDER BY {order} LIMIT {PAGE}"  # noqa: S608
+    partner = () if span.partner is None else (NUMBER.pack(span.partner),)
+    return db.execute(query, (since, until, number, *partner)).fetchall()
+
+
+def read_signer(db: sqlite3.Connection, fingerprint: bytes) -> bytes | None:
+    """Return the key with this fingerprint as PEM, None if it is not kept."""
+    row = db.execute("SELECT key FROM signers WHERE fingerprint = ?", (fingerprint,)).fetchone()
+    return None if row is None else row[0]
+
+
+def unpack_page(rows: Sequence[Sequence[Any]]) -> list[AuditRow]:
+    """Return rows as they were; ValueError and struct.error for what is none."""
+    return [*map(_unpack, rows)]
+
+
+def prune_rows(db: sqlite3.Connection, before: float, limit: int) -> int:
+    """Delete the oldest rows, up to so many, that are older than that; return how many."""
+    return db.execute(
+        "DELETE FROM audit WHERE (at, number) IN"
+        " (SELECT at, number FROM audit WHERE at < ? ORDER BY at, number LIMIT ?)",
+        (TIME.pack(max(before, 0.0)), limit),
+    ).rowcount
+
+
+def prune_signers(db: sqlite3.Connection, before: float, limit: int) -> int:
+    """Delete keys, up to so many, that no row needs which is not older than that; return how many."""
+    return db.execute(
+        "DELETE FROM signers WHERE fingerprint IN (SELECT fingerprint FROM signers WHERE used < ? LIMIT ?)",
+        (TIME.pack(max(before - SIGNER_PRECISION, 0.0)), limit),
+    ).rowcount
+
+
+class SqliteAudit(AuditReader):
+    """See :class:`AuditReader`; it reads beside the server of ``identity``, which writes on meanwhile."""
+
+    def __init__(self, path: str | os.PathLike[str], identity: int) -> None:
+        self.path: Final = Path(os.path.realpath(path))
+        self._lock = threading.Lock()
+        with translated(self.path):
+            check_log(self.path)
+            self._db: sqlite3.Connection | None = connect(self.path, identity, _PATIENCE)
+            self._db.execute("PRAGMA query_only = TRUE")
+        forget_at_fork(self)
+
+    def rows(self, span: Span) -> Iterator[AuditRow]:
+        """See :meth:`AuditReader.rows`. Each page is a snapshot of its own: it keeps no log from its end."""
+        after: tuple[bytes, int] | None = None
+        while True:
+            with self._lock, translated(self.path):
+                page = read_page(self._connection(), span, after)
+                found = unpack_page(page)
+            yield from found
+            if len(page) < PAGE:
+                return
+            after = page[-1][0], page[-1][1]
+
+    def key(self, fingerprint: bytes, partner: int) -> bytes | None:
+        """See :meth:`AuditReader.key`."""
+        with self._lock, translated(self.path):
+            return read_signer(self._connection(), fingerprint)
+
+    def close(self) -> None:
+        """See :meth:`AuditReader.close`."""
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def abandon(self) -> None:
+        """In a forked child: leave the connection to the parent."""
+        self._lock = threading.Lock()
+        if self._db is not None:
+            never_close(self._db)
+            self._db = None
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise StoreError(f"the audit of {self.path} is not open")
+        return self._db
+
+    def __repr__(self) -> str:
+        return f"<SqliteAudit {self.path}>"
