@@ -19,7 +19,7 @@ from ..transport.base import Delivery, Transport
 from ..transport.topics import parse_topic
 from ..update import UpdateState
 from ..wire import Status
-from .admission import Admission, AdmissionKind, PendingJoin
+from .admission import Admission, AdmissionKind, ModerationKind, PendingJoin
 from .agent import Agent
 from .answer import Answer
 from .arguments import check_identity, check_type, sequence_origin, transport_to
@@ -71,7 +71,10 @@ class Server(Agent):
 
     ``admission`` says what a device that is not a member must go through: a "simple" join, one that a "human" moderates
     (:meth:`on_moderation`), or one that is "observed" by one of the devices ``observers``. A stricter join than that is
-    always possible, if there is somebody to moderate it.
+    always possible, if there is somebody to moderate it. With ``moderation`` by "orders" people may compare in any
+    process that can reach the ``store``, which is needed then and holds the values as long as the joins wait
+    (:meth:`srup.Fleet.joins`, :meth:`srup.Fleet.decide_join`); whoever decides first, there or in a handler, has
+    decided.
 
     With a ``store``, the path of an SQLite database or a :class:`srup.store.Store`, the server goes on after a restart
     where it ended, a crash included: members, keys, replay windows, orders and requests under way, and what handlers
@@ -101,6 +104,7 @@ class Server(Agent):
         first_sequence_id: int | None = None,
         admission: AdmissionKind = "simple",
         observers: Collection[int] = (),
+        moderation: ModerationKind = "handler",
         store: Store | str | os.PathLike[str] | None = None,
         audit_kept: float | None = KEPT,
         key_service: KeyService | None = None,
@@ -108,6 +112,10 @@ class Server(Agent):
         check_identity(identity)
         if admission not in get_args(AdmissionKind):
             raise ValueError(f"admission is one of {', '.join(get_args(AdmissionKind))}, not {admission!r}")
+        if moderation not in get_args(ModerationKind):
+            raise ValueError(f"moderation is one of {', '.join(get_args(ModerationKind))}, not {moderation!r}")
+        if moderation == "orders" and store is None:
+            raise ValueError("moderation by orders needs a store, where joins wait and decisions are posted")
         for observer in observers:
             check_identity(observer, "an observer")
         check_type(devices, KeyRing, "devices")
@@ -123,11 +131,11 @@ class Server(Agent):
         self._session = session
         self._members = engine.add(Members(engine, session))
         engine.add(Contacts(engine))
-        self._admission = engine.add(Admission(engine, session, self._members, admission, observers))
+        self._admission = engine.add(Admission(engine, session, self._members, admission, observers, moderation))
         self._updates = engine.add(Updates(engine, session))
         self._key = engine.add(ServerKey(engine))
         self._key_list = engine.add(KeyList(engine, self._members))
-        self.parts: Final = Parts(engine, session, self._members, self._updates)
+        self.parts: Final = Parts(engine, session, self._members, self._updates, self._admission)
         mail = MailOrders(self.parts, lambda: (self.partition, self.partitions))
         opens = getattr(engine.store, "mailbox", None)  # that of a worker is read by the worker
         if opens is not None:
@@ -315,7 +323,7 @@ class Server(Agent):
         """Register a handler that shows a :class:`PendingJoin` to a person; it may wait for the answer or not.
 
         It is called for one join at a time, on a thread of its own, and not for those that are over by then. Without a
-        handler human-moderated joins are refused.
+        handler human-moderated joins are refused, unless ``moderation`` is by "orders".
         """
         return self.engine.handlers.register("moderation", handler, 1)
 

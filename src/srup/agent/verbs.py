@@ -28,6 +28,7 @@ from ..session.policy import check_seconds
 from ..store.mailbox import MAX_ORDER_SIZE
 from ..update import UpdateState, check_order
 from ..wire import Status
+from .admission import DECISIONS, Admission, Decision
 from .arguments import check_identity, check_type
 from .dataqueue import Value
 from .facts import TAG
@@ -48,6 +49,7 @@ __all__ = [
     "ByOrder",
     "Cancel",
     "CommandJoin",
+    "DecideJoin",
     "Deregister",
     "DoAction",
     "Identify",
@@ -70,6 +72,8 @@ _HEADER: Final[dict[str, Any]] = {"sequence_id": 1, "sender_id": 0, "token": b"-
 
 _TAG: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _LONGEST_TAG: Final = 200
+_JOIN: Final = re.compile("[0-9a-f]{32}")
+_LONGEST_NAME: Final = 100
 
 LONGEST_NAME: Final = 100
 """How many characters the name of whoever posts an order may have."""
@@ -103,6 +107,7 @@ class Parts(NamedTuple):
     session: ServerSession
     members: Members
     updates: Updates
+    admission: Admission
 
 
 class ByOrder(ReportedFuture):
@@ -321,6 +326,31 @@ class CommandJoin(Order):
 
 
 @dataclass(frozen=True)
+class DecideJoin(Order):
+    """Decide about a join that waits for a person; srup join shows which do."""
+
+    verb, command = "decide_join", "decide"
+
+    join: Annotated[str, Shown("ID of the join, which stands for the value that was compared.", "JOIN")]
+    decision: Annotated[Decision, Shown("What was seen: accept, refuse or fail.", "DECISION")]
+    by: Annotated[str, Shown("Who decides, for the log.", "NAME")] = ""
+
+    def check(self) -> None:
+        check_type(self.join, str, "join")
+        check_type(self.decision, str, "decision")
+        check_type(self.by, str, "by")
+        if not _JOIN.fullmatch(self.join):
+            raise ValueError(f"{self.join!r:.80} is no id of a join, which has 32 hex digits")
+        if self.decision not in DECISIONS:
+            raise ValueError(f"a decision is {', '.join(DECISIONS)}, not {self.decision!r:.80}")
+        if len(self.by) > _LONGEST_NAME or not self.by.isprintable():
+            raise ValueError(f"the name of who decides has up to {_LONGEST_NAME} characters, which can be printed")
+
+    def start(self, server: Parts, turn: Turn) -> Sequence[Output]:
+        return server.admission.decide(turn.transaction, self.device, self.join, self.decision, self.by)
+
+
+@dataclass(frozen=True)
 class Register(Order):
     """Register the key of a device: it may join."""
 
@@ -415,7 +445,7 @@ class Deregister(Order):
 VERBS: Final[Mapping[str, type[Order]]] = {
     each.verb: each
     for each in (
-        *(DoAction, Identify, Update, Activate, Cancel, SendData, CommandJoin),
+        *(DoAction, Identify, Update, Activate, Cancel, SendData, CommandJoin, DecideJoin),
         *(Register, Remove, Revoke, Terminate, Deregister, Tag),
     )
 }

@@ -75,6 +75,10 @@ def server(
         list[int] | None,
         typer.Option(parser=identity, metavar="HEX", help="A device trusted to observe joins; repeatable."),
     ] = None,
+    moderation: Annotated[
+        Literal["terminal", "orders"],
+        typer.Option(help="Where people compare values: on this terminal, or elsewhere (srup join); needs --store."),
+    ] = "terminal",
     join_timeout: JoinTimeout = None,
     store: Annotated[
         str | None, typer.Option(metavar="PATH|URL", help="Where to keep state: an SQLite file, or redis://...")
@@ -118,9 +122,13 @@ def server(
         keys = srup.KeyRing.load(required(devices, "--devices"), skipped) if service is None else srup.KeyRing()
         options: dict[str, Any] = {"devices": keys, "policy": policy(join_timeout), "admission": admission}
         options["audit_kept"] = audit_kept(audit_days)
+        if moderation == "orders":
+            if store is None:
+                raise ValueError("--moderation orders needs --store: there joins wait, and decisions are posted")
+            options["moderation"] = "orders"
         if is_redis(store):
-            if admission != "simple" and setup is None:
-                fail("workers have no terminal for comparing values: --app must moderate the joins")
+            if admission != "simple" and setup is None and moderation == "terminal":
+                fail("workers have no terminal for comparing values: --moderation orders, or --app must do it")
             if service is not None:
                 fail("--workers needs --devices; further devices are registered with srup order register")
             say = logs.say if logged else tell
@@ -150,12 +158,12 @@ def server(
     terminal = Terminal(logged, None if devices is None else lambda: listed.reload(running))
     running.on_fault(lambda fault: terminal.end(1))
     listed = ListedKeys(devices or Path(), terminal.say)
-    if terminal.asks:
+    if terminal.asks and moderation == "terminal":
         require(*VALUE_FORMS)
     with ExitStack() as stack:
         stack.enter_context(terminal)
-        moderation = Moderation(running, terminal)
-        stack.callback(moderation.close)
+        panel = Panel(running, terminal, moderates=moderation == "terminal")
+        stack.callback(panel.close)
         if setup is not None:
             with explained():
                 setup(running)  # what it handles, the terminal does not tell
@@ -163,7 +171,9 @@ def server(
         terminal.say(
             f"server {ours.identity:x}: {known if service is None else f'devices registered at {service.url}'}"
         )
-        if not terminal.asks:
+        if moderation == "orders":
+            terminal.say("joins that people compare wait for a decision from elsewhere: srup join")
+        elif not terminal.asks:
             terminal.say("not a terminal: nobody can compare values here, so human-moderated joins are refused")
         if monitor is not None:
             stack.enter_context(monitor)
@@ -176,7 +186,7 @@ def server(
         if changes is not None:
             changes.add_done_callback(lambda done: listed.tell(done.result()))
         stack.enter_context(Notifier(lambda: works(running.vitals())))
-        terminal.run(moderation.look)
+        terminal.run(panel.look)
     raise typer.Exit(terminal.status)
 
 
@@ -325,12 +335,13 @@ _ANSWERS: Final[dict[str, tuple[str, Callable[[srup.PendingJoin], None]]]] = {
 _PROMPT: Final = ", ".join(f"{letter} {what}" for letter, (what, _) in _ANSWERS.items()) + ", then Enter:"
 
 
-class Moderation:
+class Panel:
     """What the operator of a server sees: news, and the joins that wait, one at a time and the oldest first."""
 
-    def __init__(self, server: srup.Server, terminal: Terminal) -> None:
+    def __init__(self, server: srup.Server, terminal: Terminal, *, moderates: bool) -> None:
         self._server = server
         self._terminal = terminal
+        self._moderates = moderates
         self.close = (refusals := RefusalLines(terminal)).close
         self._shown: tuple[srup.PendingJoin, ValueBoard] | None = None
         self._answered: srup.PendingJoin | None = None
@@ -354,7 +365,7 @@ class Moderation:
         if self._shown is not None and self._shown[0] not in waiting:
             self._gone(self._shown[0])
             self._shown = None
-        if not waiting or not self._terminal.asks:
+        if not waiting or not self._terminal.asks or not self._moderates:
             return None
         if self._shown is None:
             self._shown = waiting[0], ValueBoard(waiting[0].value)
@@ -384,7 +395,9 @@ class Moderation:
         )
 
     def _moderate(self, join: srup.PendingJoin) -> None:
-        if self._terminal.asks:
+        if not self._moderates:
+            self._terminal.say(f"{join.device:x} waits to be compared: srup join")
+        elif self._terminal.asks:
             self._terminal.wake()
         else:
             self._terminal.say(

@@ -15,19 +15,19 @@ from ..errors import SrupError, StoreError
 from ..extras import missing_named
 from .guard import FormError, Guard, is_own_form, read_form
 from .live import Streams
-from .once import Done
 from .pages import ACTIONS, PAGES
+from .pages.audit import export
 from .rendering import render, render_plain, static_files
 from .sessions import Session
 from .site import Site
 from .users import Power
-from .visit import NOTHING, Action, Missing, Page, Shown, Values, Visit
+from .visit import NOTHING, Action, Missing, Page, Question, Shown, Values, Visit
 
 with missing_named():
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import Request
-    from starlette.responses import HTMLResponse, RedirectResponse, Response
+    from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
     from starlette.routing import Match, Route
 
 __all__ = ["application"]
@@ -58,6 +58,7 @@ class _Console:
                 Route("/first", self.first, methods=["GET", "POST"]),
                 Route("/logout", self.log_out, methods=["POST"]),
                 Route("/live", self.live, methods=["GET"]),
+                Route("/audit/export", self.export, methods=["GET"]),
                 *(Route(page.path, self._page(page), methods=["GET"]) for page in PAGES),
                 *(Route(action.path, self._action(action), methods=["GET", "POST"]) for action in ACTIONS),
             ],
@@ -81,7 +82,7 @@ class _Console:
 
         return endpoint
 
-    def _action(self, action: Action) -> Endpoint:
+    def _action(self, action: Action | Question) -> Endpoint:
         async def endpoint(request: Request) -> Response:
             if request.method == "GET":  # somebody came back to where a form had led
                 return RedirectResponse("/", 303)
@@ -104,16 +105,15 @@ class _Console:
 
         return endpoint
 
-    def _act(self, action: Action, visit: Visit) -> Response:
+    def _act(self, action: Action | Question, visit: Visit) -> Response:
         if not visit.user.may(action.power):
             return self._error(visit.session, 403, _refusal(visit, action.power))
         try:
-            if not action.changes:
-                done = action.do(visit)
-                assert isinstance(done, Shown)
-                return HTMLResponse(render(visit, done._replace(live=False)), done.status)
+            if isinstance(action, Question):
+                asked = action.ask(visit)
+                return HTMLResponse(render(visit, asked._replace(live=False)), asked.status)
             key = f"{visit.session.id} {visit.address} {visit.token}"
-            outcome = self.site.once.do(key, lambda: _done(action.do(visit)))
+            outcome = self.site.once.do(key, lambda: action.do(visit))
         except (SrupError, ValueError) as error:
             return HTMLResponse(*_again(action, visit, str(error)))
         except Missing as error:
@@ -148,6 +148,20 @@ class _Console:
             return _show(page, visit, "", part=True)[1]
 
         return self.streams.open(session.id, part, request.is_disconnected)
+
+    async def export(self, request: Request) -> Response:
+        """Return what a search in the audit finds as a file."""
+        session = self._session(request)
+        if session is None:
+            return await self._strangers(request)
+        if not session.user.may(Power.LOOK):
+            return self._error(session, 403, "Not allowed.")
+        try:
+            lines = await run_in_threadpool(export, self._visit(request, session))
+        except (ValueError, SrupError) as error:
+            return self._error(session, 400, str(error))
+        headers = {"content-disposition": 'attachment; filename="audit.jsonl"'}
+        return StreamingResponse(lines, 200, headers, "application/jsonl")
 
     def _find(self, path: str) -> tuple[Page, dict[str, str]] | None:
         scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": []}
@@ -301,7 +315,7 @@ def _show(page: Page, visit: Visit, notice: str, *, part: bool = False) -> tuple
     return status, render(visit, Shown("error.html", {"text": text, "status": status}, status == 503), part=part)
 
 
-def _again(action: Action, visit: Visit, wrong: str) -> tuple[str, int]:
+def _again(action: Action | Question, visit: Visit, wrong: str) -> tuple[str, int]:
     """Return the page of a form that makes no sense, with what was typed, and its status."""
     asked = Visit(
         visit.site, visit.session, visit.now, visit.path, visit.query, token=visit.token, typed=visit.form, wrong=wrong
@@ -321,12 +335,7 @@ def _a(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeo" else f"a {noun}"
 
 
-def _done(what: Done | Shown) -> Done:
-    assert isinstance(what, Done)
-    return what
-
-
-def _fits(action: Action, path: object) -> bool:
+def _fits(action: Action | Question, path: object) -> bool:
     scope = {"type": "http", "method": "POST", "path": str(path), "root_path": "", "headers": []}
     return Route(action.path, _nothing, methods=["POST"]).matches(scope)[0] is Match.FULL
 

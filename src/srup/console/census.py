@@ -97,7 +97,8 @@ class Census:
         with self._lock:
             if self._trouble is not None:
                 raise StoreError(str(self._trouble))
-            assert self._latest is not None
+            if self._latest is None:
+                raise StoreError("the devices have not been read yet")
             return self._latest
 
     def outdated(self) -> None:

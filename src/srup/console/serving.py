@@ -42,8 +42,8 @@ class Serving:
         loopback = _is_loopback(host)
         if not loopback and cert is None:
             raise ValueError(
-                f"--host {host}: whoever is in between could read passwords; give --tls-cert and --tls-key, or listen on "
-                "127.0.0.1 and come by SSH (ssh -L)"
+                f"--host {host}: anyone in between could read passwords; give --tls-cert and --tls-key, "
+                "or listen on 127.0.0.1 and come by SSH (ssh -L)"
             )
         known = {name.lower() for name in names} | (set(_LOOPBACK) if loopback else set())
         if host not in ("0.0.0.0", "::", ""):  # noqa: S104 - these are no names

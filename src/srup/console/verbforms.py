@@ -9,9 +9,9 @@ from functools import cache
 from types import UnionType
 from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
-from ..agent.verbs import VERBS, AboutUpdate, Order, Shown
+from ..agent.verbs import VERBS, AboutUpdate, DecideJoin, Order, Shown
 from ..errors import SrupError
-from ..fleet import Fleet, PostedOrder
+from ..fleet.posted import parse_id
 from ..identity import parse_identity
 from ..keys import PublicKey
 from ..messages import Data, DataKind
@@ -37,6 +37,7 @@ class Field(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+_NOT_TYPED: Final = ("device", "posted_by")
 _KINDS: Final = get_args(DataKind)
 _TEXT_FIRST: Final = ("text", *(each for each in _KINDS if each != "text"))
 _HEX: Final = "[0-9a-fA-F]{64}"
@@ -88,31 +89,26 @@ class VerbForm(NamedTuple):
         return {
             each.name: _read(each.name, hints[each.name], each.default is MISSING, typed)
             for each in fields(self.verb)
-            if each.name != "device"
+            if each.name not in _NOT_TYPED
         }
 
-    def check(self, device: int, typed: Values) -> Order:
-        """Return the order for a device, checked; ValueError or SrupError for what makes no sense."""
+    def check(self, device: int, typed: Values, by: str = "") -> Order:
+        """Return the order of ``by`` for a device, checked; ValueError or SrupError for what makes no sense."""
+        details = self.details(typed)
+        if self.about and (named := parse_id(details["update"])) is not None:
+            if named[0] != device:
+                raise ValueError(f"{details['update']} is an order for another device")
+            details["update"] = named[1].hex()
         try:
-            return self.verb(device, **self.details(typed)).checked()
+            return self.verb(device, **details, posted_by=by).checked()
         except TypeError as error:
             raise ValueError(str(error)) from None
-
-    def post(self, fleet: Fleet, device: int, typed: Values) -> PostedOrder:
-        """Post the order for a device."""
-        order = self.check(device, typed)
-        if isinstance(order, AboutUpdate):
-            named = fleet.find(order.update) if "." in order.update and len(order.update) < 60 else None
-            if named is not None and named.device != device:
-                raise ValueError(f"{order.update} is an order for another device")
-            return fleet.post_about(type(order), order.update)
-        return fleet.post(order)
 
 
 @cache
 def verb_forms() -> dict[str, VerbForm]:
-    """Return the form of each verb, by the name of its command."""
-    return {verb.command: VerbForm(verb, tuple(_fields(verb))) for verb in VERBS.values()}
+    """Return the form of each verb, by the name of its command; joins are decided on a page of their own."""
+    return {verb.command: VerbForm(verb, tuple(_fields(verb))) for verb in VERBS.values() if verb is not DecideJoin}
 
 
 def _fields(verb: type[Order]) -> list[Field]:
@@ -121,7 +117,7 @@ def _fields(verb: type[Order]) -> list[Field]:
     for each in fields(verb):
         if each.name in _MADE:
             found += _MADE[each.name]
-        elif each.name != "device":
+        elif each.name not in _NOT_TYPED:
             found.append(_field(each.name, hints[each.name], each.default is MISSING))
     return found
 

@@ -4,6 +4,7 @@ from .audit import AuditRecord, Verdict
 from .campaigns import CampaignRunner, Campaigns, CampaignView, check_download, load_document
 from .devices import FleetDevice, LastUpdate
 from .fleet import Fleet
+from .joins import WaitingJoin
 from .posted import PostedOrder
 from .where import where
 
@@ -18,6 +19,7 @@ __all__ = [
     "Orders",
     "PostedOrder",
     "Verdict",
+    "WaitingJoin",
     "check_download",
     "load_document",
     "where",

@@ -7,13 +7,16 @@ from secrets import token_bytes
 from threading import Lock
 from typing import Any, Final, Self
 
+from ..agent.admission import Decision
 from ..agent.arguments import check_identity
+from ..agent.joinboard import BOARD, load_joins
 from ..agent.reports import OrderReport
 from ..agent.verbs import (
     AboutUpdate,
     Activate,
     Cancel,
     CommandJoin,
+    DecideJoin,
     Deregister,
     DoAction,
     Identify,
@@ -38,6 +41,7 @@ from ..tokens import parse
 from .audit import AuditRecord, Verdict, judge
 from .campaigns import Campaigns
 from .devices import FleetDevice
+from .joins import WaitingJoin
 from .posted import PostedOrder, parse_id
 
 __all__ = ["Fleet"]
@@ -130,6 +134,15 @@ class Fleet:
     def command_join(self, device: int, server: int | None = None) -> PostedOrder:
         """See :meth:`Server.command_join`; the result is a Status."""
         return self.post(CommandJoin(device, server))
+
+    def decide_join(self, device: int, decision: Decision, join: WaitingJoin | str, *, by: str = "") -> PostedOrder:
+        """Decide about a join that waits for a person: "accept", "refuse" or "fail" if it could not be compared.
+
+        ``join`` names which one, itself or by its id (:meth:`joins`): a device that has asked anew shows another value,
+        and that is another join. ``by`` says in the server's log who has decided. The result is PolicyError when that
+        join does not wait any more: its time was up, it was withdrawn, or somebody else has decided.
+        """
+        return self.post(DecideJoin(device, join.id if isinstance(join, WaitingJoin) else join, decision, by))
 
     def register(self, device: int, key: PublicKey) -> PostedOrder:
         """Register the key of a device, which may join from then on; PolicyError if another one is registered."""
@@ -244,6 +257,16 @@ class Fleet:
         if record.fingerprint is None:
             return None
         return self._audited().key(bytes.fromhex(record.fingerprint), record.peer)
+
+    def joins(self) -> list[WaitingJoin]:
+        """Return the joins that wait for somebody's word now, the oldest first.
+
+        Only a server whose ``moderation`` is by "orders" lets others know of them.
+        """
+        now = time.time()
+        records = (each for fact in self._known().facts(self.identity, BOARD) for each in load_joins(fact))
+        waiting = [WaitingJoin.of(record) for record in records if record.expires > now]
+        return sorted(waiting, key=lambda join: (join.since, join.device))
 
     @property
     def campaigns(self) -> Campaigns:

@@ -26,5 +26,8 @@ class Directory(Protocol):
     def page(self, first: int, limit: int) -> Sequence[KnownDevice]:
         """Return up to ``limit`` devices with the identity ``first`` or a higher one, by identity."""
 
+    def facts(self, identity: int, names: Sequence[str]) -> Sequence[str]:
+        """Return what facts with these names about an identity say; each partition may have its own."""
+
     def close(self) -> None:
         """Let go of the connections."""

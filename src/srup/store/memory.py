@@ -3,7 +3,7 @@
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from ..errors import StoreError
@@ -141,6 +141,12 @@ class MemoryStore:
                 KnownDevice(each, contents.keys.get(each), contents.partners.get(each), facts[each])
                 for each in identities
             ]
+
+    def facts(self, identity: int, names: Sequence[str]) -> list[str]:
+        """See :meth:`srup.store.directory.Directory.facts`."""
+        with self._lock:
+            found = [self._contents.facts.get((identity, name)) for name in names]
+        return [fact.value for fact in found if fact is not None and fact.value is not None]
 
     def close(self) -> None:
         """Do nothing: what is kept stays, for the next agent."""

@@ -682,6 +682,15 @@ class RedisDirectory:
         page, self._rest = found[:limit], found[limit:]
         return page
 
+    def facts(self, identity: int, names: Sequence[str]) -> list[str]:
+        """See :meth:`Directory.facts`."""
+        fields = [_bytes(identity) + name.encode() for name in names]
+        with self._keyspace.asking():
+            pipe = self._keyspace.client.pipeline(transaction=False)
+            for partition in range(self._partitions):
+                pipe.hmget(self._keyspace.key(partition, "facts"), fields)
+            return [value.decode() for values in pipe.execute() for value in values if value is not None]
+
     def _known(self, partition: int, first: int) -> list[KnownDevice]:
         with self._keyspace.asking():
             pipe = self._keyspace.client.pipeline(transaction=False)

@@ -63,7 +63,7 @@ from .sqlitefile import (
 from .sqlitemail import SqliteMailbox
 from .witness import Position, Witness
 
-__all__ = ["SqliteStore", "known_devices"]
+__all__ = ["SqliteStore", "facts_named", "known_devices"]
 
 _PRUNED: Final = 10_000  # audit rows that are deleted at a time: between them commits get their turn
 _WAL_PAGES: Final = 1000  # the log begins anew when it has so many and is copied back: 4 MB and one commit
@@ -188,6 +188,14 @@ def known_devices(db: sqlite3.Connection, first: int, limit: int) -> list[KnownD
     for identity, name, value in rows("facts"):
         facts.setdefault(identity, {})[name.decode()] = value.decode()
     return [KnownDevice(_integer(each), keys.get(each), partners.get(each), facts.get(each, {})) for (each,) in found]
+
+
+def facts_named(db: sqlite3.Connection, identity: int, names: Sequence[str]) -> list[str]:
+    """Return what a database has of facts with these names about an identity."""
+    places = ", ".join("?" * len(names))
+    query = f"SELECT record FROM facts WHERE identity = ? AND name IN ({places})"  # noqa: S608
+    wanted = NUMBER.pack(identity), *(name.encode() for name in names)
+    return [record.decode() for (record,) in db.execute(query, wanted)]
 
 
 def _pack_report(order: bytes, body: bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import Final
 
 from ..errors import StoreError
 from .directory import Directory, KnownDevice
-from .sqlite import known_devices
+from .sqlite import facts_named, known_devices
 from .sqlitefile import check_log, connect, forget_at_fork, never_close, translated
 
 __all__ = ["SqliteDirectory"]
@@ -39,6 +39,13 @@ class SqliteDirectory(Directory):
                 return known_devices(self._db, first, limit)
             finally:
                 self._db.execute("COMMIT")
+
+    def facts(self, identity: int, names: Sequence[str]) -> Sequence[str]:
+        """See :meth:`Directory.facts`."""
+        with self._lock, translated(self.path):
+            if self._db is None:
+                raise StoreError(f"the directory of {self.path} is not open")
+            return facts_named(self._db, identity, names)
 
     def close(self) -> None:
         """See :meth:`Directory.close`."""

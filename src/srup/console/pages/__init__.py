@@ -2,12 +2,14 @@
 
 from typing import Final
 
-from ..visit import Action, Page
-from . import audit, campaign, campaigns, device, devices, orders, overview, refusals
+from ..visit import Action, Page, Question
+from . import audit, campaign, campaigns, device, devices, joins, orders, overview, refusals
 
 __all__ = ["ACTIONS", "PAGES"]
 
-_SUBJECTS: Final = (overview, devices, device, orders, campaigns, campaign, refusals, audit)
+_SUBJECTS: Final = (overview, devices, device, orders, joins, campaigns, campaign, refusals, audit)
 
 PAGES: Final[tuple[Page, ...]] = tuple(page for each in _SUBJECTS for page in each.PAGES)
-ACTIONS: Final[tuple[Action, ...]] = tuple(action for each in _SUBJECTS for action in getattr(each, "ACTIONS", ()))
+ACTIONS: Final[tuple[Action | Question, ...]] = tuple(
+    action for each in _SUBJECTS for action in getattr(each, "ACTIONS", ())
+)

@@ -101,7 +101,7 @@ def _show(visit: Visit) -> Shown:
         "facts": _facts(view),
         "groups": _groups(view),
         "counts": [(at, number) for at, number in view.counts().items()],
-        "reasons": view.reasons(_TROUBLE + (At.WAITING,)),
+        "reasons": view.reasons((*_TROUBLE, At.WAITING)),
         "plot": course(view, visit.now),
         "rows": members[start : start + ROWS],
         "found": len(members),

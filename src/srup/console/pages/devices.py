@@ -103,7 +103,7 @@ def _ask(visit: Visit) -> Shown:
 
 def _register(visit: Visit) -> Done:
     identity = parse_identity(visit.form.get("identity"))
-    posted = verb_forms()["register"].post(visit.site.fleet, identity, visit.form)
+    posted = visit.site.fleet.post(verb_forms()["register"].check(identity, visit.form, visit.user.name))
     said = f"Register {identity:x}"
     number = visit.site.batches.add(Batch(said, visit.user.name, visit.now, (posted.id,)))
     return Done(f"/orders/{number}", f"{said} was ordered.")

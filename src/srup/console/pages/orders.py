@@ -24,17 +24,13 @@ def told(visit: Visit, order: str) -> dict[str, Any]:
     try:
         report = visit.site.fleet.find(order).report()
     except (SrupError, ValueError) as error:
-        return {"state": "not known", "text": str(error), "at": None, "over": True}
-    failed = report.error is not None
-    state = "failed" if failed else (report.value or report.state if report.over else report.state).lower()
-    if report.over and not failed and report.value and report.kind == "identify":
-        return {"state": "done", "text": report.value, "at": report.at, "over": True}
-    return {
-        "state": state,
-        "text": f"{report.error}: {report.text}" if failed else "",
-        "at": report.at,
-        "over": report.over,
-    }
+        return {"state": "not known", "text": str(error), "at": None, "kind": "order"}
+    row = {"at": report.at, "kind": report.kind, "text": ""}
+    if report.error is not None:
+        return row | {"state": "failed", "text": f"{report.error}: {report.text}"}
+    if report.over and report.kind == "identify":
+        return row | {"state": "done", "text": report.value or ""}
+    return row | {"state": (report.value if report.over and report.value else report.state).lower()}
 
 
 def _selected(visit: Visit, values: Values) -> list[int]:
@@ -97,7 +93,7 @@ def _post(visit: Visit) -> Done:
     orders, failed = [], []
     for device in devices:
         try:
-            orders.append(form.post(visit.site.fleet, device, visit.form).id)
+            orders.append(visit.site.fleet.post(form.check(device, visit.form, visit.user.name)).id)
         except (StoreError, ValueError) as error:
             failed.append((device, str(error)))
     if not orders:

@@ -11,6 +11,7 @@ from ..plots import Part, bar, columns
 from ..visit import Page, Shown, Visit
 from ..words import shape
 from .progress import parts
+from .refusals import refused_since
 
 __all__ = ["PAGES"]
 
@@ -55,6 +56,8 @@ def _show(visit: Visit) -> Shown:
         **snapshot.kept("summary", lambda: _summary(snapshot, visit.now)),
         "running": [(view, bar(parts(view.counts()))) for view in running],
         "waiting": [view for view in views if view.campaign.state in _WAITING],
+        "joins": visit.site.fleet.joins(),
+        "refused": Counter(each.outcome for each in refused_since(visit, visit.now - 3600.0)).most_common(5),
         "trouble": trouble,
         "posted": sum(visit.site.fleet.waiting().values()),
     }

@@ -292,7 +292,7 @@ class ServerJoins(Flow):
     def _to_be_compared(exchange: Exchange) -> list[Output]:
         peer, moderated = exchange.peer.identity, exchange.detail
         if moderated.observer is not None:
-            return [ObservedJoinRequested(peer, exchange.token, moderated.observer, moderated.signer)]
+            return [ObservedJoinRequested(peer, exchange.token, moderated.observer, moderated.signer, exchange.expiry)]
         return [HumanJoinRequested(peer, exchange.token, exchange.expiry, moderated.signer)]
 
     def _moderate(self, exchange: Exchange, moderated: Moderated, now: Now) -> list[Output]:
