@@ -211,8 +211,7 @@ class _Console:
             if request.method == "POST":
                 form = await read_form(request)
                 token = form.get("token")
-            valid = invitation.matches(token) and is_own_form(request)
-            if not valid:
+            if not invitation.matches(token) or (form and not is_own_form(request)):
                 return self._ask(
                     403, "This link was used, or is not the newest one. Start the console again for another."
                 )
