@@ -19,7 +19,7 @@ from ..wire import DATA_RECEIPT, PROTOCOL_VALUES, Status
 from .journal import Journal
 from .transaction import Cause, Transaction
 
-__all__ = ["ACCEPTED", "KEPT", "SENT", "Audit", "AuditPruner", "AuditQuota", "Signers"]
+__all__ = ["ACCEPTED", "KEPT", "OURS", "PLAIN", "SENT", "THEIRS", "Audit", "AuditPruner", "AuditQuota", "Signers"]
 
 ACCEPTED: Final = "accepted"
 """The outcome of a message that had an effect,"""
@@ -42,13 +42,12 @@ SHARE: Final = 1_000
 ROW_BYTES: Final = 256
 """So many signed bytes that are kept count as much as a row."""
 
-_PARTS: Final[dict[tuple[bool, bool], float]] = {
-    (True, True): 0.5,
-    (True, False): 0.75,
-    (False, True): 0.875,
-    (False, False): 1.0,
-}
-"""Up to which part of the quota something is written: plain values and others, with their signed bytes and without."""
+PLAIN, THEIRS, OURS = range(3)
+"""What a row is about: an ordinary value, another exchange that the partner has begun, or what we have asked."""
+
+_PARTS: Final = ((0.6, 0.4), (0.8, 0.6), (1.0, 0.95))
+"""Up to which part of the quota rows of each kind are written, and their signed bytes: no flood costs an order its row.
+"""
 
 _BURST_LASTS: Final = BURST / RATE  # seconds until it is used up
 _LOOK: Final = 3600.0  # seconds until it is looked again which rows are too old
@@ -75,52 +74,59 @@ class Audit:
         message: Message,
         wire: bytes,
         signer: PublicKey,
+        asked: bool,
         outputs: Sequence[Output],
         now: float,
         unix: float,
     ) -> None:
-        """Write down a message that has led to these outputs."""
+        """Write down a message that has led to these outputs; ``asked`` says that we were waiting for it."""
         outcome = next((said for output in outputs if (said := _outcome(output))), "")
         row = AuditRow(
             *(unix, message.sender_id, message.sequence_id, message.layout.type, message.token),
             outcome or _status(message) or ACCEPTED,
         )
-        self._write(transaction, row, message, wire, (message.sender_id, signer), now)
+        kind = OURS if asked and outputs and not outcome else _kind(message)  # or answers could be sent for ever
+        cause = self._cause_of(row.partner, row.token)
+        self._write(transaction, row, wire, (message.sender_id, signer), kind, cause, now)
 
-    def send(self, transaction: Transaction, send: Send, wire: bytes, key: PublicKey, now: float, unix: float) -> None:
-        """Write down a message that we have signed, unless it says nothing new."""
+    def send(
+        self, transaction: Transaction, send: Send, wire: bytes, key: PublicKey, asks: bool, now: float, unix: float
+    ) -> None:
+        """Write down a message that we have signed, unless it says nothing new; ``asks``: it is a request of ours."""
         message = send.message
         if send.again or (isinstance(message, Data) and message.data_id == DATA_RECEIPT):
             return
         outcome = _status(message) or SENT
         row = AuditRow(unix, send.to, message.sequence_id, message.layout.type, message.token, outcome, sent=True)
-        self._write(transaction, row, message, wire, ((self._identity, id(key)), key), now)
+        cause = transaction.cause or self._cause_of(row.partner, row.token)
+        kind = OURS if cause is not None or (asks and _kind(message) is not PLAIN) else _kind(message)
+        self._write(transaction, row, wire, ((self._identity, id(key)), key), kind, cause, now)
 
     def end(self, transaction: Transaction, device: int, outcome: str, cause: Cause, now: float, unix: float) -> None:
         """Write down how an order from outside has ended."""
         row = AuditRow(unix, device, 0, 0, b"", outcome, order=cause.order, posted_by=cause.posted_by)
-        self._admit(transaction, row, plain=False, now=now)
+        self._admit(transaction, row, OURS, now)
 
     def _write(
         self,
         transaction: Transaction,
         row: AuditRow,
-        message: Message,
         wire: bytes,
         signer: tuple[Hashable, PublicKey],
+        kind: int,
+        cause: Cause | None,
         now: float,
     ) -> None:
-        if (cause := transaction.cause or self._cause_of(row.partner, row.token)) is not None:
+        if cause is not None:
             row = row._replace(order=cause.order, posted_by=cause.posted_by)
-        plain = type(message) is Data and message.data_id not in PROTOCOL_VALUES
-        if self.quota.admits(row.partner, now, len(wire), plain):
+        if self.quota.admits(row.partner, now, len(wire), kind):
             fingerprint = self.signers.note(transaction.changes.signers, *signer, row.at)
             transaction.changes.audit.append(row._replace(wire=wire, signer=fingerprint))
         else:
-            self._admit(transaction, row, plain, now)
+            self._admit(transaction, row, kind, now)
 
-    def _admit(self, transaction: Transaction, row: AuditRow, plain: bool, now: float) -> None:
-        if self.quota.admits(row.partner, now, 0, plain):
+    def _admit(self, transaction: Transaction, row: AuditRow, kind: int, now: float) -> None:
+        if self.quota.admits(row.partner, now, 0, kind):
             transaction.changes.audit.append(row)
         else:
             self._journal.counts["not audited"] += 1
@@ -143,12 +149,19 @@ def _status(message: Message) -> str:
         return f"status {message.status}"
 
 
+def _kind(message: Message) -> int:
+    return PLAIN if type(message) is Data and message.data_id not in PROTOCOL_VALUES else THEIRS
+
+
 class Signers:
     """The keys that have signed what is kept: their fingerprints, and when their records must be written again."""
 
     def __init__(self) -> None:
         self._noted: dict[Hashable, tuple[PublicKey, bytes, float]] = {}  # by whose they are
         self._look_from = SHARE  # so many, to forget those that were not used lately
+
+    def __len__(self) -> int:
+        return len(self._noted)
 
     def note(self, records: list[SignerRecord], owner: Hashable, key: PublicKey, unix: float) -> bytes:
         """Return the fingerprint of a key that somebody uses now, and add its record where that is due."""
@@ -167,9 +180,9 @@ class Signers:
 class AuditQuota:
     """Bounds how much is written, for each partner and in all: the audit gives way before service does (T9).
 
-    A row counts one, and besides as its signed bytes do (ROW_BYTES). Plain values leave a part of the quota to the
-    rest, and signed bytes a part to rows. For each partner it remembers when what was written would be used up at the
-    long-term rate.
+    A row counts one, and besides as its signed bytes do (ROW_BYTES). What partners begin leaves a part of the quota to
+    what we ask, and signed bytes a part to rows. For each partner it remembers when what was written would be used up
+    at the long-term rate.
     """
 
     def __init__(self) -> None:
@@ -182,12 +195,12 @@ class AuditQuota:
         """How many partners it remembers."""
         return len(self._used_up)
 
-    def admits(self, partner: int, now: float, size: int = 0, plain: bool = False) -> bool:
+    def admits(self, partner: int, now: float, size: int = 0, kind: int = THEIRS) -> bool:
         """Return whether a row may be written for a partner, and count it if so.
 
-        ``size`` is how many signed bytes it has, and ``plain`` says that it is about a value.
+        ``size`` is how many signed bytes it has, ``kind`` what it is about.
         """
-        latest, limit = now + _BURST_LASTS, now + _BURST_LASTS * _PARTS[plain, size > 0]
+        latest, limit = now + _BURST_LASTS, now + _BURST_LASTS * _PARTS[kind][size > 0]
         of_partner, of_all = self._used_up.get(partner, now), self._all_used_up
         if not now <= of_partner <= latest + 1.0:  # that late only if the clock was set back
             of_partner = now

@@ -582,11 +582,12 @@ class Engine:
         signer = transaction.signer
         assert signer is not None  # noqa: S101 - it is genuine
         retiring = signer is not self.keys.get(message.sender_id)
+        asked = self.session.asks(message.sender_id, message.token)
         outputs = self.session.receive(message, now, self.entropy(16), signer, retiring=retiring)
         unix = self.clock.unix()
         self.tell_accepted(transaction, message.sender_id, unix)
         if self.store is not None:
-            self.audit.receive(transaction, message, wire, signer, outputs, now, unix)
+            self.audit.receive(transaction, message, wire, signer, asked, outputs, now, unix)
         self.perform(transaction, outputs)
 
     def overriding(self, hook: str) -> list[Callable[..., Any]]:

@@ -16,7 +16,7 @@ from ..records import AuditRow, InboxEntry
 from ..session.events import DataReceived
 from ..session.fastpath import FastPath as SessionFastPath
 from ..transport.topics import device_topic
-from .audit import ACCEPTED
+from .audit import ACCEPTED, PLAIN
 from .batch import Batch
 from .dataqueue import pack_name
 from .serving import DATA
@@ -100,9 +100,9 @@ class FastPath:
             wake(sender)
             if durable:
                 about = unix, sender, message.sequence_id, kind_of_message, token, ACCEPTED, False
-                if admits(sender, now, len(wires[at]), True):
+                if admits(sender, now, len(wires[at]), PLAIN):
                     add_row(AuditRow(*about, wires[at], note(signers, sender, key, unix)))
-                elif admits(sender, now, 0, True):
+                elif admits(sender, now, 0, PLAIN):
                     add_row(AuditRow(*about))
                 else:
                     engine.journal.counts["not audited"] += 1

@@ -69,8 +69,8 @@ class Outbound:
             self.unsent(send, error)
             return Dispatch(topic, b"", error)
         if self._durable:
-            moment = self._clock(), self._clock.unix()
-            self._audit.send(transaction, send, dispatch.wire, key.public_key, *moment)
+            about = key.public_key, self._session.asks(send.to, send.message.token)
+            self._audit.send(transaction, send, dispatch.wire, *about, self._clock(), self._clock.unix())
         number = 0
         if self._durable and not self._session.repeats(send):
             number, expiry = self._numbers.next(), self._clock.unix() + self._session.policy.update_lifetime

@@ -421,6 +421,11 @@ class Session:
         exchange = self.known.find(partner, token)
         return exchange is not None and not exchange.mine and self.known.is_open(exchange)
 
+    def asks(self, partner: int, token: bytes) -> bool:
+        """Return whether we have asked a partner something under this token that is still to be answered."""
+        exchange = self.known.find(partner, token)
+        return exchange is not None and exchange.mine and self.known.is_open(exchange)
+
     # What an owner may decide, whatever the flow.
 
     def give_up(self, exchange: Exchange, now: float) -> list[Output]:

@@ -92,7 +92,8 @@ def partition_rows(keyspace: Keyspace, partition: int, span: Span, page: int) ->
             found = _page(keyspace.client, key, begin, end, skip, page, span.newest_first)
         for member, at in found:
             if last is not None and span.newest_first and at == last[0] and member >= last[1]:
-                continue  # something of the same time was added meanwhile, which has moved it
+                skip += 1  # something of the same time was added meanwhile, which has moved it
+                continue
             skip = skip + 1 if last is not None and at == last[0] else 1
             last = at, member
             try:
