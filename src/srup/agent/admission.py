@@ -69,15 +69,19 @@ class PendingJoin:
 
     def accept(self) -> None:
         """The values are the same: let the device in. PolicyError when the join is over."""
-        self._answer("accept")
+        self.decide("accept")
 
     def refuse(self) -> None:
         """They are not, or it is not wanted. PolicyError when the join is over."""
-        self._answer("refuse")
+        self.decide("refuse")
 
     def fail(self) -> None:
         """They could not be compared. PolicyError when the join is over."""
-        self._answer("fail")
+        self.decide("fail")
+
+    def decide(self, decision: Decision) -> None:
+        """Do one of these, by its name; PolicyError when the join is over."""
+        self._admission.answer_asker(self.device, self.claim(), *DECISIONS[decision])
 
     def claim(self) -> bytes:
         """Be the one who decides; return the token under which the device has asked. PolicyError if it is too late."""
@@ -89,9 +93,6 @@ class PendingJoin:
         if not self._decision.acquire(blocking=False):
             raise PolicyError(f"the join of {self.device:x} has been decided")
         return self._token
-
-    def _answer(self, decision: Decision) -> None:
-        self._admission.answer_asker(self.device, self.claim(), *DECISIONS[decision])
 
     def __repr__(self) -> str:
         return f"<PendingJoin of {self.device:x}: {self.status.name if self.status else 'waits'}>"

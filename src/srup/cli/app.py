@@ -19,8 +19,8 @@ from .version import installed, version_line
 __all__ = ["app"]
 
 COMMANDS: Final = (
-    *("init", "keygen", "broker", "server", "device", "devices", "order", "campaign", "console", "store"),
-    *("inspect", "keyex", "demo", "simulate", "bench"),
+    *("init", "keygen", "broker", "server", "device", "devices", "order", "join", "campaign", "console"),
+    *("store", "inspect", "keyex", "demo", "simulate", "bench"),
 )
 """The commands, each of which is a module of this package."""
 

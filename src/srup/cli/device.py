@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import typer
@@ -164,14 +165,13 @@ def device(
         if command is not None:
             stack.callback(command.close)
         stack.callback(panel.close)
-        enter = "; press Enter to ask again" if terminal.asks else ""
-        terminal.say(f"device {ours.identity:x}: asking server {target.identity:x} to join ({join} join){enter}")
         if monitor is not None:
             stack.enter_context(monitor)
             terminal.say(f"metrics at {monitor.url}/metrics")
         stack.callback(hooks.close)  # before the device ends, which waits for them
         with explained():
             stack.enter_context(running)
+        panel.announce()
         stack.enter_context(hooks)
         stack.enter_context(Notifier(lambda: works(running.vitals())))
         terminal.run(panel.look, panel.again)
@@ -203,10 +203,11 @@ class Panel:
         self._reading: _Reading | None = None
         self._mistake = ""
         self.step: Callable[[str, srup.Status, str], object] = lambda digest, status, why: None  # of an update
-        self._in = self._closed = False
+        self._in = self._closed = self._announced = False
+        self._announcing = Lock()
         self._refusals = refusals = RefusalLines(terminal)
         say = terminal.say
-        device.on_link(lambda connected, why: say(why if connected else f"not connected: {why}", "dim"))
+        device.on_link(self._linked)
         if terminal.shows:
             device.on_join_value(self._show)
         device.on_joined(self._joined)
@@ -224,6 +225,19 @@ class Panel:
         device.on_refused(refusals)
         for action_id in range(256):
             device.on_action(action_id)(partial(self._act, action_id))
+
+    def announce(self) -> None:
+        """Say whom we ask, once the device has started: before all that comes of it, and not if it could not start."""
+        with self._announcing:
+            if not self._announced:
+                ours, server = self._device.identity, self._device.server
+                enter = "; press Enter to ask again" if self._terminal.asks else ""
+                self._terminal.say(f"device {ours:x}: asking server {server:x} to join ({self._join} join){enter}")
+            self._announced = True
+
+    def _linked(self, connected: bool, why: str) -> None:
+        self.announce()
+        self._terminal.say(why if connected else f"not connected: {why}", "dim")
 
     def look(self) -> Scene | None:
         """Return what is to be read from another device, else the value that is to be shown."""

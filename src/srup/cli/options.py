@@ -1,5 +1,6 @@
 """The options that the commands share, and what they mean."""
 
+import getpass
 import logging
 import os
 import time
@@ -46,6 +47,7 @@ __all__ = [
     "log_as",
     "monitoring",
     "policy",
+    "this_user",
     "transport_of",
 ]
 
@@ -112,6 +114,14 @@ def _asked(question: str, variable: str) -> str:
     password = secret(question)
     os.environ[variable] = password
     return password
+
+
+def this_user() -> str:
+    """Return the name of the user who types this; empty where the machine knows none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # no such user in this container
+        return ""
 
 
 def audit_kept(days: float) -> float | None:

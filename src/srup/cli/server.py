@@ -23,7 +23,7 @@ from ..printable import printable
 from . import logs
 from .apps import App
 from .enrolled import Enrolled, OurIdentity, Party, party, required
-from .joins import VALUE_FORMS, ValueBoard
+from .joins import ANSWERS, ASKED, VALUE_FORMS, ValueBoard, time_left
 from .options import (
     AuditDays,
     Broker,
@@ -327,14 +327,6 @@ def _worker_monitor(address: str, worker: "srup.Worker") -> "Monitor":
     )
 
 
-_ANSWERS: Final[dict[str, tuple[str, Callable[[srup.PendingJoin], None]]]] = {
-    "a": ("accept", lambda join: join.accept()),
-    "r": ("refuse", lambda join: join.refuse()),
-    "f": ("fail (cannot be compared)", lambda join: join.fail()),
-}
-_PROMPT: Final = ", ".join(f"{letter} {what}" for letter, (what, _) in _ANSWERS.items()) + ", then Enter:"
-
-
 class Panel:
     """What the operator of a server sees: news, and the joins that wait, one at a time and the oldest first."""
 
@@ -370,16 +362,16 @@ class Panel:
         if self._shown is None:
             self._shown = waiting[0], ValueBoard(waiting[0].value)
         join, board = self._shown
-        left = max(0, round(join.expires - time.time()))
         more = f"; {len(waiting) - 1} more waiting" if len(waiting) > 1 else ""
-        heading = f"Is this what {join.device:x} shows? {left // 60}:{left % 60:02} left{more}"
-        return Scene(join, partial(board.body, heading), _PROMPT, partial(self._answer, join))
+        heading = f"Is this what {join.device:x} shows? {time_left(join.expires - time.time())}{more}"
+        return Scene(join, partial(board.body, heading), ASKED, partial(self._answer, join))
 
     def _answer(self, join: srup.PendingJoin, line: str) -> str | None:
-        if line.lower() not in _ANSWERS:
+        decision = ANSWERS.get(line.lower())
+        if decision is None:
             return "type a, r or f"
         try:
-            _ANSWERS[line.lower()][1](join)
+            join.decide(decision)
         except srup.PolicyError as error:
             return str(error)  # if it has just ended, that is told next
         self._answered = join

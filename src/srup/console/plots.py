@@ -14,7 +14,7 @@ with missing_named():
 __all__ = ["Line", "Part", "Step", "bar", "columns", "steps"]
 
 _WIDE: Final = 720
-_HIGH: Final = 200
+_HIGH: Final = 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 24
 
 

@@ -142,4 +142,5 @@ function prepare() {
 }
 
 prepare();
+document.querySelector(".top nav [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
 if ("live" in document.body.dataset && !document.hidden) follow();
