@@ -97,6 +97,7 @@ def add(
     users: UsersFile = _FILE,
 ) -> None:
     """Add a user; the password is asked for, or read from a pipe."""
+    require(*_NEEDED)
     from ..console.users import Role, Users
 
     with explained():
@@ -121,6 +122,7 @@ def remove(
     users: UsersFile = _FILE,
 ) -> None:
     """Remove a user, whose sessions end at once."""
+    require(*_NEEDED)
     from ..console.users import Users
 
     with explained():
@@ -131,6 +133,7 @@ def remove(
 @user.command("list")
 def list_(users: UsersFile = _FILE, as_json: Json = False) -> None:
     """Show who may use the console."""
+    require(*_NEEDED)
     from ..console.users import Users
 
     with explained():

@@ -189,7 +189,7 @@ class _Console:
         name = form.get("name")[:64]
         now = self.site.clock()
         each = f"{name}@{request.client.host if request.client else ''}"
-        if not (self.site.attempts.allows(each, now) and self.site.all_attempts.allows("", now)):
+        if not (self.site.attempts.begin(each, now) and self.site.all_attempts.begin("", now)):
             log.warning("too many attempts to log in as %a", name)
             said = "Too many attempts. Wait half a minute before the next one."
             return self._ask(429, said, next_=next_, pending=pending, name=name)
@@ -198,6 +198,8 @@ class _Console:
             log.warning("log-in as %a failed", name)
             said = "This name and this password do not belong together."
             return self._ask(401, said, next_=next_, pending=pending, name=name)
+        self.site.attempts.succeeded(each)
+        self.site.all_attempts.succeeded("")
         log.info("%s has logged in", user.name)
         session = self.site.sessions.begin(user, now)
         return self._entered(self._resumed(request, session, pending) or RedirectResponse(next_, 303), session)

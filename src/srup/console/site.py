@@ -8,7 +8,7 @@ from pathlib import Path
 from secrets import token_urlsafe
 
 from ..fleet import Fleet
-from ..keyex.service import Limiter
+from .attempts import Attempts
 from .batches import Batches
 from .census import Census
 from .notices import Notices
@@ -56,9 +56,9 @@ class Site:
     once: Once = field(default_factory=Once)
     notices: Notices = field(default_factory=Notices)
     batches: Batches = field(default_factory=Batches)
-    attempts: Limiter = field(default_factory=lambda: Limiter(1 / 30, 5.0))
+    attempts: Attempts = field(default_factory=Attempts)
     """How often somebody may try to log in: by name and address, and"""
-    all_attempts: Limiter = field(default_factory=lambda: Limiter(0.5, 20.0))
+    all_attempts: Attempts = field(default_factory=lambda: Attempts(0.5, 20.0))
     """all together."""
 
     def __post_init__(self) -> None:

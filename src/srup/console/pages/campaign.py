@@ -213,7 +213,10 @@ def _steer(visit: Visit) -> Done:
         raise PolicyError(f"{visit.user.name} is {visit.user.role} and may not {verb.power}")
     view = _view(visit)
     after = verb.do(visit.site.fleet.campaigns, view.name, visit.user.name)
-    return Done(f"/campaigns/{view.name}", f"{verb.title}: the campaign is {after.campaign.state} now.")
+    said = f"{verb.title}: the campaign is {after.campaign.state} now."
+    if verb.power is Power.APPROVE:
+        said = f"You have approved it: {len(after.campaign.approvals)} of {after.document.approval.people}."
+    return Done(f"/campaigns/{view.name}", said)
 
 
 PAGES: Final = (Page("/campaigns/{name}", _show),)

@@ -101,7 +101,7 @@ def _begin(visit: Visit) -> Done:
     campaigns.plan(document)
     if not visit.form.get("unfetched"):
         plain = document.firmware.url.lower().startswith("http:")
-        check_download(document, HttpFetcher(FetchPolicy(allow_http=plain, ca_file=visit.site.fetch_ca)))
+        check_download(document, HttpFetcher(FetchPolicy(allow_http=plain, ca_file=visit.site.fetch_ca, attempts=1)))
     view = campaigns.apply(document, visit.user.name)
     return Done(f"/campaigns/{view.name}", f"Campaign {view.name} is {view.campaign.state}.")
 
