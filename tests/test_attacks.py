@@ -14,8 +14,8 @@ T6   malleability                    here; test_attacks_codec.py
 T7   algorithm confusion             here; test_attacks_codec.py
 T8   thread killer                   here
 T9   memory exhaustion               here; test_attacks_floods.py, test_agent.py, test_agent_fairness.py,
-                                     test_cli_logs.py, test_cli_terminal.py, test_keyex_attacks.py,
-                                     test_keyex_limits.py, test_keyex_service.py
+                                     test_cli_logs.py, test_cli_terminal.py, test_fleet_audit.py,
+                                     test_keyex_attacks.py, test_keyex_limits.py, test_keyex_service.py
 T10  hijack by join command          here
 T11  update substitution             here; test_attacks_session.py
 T12  rollback                        here
@@ -32,7 +32,7 @@ T20  forgotten token                 test_attacks_freshness.py
 T21  clock there and back            test_attacks_freshness.py
 T22  old words about a membership    test_attacks_membership.py
 T23  endless expiries                test_attacks_bounds.py
-T24  full audit                      test_attacks_bounds.py
+T24  full audit                      test_attacks_bounds.py, test_fleet_audit.py
 T25  amplification                   test_attacks_bounds.py
 T26  flood of a member               test_attacks_bounds.py
 T27  flood of observations           test_attacks_bounds.py

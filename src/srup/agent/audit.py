@@ -58,10 +58,18 @@ _PAUSE: Final = 0.1  # seconds from one piece to the next, at least
 class Audit:
     """Writes rows into transactions, as far as the quota goes: signed bytes give way first, then rows of plain values.
 
-    ``identity`` is ours; ``cause_of`` tells by partner and token which order a message belongs to.
+    ``identity`` is ours; ``cause_of`` tells by partner and token which order a message belongs to. Ordinary values have
+    rows without their signed bytes unless it ``keeps_values``.
     """
 
-    def __init__(self, identity: int, journal: Journal, cause_of: Callable[[int, bytes], Cause | None]) -> None:
+    def __init__(
+        self,
+        identity: int,
+        journal: Journal,
+        cause_of: Callable[[int, bytes], Cause | None],
+        keeps_values: bool = False,
+    ) -> None:
+        self.keeps_values: Final = keeps_values
         self.quota = AuditQuota()
         self.signers = Signers()
         self._identity = identity
@@ -119,7 +127,8 @@ class Audit:
     ) -> None:
         if cause is not None:
             row = row._replace(order=cause.order, posted_by=cause.posted_by)
-        if self.quota.admits(row.partner, now, len(wire), kind):
+        keeps = kind != PLAIN or self.keeps_values
+        if keeps and self.quota.admits(row.partner, now, len(wire), kind):
             fingerprint = self.signers.note(transaction.changes.signers, *signer, row.at)
             transaction.changes.audit.append(row._replace(wire=wire, signer=fingerprint))
         else:

@@ -60,7 +60,7 @@ class Device(Agent):
     where it ended, a crash included: membership, replay window, orders under way, answers and values that the server
     does not have yet, the version floor. An activation that started the device anew is handed over again, and
     :attr:`handling` says so: look whether the firmware runs. Audit rows are deleted when they are older than
-    ``audit_kept`` seconds; None keeps them for good.
+    ``audit_kept`` seconds; None keeps them for good; ``audit_values`` keeps the signed bytes of ordinary values too.
     """
 
     noun: ClassVar[str] = "device"
@@ -91,6 +91,7 @@ class Device(Agent):
         version_floor: int | None = None,
         store: Store | str | os.PathLike[str] | None = None,
         audit_kept: float | None = KEPT,
+        audit_values: bool = False,
     ) -> None:
         check_identity(identity)
         check_identity(server, "server")
@@ -118,7 +119,16 @@ class Device(Agent):
             raise ValueError("servers are others than the device, and commanders are among them")
         session = self.session_type(identity, keys, policy, first, description, commanders, version_floor)
         super().__init__(
-            session, key, keys, transport, clock, entropy, lambda _: identity, store=store, audit_kept=audit_kept
+            session,
+            key,
+            keys,
+            transport,
+            clock,
+            entropy,
+            lambda _: identity,
+            store=store,
+            audit_kept=audit_kept,
+            audit_values=audit_values,
         )
         self.firmware = Path(firmware)
         self._session = session

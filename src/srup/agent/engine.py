@@ -91,6 +91,7 @@ class Engine:
         threads: int,
         store: Store | None,
         audit_kept: float | None,
+        audit_values: bool,
         device_of: Callable[[int], int],
     ) -> None:
         self.identity = session.identity
@@ -126,7 +127,7 @@ class Engine:
         self.measuring: tuple[Callable[[str, float], object], ...] = ()
         self.amend_key_changes: Callable[[Changes], object] = lambda changes: None  # of a turn, before they are kept
         self.handlers = Handlers(self.journal, keys, self.inbox, self.numbers, store is not None, self._may_call)
-        self.audit = Audit(self.identity, self.journal, self._cause_of)
+        self.audit = Audit(self.identity, self.journal, self._cause_of, audit_values)
         self.fast_path = FastPath(self)
         self.inbound = Inbound(
             *(self.identity, self.journal, self.inbox, keys, self.handlers, self.clock, self.stopping, threads),

@@ -72,6 +72,7 @@ class FastPath:
         check_sender, tell_accepted = engine.overriding("sender_verified"), engine.overriding("accepted")
         key_of, pin_of, take = engine.keys.find_key, engine.keys.pin, session.take
         topics, wires, changes, note = batch.topics, batch.wires, transaction.changes, engine.audit.signers.note
+        keeps = engine.audit.keeps_values
         admits, wake, next_number = engine.audit.quota.admits, engine.values.wake, engine.numbers.next
         lead, kind_of_message = engine.session.lead, Data.layout.type
         signers, add_row, add_entry = changes.signers, changes.audit.append, changes.inbox.append
@@ -100,7 +101,7 @@ class FastPath:
             wake(sender)
             if durable:
                 about = unix, sender, message.sequence_id, kind_of_message, token, ACCEPTED, False
-                if admits(sender, now, len(wires[at]), PLAIN):
+                if keeps and admits(sender, now, len(wires[at]), PLAIN):
                     add_row(AuditRow(*about, wires[at], note(signers, sender, key, unix)))
                 elif admits(sender, now, 0, PLAIN):
                     add_row(AuditRow(*about))

@@ -79,7 +79,8 @@ class Server(Agent):
     With a ``store``, the path of an SQLite database or a :class:`srup.store.Store`, the server goes on after a restart
     where it ended, a crash included: members, keys, replay windows, orders and requests under way, and what handlers
     had not finished (see :attr:`handling`); :attr:`orders` and :meth:`on_outcome` tell of what was ordered before.
-    Audit rows are deleted when they are older than ``audit_kept`` seconds; None keeps them for good.
+    Audit rows are deleted when they are older than ``audit_kept`` seconds; None keeps them for good. They have the
+    signed bytes of all messages but ordinary values, and of these too with ``audit_values``.
 
     With a ``key_service`` the keys that ``devices`` lacks are learned from it when their owners ask to join: whoever is
     registered there may, as ``admission`` says.
@@ -107,6 +108,7 @@ class Server(Agent):
         moderation: ModerationKind = "handler",
         store: Store | str | os.PathLike[str] | None = None,
         audit_kept: float | None = KEPT,
+        audit_values: bool = False,
         key_service: KeyService | None = None,
     ) -> None:
         check_identity(identity)
@@ -124,7 +126,8 @@ class Server(Agent):
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
         session = self.session_type(identity, policy, first)
         super().__init__(
-            *(session, key, devices, transport, clock, entropy, lambda device: device, threads, store, audit_kept)
+            *(session, key, devices, transport, clock, entropy, lambda device: device, threads, store, audit_kept),
+            audit_values=audit_values,
         )
         engine = self.engine
         self.devices = devices

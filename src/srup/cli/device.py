@@ -34,6 +34,7 @@ from .hooks import Hooks, HookTimeout, OnAction, OnActivate, OnUpdate, OnValue, 
 from .joins import VALUE_FORMS, ValueBoard
 from .options import (
     AuditDays,
+    AuditValues,
     Broker,
     BrokerUser,
     CaFile,
@@ -105,6 +106,7 @@ def device(
     store: Annotated[Path | None, typer.Option(metavar="PATH", help="SQLite file to keep state in.")] = None,
     adopt: Annotated[bool, typer.Option("--adopt", help="Accept a store that may be an old copy.")] = False,
     audit_days: AuditDays = 30.0,
+    audit_values: AuditValues = False,
     join_timeout: JoinTimeout = None,
     password: HasPassword = False,
     broker_user: BrokerUser = None,
@@ -140,6 +142,7 @@ def device(
             observer=observer,
             store=None if store is None else srup.SqliteStore(store, adopt=adopt),
             audit_kept=audit_kept(audit_days),
+            audit_values=audit_values,
         )
         command = None if reader is None else srup.CommandReader(shlex.split(reader), rules.join_lifetime)
         if join != "simple" and not terminal.shows:

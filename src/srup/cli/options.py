@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BROKER_PASSWORD",
     "AuditDays",
+    "AuditValues",
     "Broker",
     "BrokerKind",
     "BrokerUser",
@@ -86,6 +87,9 @@ CertFile = Annotated[Path | None, typer.Option("--cert", help="Our client certif
 CertKeyFile = Annotated[Path | None, typer.Option("--cert-key", help="The key of --cert, if it is in another file.")]
 AuditDays = Annotated[
     float, typer.Option(min=0.0, metavar="DAYS", help="Days to keep audit rows; 0 keeps them forever.")
+]
+AuditValues = Annotated[
+    bool, typer.Option("--audit-values", help="Keep the signed bytes of ordinary values in the audit too.")
 ]
 JoinTimeout = Annotated[
     float | None,

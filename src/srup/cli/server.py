@@ -26,6 +26,7 @@ from .enrolled import Enrolled, OurIdentity, Party, party, required
 from .joins import ANSWERS, ASKED, VALUE_FORMS, ValueBoard, time_left
 from .options import (
     AuditDays,
+    AuditValues,
     Broker,
     BrokerUser,
     CaFile,
@@ -96,6 +97,7 @@ def server(
         ),
     ] = None,
     audit_days: AuditDays = 30.0,
+    audit_values: AuditValues = False,
     adopt: Annotated[bool, typer.Option("--adopt", help="Accept a store that may be an old copy.")] = False,
     witness: Annotated[
         Path | None,
@@ -121,7 +123,7 @@ def server(
         skipped = None if _WORKER in os.environ else partial(_tell_skipped, logs.say if logged else tell)
         keys = srup.KeyRing.load(required(devices, "--devices"), skipped) if service is None else srup.KeyRing()
         options: dict[str, Any] = {"devices": keys, "policy": policy(join_timeout), "admission": admission}
-        options["audit_kept"] = audit_kept(audit_days)
+        options |= {"audit_kept": audit_kept(audit_days), "audit_values": audit_values}
         if moderation == "orders":
             if store is None:
                 raise ValueError("--moderation orders needs --store: there joins wait, and decisions are posted")

@@ -34,7 +34,6 @@ from .bounds import check_int, check_time
 from .directory import KnownDevice
 from .mailbox import ORDER_ID
 from .sqliteaudit import (
-    FORM,
     PAGE,
     pack_audit,
     pack_signer,
@@ -289,8 +288,8 @@ _LISTS: Final = (
     _List(
         "audit",
         pack_audit,
-        f"at:8, (SELECT commits FROM store) << 24 | key, partner:8, record:*, {FORM}",  # noqa: S608
-        ("INSERT INTO audit(at, number, partner, record, form) {rows}",),
+        "at:8, (SELECT commits FROM store) << 24 | key, partner:8, form:1, record:*",
+        ("INSERT INTO audit(at, number, partner, form, record) {rows}",),
     ),
     _List("signers", pack_signer, "fingerprint:32, used:8, key:*", _put("signers")),
     _List("ended", _named, "partner:8, token:n", _remove("exchanges", "partner, token")),

@@ -15,7 +15,6 @@ from .bounds import MAX_TIME
 from .sqlitefile import NUMBER, TIME, check_log, connect, forget_at_fork, never_close, translated
 
 __all__ = [
-    "FORM",
     "PAGE",
     "SqliteAudit",
     "pack_audit",
@@ -30,11 +29,16 @@ __all__ = [
 PAGE: Final = 1000
 """How many rows are read at a time."""
 
-FORM: Final = 1
-"""Of the rows that are written now: the column ``form``. Those of 0 have no more than a token and an outcome."""
+SHORT: Final = b"\0"
+"""The form of a row that has no more than a token and an outcome; those of an earlier version have the number 0."""
 
-_FIRST: Final = struct.Struct(">dQQBH")
-_ROW: Final = struct.Struct(">dQQBBHIBBH")
+FULL: Final = b"\1"
+"""The form of a row that has its direction, signed bytes, or who has ordered it."""
+
+_SHORT: Final = struct.Struct(">QBH")
+_FULL: Final = struct.Struct(">QBBHIBBH")
+_SHORT_HEAD: Final = struct.Struct(f">dQc{_SHORT.format[1:]}")
+_FULL_HEAD: Final = struct.Struct(f">dQc{_FULL.format[1:]}")
 _SIGNER: Final = struct.Struct(">32sd")
 _SENT, _KEPT = 1, 2  # flags
 _PATIENCE: Final = 5.0  # seconds that a reader waits where the database is being recovered
@@ -53,26 +57,30 @@ def pack_audit(
     order: bytes,
     posted_by: str,
 ) -> bytes:
-    """Return a row as bytes: its time and its partner, 8 bytes each, then its record."""
+    """Return a row as bytes: its time and its partner, 8 bytes each, its form, and its record."""
     if not 0 <= at <= MAX_TIME:
         raise ValueError(f"{at!r} is no time of an audit row")
+    if wire is None and not (sent or signer or order or posted_by):
+        head = _SHORT_HEAD.pack(at, partner, SHORT, sequence_id, kind, len(token))
+        return head + token + outcome.encode()
     said, name = outcome.encode(), posted_by.encode()
     flags = sent * _SENT | (wire is not None) * _KEPT
     lengths = len(token), len(said), len(signer), len(order), len(name)
-    head = _ROW.pack(at, partner, sequence_id, kind, flags, *lengths)
+    head = _FULL_HEAD.pack(at, partner, FULL, sequence_id, kind, flags, *lengths)
     return b"".join((head, token, said, signer, order, name, wire or b""))
 
 
 def _unpack(row: Sequence[Any]) -> AuditRow:
     at, _, partner, record, form = row
-    if not form:
-        at, partner, sequence_id, kind, token = _FIRST.unpack_from(at + partner + record)
-        rest = record[_FIRST.size - 16 :]
+    (at,), (partner,) = TIME.unpack(at), NUMBER.unpack(partner)
+    if form in (0, SHORT):
+        sequence_id, kind, token = _SHORT.unpack_from(record)
+        rest = record[_SHORT.size :]
         return AuditRow(at, partner, sequence_id, kind, rest[:token], rest[token:].decode())
-    if form != FORM:
-        raise ValueError(f"an audit row has form {form}")
-    at, partner, sequence_id, kind, flags, *lengths = _ROW.unpack_from(at + partner + record)
-    begin, parts = _ROW.size - 16, []
+    if form != FULL:
+        raise ValueError(f"an audit row has the form {form!r}")
+    sequence_id, kind, flags, *lengths = _FULL.unpack_from(record)
+    begin, parts = _FULL.size, []
     for length in lengths:
         parts.append(record[begin : begin + length])
         begin += length
