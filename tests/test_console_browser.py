@@ -220,7 +220,6 @@ def test_a_tampered_image_is_shown_as_refused_with_its_reason(site, open_page):
         sees(page, ".notice:not(#trouble)", "Update was ordered")
         sees(page, "section:has(#h-facts)", "the content has the digest")
         sees(page, "section:has(#h-exchanges)", "UPDATE_FAIL_DIGEST")
-        keep(page, "device")
         page.goto("/refusals")
         sees(page, "#f-a3", "the content has the digest")
         sees(page, "main", "UPDATE_FAIL_DIGEST")
@@ -332,7 +331,7 @@ def test_pictures_for_the_documents(site, open_page):
         for number, identity in enumerate(range(0xAA, 0xAE)):
             stack.enter_context(device(site, identity, name=NAMES[number]))
             site.fleet.tag(identity, "site", "berlin" if number % 2 else "bonn").result(PATIENCE)
-        for name, path in {"overview": "/", "devices": "/devices", "audit": "/audit"}.items():
+        for name, path in {"overview": "/", "devices": "/devices"}.items():
             keep(open_page("otto", path), name)
         keep(open_page("otto", "/", NARROW, "dark"), "phone")
     for path in IMAGES.glob("console-*.png"):

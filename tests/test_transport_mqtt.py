@@ -1052,6 +1052,42 @@ class TestMqtt:
                     one.inbox.get(timeout=PATIENCE)
             one.transport.stop()
 
+    def test_files_that_have_changed_are_used_at_once_and_bad_ones_are_not(self, tmp_path):
+        tls, keys = host_files(tmp_path, "localhost"), {name: key_of(int(name, 16)) for name in ("d1", "d2")}
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls[0])
+        context.load_cert_chain(*tls)
+        context.verify_mode = ssl.CERT_REQUIRED
+
+        def write(name):
+            certificate = AUTHORITY.certify_client(int(name, 16), keys[name].public_key, time.time(), 3600.0)
+            return write_client(tmp_path / "device.pem", certificate, keys[name])
+
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(PATIENCE)
+            url = f"mqtts://localhost:{server.getsockname()[1]}"
+            one = Peer(MqttTransport(url, "one", ca_file=tls[0], cert_file=write("d1"), min_pause=0.01)).start()
+            with context.wrap_socket(server.accept()[0], server_side=True) as connection:
+                assert connection.getpeercert()["subject"] == ((("commonName", "d1"),),)
+                connection.recv(1000)
+                connection.sendall(ACCEPTED)
+                assert not one.transport.reload()
+                (tmp_path / "device.pem").write_text("half of a certificate")
+                with pytest.raises(TransportError, match="do not load"):
+                    one.transport.reload()
+                write("d2")
+                assert one.transport.reload()
+                assert not one.transport.reload()  # it is on its way
+                while connection.recv(1000):
+                    pass  # it takes its leave
+            with context.wrap_socket(server.accept()[0], server_side=True) as connection:
+                assert connection.getpeercert()["subject"] == ((("commonName", "d2"),),)
+            assert "the certificates have changed" in one.wait(False)
+            one.transport.stop()
+
+    def test_without_files_there_is_nothing_to_reload(self):
+        assert not MqttTransport("mqtt://localhost", "one").reload()
+        assert not MqttTransport("mqtts://localhost", "one", tls=ssl.create_default_context()).reload()
+
     def test_a_context_of_ones_own_and_alpn(self, tmp_path):
         tls = host_files(tmp_path, "localhost")
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

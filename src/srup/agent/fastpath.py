@@ -68,6 +68,7 @@ class FastPath:
         engine = self._engine
         handlers, now, unix, durable = engine.handlers, engine.clock(), engine.clock.unix(), engine.store is not None
         handler_of, backlog, again = handlers.values.get, handlers.backlog, handlers.again
+        is_noted = engine.serving.is_noted
         for_all = handler_of(None)
         check_sender, tell_accepted = engine.overriding("sender_verified"), engine.overriding("accepted")
         key_of, pin_of, take = engine.keys.find_key, engine.keys.pin, session.take
@@ -84,7 +85,7 @@ class FastPath:
                 return
             sender, token, data_id, data = message.sender_id, message.token, message.data_id, message.data
             entry, key = handler_of(data_id) or for_all, key_of(sender)
-            if entry is None or key is None or topics[at] != device_topic(sender):
+            if entry is None or key is None or is_noted(data_id) or topics[at] != device_topic(sender):
                 return
             kind, handler = entry
             try:

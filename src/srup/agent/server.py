@@ -28,8 +28,10 @@ from .contacts import Contacts
 from .duty import Duty
 from .engine import Engine
 from .enrolment import EnrolledKeys, broker_transport, load_or_enroll
+from .facts import INVENTORY
 from .handlers import Handler
 from .inbound import Refusal
+from .inventory import Inventory, is_fact, read_inventory
 from .listing import KeyChanges, KeyList
 from .mailreader import MailReader
 from .members import Members
@@ -136,6 +138,8 @@ class Server(Agent):
         engine.add(Contacts(engine))
         self._admission = engine.add(Admission(engine, session, self._members, admission, observers, moderation))
         self._updates = engine.add(Updates(engine, session))
+        self._inventory = engine.add(Inventory(engine))
+        engine.serving.is_noted, engine.serving.noted = is_fact, self._inventory.take
         self._key = engine.add(ServerKey(engine))
         self._key_list = engine.add(KeyList(engine, self._members))
         self.parts: Final = Parts(engine, session, self._members, self._updates, self._admission)
@@ -231,6 +235,13 @@ class Server(Agent):
             return order.checked().start(self.parts, Turn(transaction, now, nonce))
 
         return self.engine.requests.ask(make, order.answered)
+
+    def inventory(self, device: int) -> Mapping[str, str]:
+        """Return the facts that a device reports of itself, by name (:meth:`Device.report_fact`).
+
+        The firmware that it runs is not among them: see :meth:`facts`.
+        """
+        return read_inventory(self.facts(device).get(INVENTORY))
 
     # Updates.
 

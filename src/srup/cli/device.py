@@ -30,7 +30,7 @@ from .downloads import (
     fetch_policy,
 )
 from .enrolled import Enrolled, OurIdentity, party, server_of
-from .hooks import Hooks, HookTimeout, OnAction, OnActivate, OnUpdate, OnValue, Reports
+from .hooks import Facts, Hooks, HookTimeout, OnAction, OnActivate, OnUpdate, OnValue, Reports, facts_of
 from .joins import VALUE_FORMS, ValueBoard
 from .options import (
     AuditDays,
@@ -51,6 +51,7 @@ from .options import (
     log_as,
     monitoring,
     policy,
+    reload_files,
 )
 from .systemd import Notifier, works
 from .terminal import Scene, Terminal, explained
@@ -103,6 +104,7 @@ def device(
     report: Reports = None,
     hook_timeout: HookTimeout = 300.0,
     description: Annotated[str, typer.Option(help="Description that the device reports to the server.")] = "",
+    fact: Facts = None,
     store: Annotated[Path | None, typer.Option(metavar="PATH", help="SQLite file to keep state in.")] = None,
     adopt: Annotated[bool, typer.Option("--adopt", help="Accept a store that may be an old copy.")] = False,
     audit_days: AuditDays = 30.0,
@@ -117,26 +119,28 @@ def device(
     log_format: LogFormat = None,
 ) -> None:
     """Run a device until Ctrl-C: join, show the value to be compared if there is one, and take updates."""
-    terminal = Terminal(log_as(log_format))
+    terminal = Terminal(log_as(log_format), lambda: reload_files([link], terminal.say))
     with explained():
         if join != "simple" or observe or reader is not None:
             require(*VALUE_FORMS)
         rules = policy(join_timeout)
         files: dict[str, Any] = {"password": password, "broker_user": broker_user}
         ours = party(enrolled, identity, key, broker, **files, ca=ca, cert=cert, cert_key=cert_key)
+        link = ours.link()
         target = server_of(ours.enrolment, server, server_key)
         running = srup.Device(
             ours.identity,
             ours.key,
             server=target.identity,
             server_key=target.key,
-            broker=ours.link(),
+            broker=link,
             firmware=firmware,
             keep_images=keep_images,
             fetch=fetch_policy(
                 allow_http, fetch_ca, fetch_host, fetch_max_size, fetch_max_time, fetch_timeout, fetch_proxy
             ),
             description=description,
+            inventory=facts_of(fact or ()),
             policy=rules,
             join=join,
             observer=observer,

@@ -20,7 +20,7 @@ __all__ = ["app"]
 app = App(help="Show the devices of a server, whether it runs or not.", no_args_is_help=False)
 
 _USAGE: Final = "srup devices --store PATH|URL --identity HEX"
-_GIVE_WAY: Final = ("TAGS", "DESCRIPTION", "UPDATE", "FIRMWARE")  # in a narrow window, in this order
+_GIVE_WAY: Final = ("TAGS", "DESCRIPTION", "UPDATE", "NAME", "TYPE", "FIRMWARE")  # in a narrow window, in this order
 
 
 @app.callback(invoke_without_command=True)
@@ -78,7 +78,8 @@ def show(context: typer.Context, device: IdentityArgument, as_json: Json = False
         "version": "-" if found.version is None else str(found.version),
         "update": "-" if update is None else f"{_state(found)}, {ago(update.at, now)}, to {update.digest}",
         **{f"tag {name}": value for name, value in found.tags.items()},
-        **found.facts,
+        **{name: value for name, value in found.facts.items() if name == "description"},
+        **{f"fact {name}": value for name, value in found.facts.items() if name != "description"},
     }
     width = max(map(len, known))
     for name, value in known.items():
@@ -95,8 +96,11 @@ def _fields(device: FleetDevice) -> dict[str, Any]:
         "firmware": device.firmware,
         "version": device.version,
         "update": None if update is None else update.__dict__ | {"at": iso(update.at)},
+        "type": device.type,
+        "name": device.name,
         "tags": dict(device.tags),
-        **device.facts,
+        "description": device.facts.get("description"),
+        "facts": {name: value for name, value in device.facts.items() if name != "description"},
     }
 
 
@@ -104,6 +108,8 @@ def _row(device: FleetDevice, now: float) -> dict[str, str]:
     version = "" if device.version is None else f"{device.version} "
     row = {
         "IDENTITY": f"{device.identity:x}",
+        "NAME": device.name or "-",
+        "TYPE": device.type or "-",
         "MEMBER": "yes" if device.member else "no",
         "FIRMWARE": "-" if device.firmware is None else f"{version}{device.firmware[:8]}",
         "LAST CONTACT": ago(device.last_contact, now),

@@ -22,7 +22,7 @@ from ..tokens import parse
 from ..update import RestartPending
 from ..wire import Status
 
-__all__ = ["HookTimeout", "Hooks", "OnAction", "OnActivate", "OnUpdate", "OnValue", "Reports"]
+__all__ = ["Facts", "HookTimeout", "Hooks", "OnAction", "OnActivate", "OnUpdate", "OnValue", "Reports", "facts_of"]
 
 RESTART_PENDING: Final = 75
 """The exit status of an ``--on-activate`` program whose firmware runs after a restart (EX_TEMPFAIL of sysexits.h)."""
@@ -76,10 +76,31 @@ Reports = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+Facts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fact",
+        metavar="NAME=VALUE",
+        help="A fact that the server is to know, such as type=lock, name=front-door or serial=A17. Repeatable.",
+    ),
+]
 HookTimeout = Annotated[
     float,
     typer.Option(min=0.1, metavar="SECONDS", help="Time limit for each of these programs.", rich_help_panel=_PANEL),
 ]
+
+
+def facts_of(texts: Sequence[str]) -> dict[str, str]:
+    """Return the facts of these options; ValueError for what is none."""
+    facts: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--fact {text!r}: a name, '=' and a value are expected, as in type=lock")
+        if name in facts:
+            raise ValueError(f"--fact {text!r}: {name!r} has a value already")
+        facts[name] = value
+    return facts
 
 
 class _Report(NamedTuple):

@@ -4,6 +4,7 @@ import getpass
 import logging
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -11,6 +12,7 @@ import typer
 
 import srup
 
+from ..errors import TransportError
 from ..extras import require
 from ..identity import parse_identity
 from ..logs import Limiter
@@ -48,6 +50,7 @@ __all__ = [
     "log_as",
     "monitoring",
     "policy",
+    "reload_files",
     "this_user",
     "transport_of",
 ]
@@ -136,6 +139,17 @@ def audit_kept(days: float) -> float | None:
 def policy(join_timeout: float | None) -> srup.Policy:
     """Return what we insist on."""
     return srup.Policy() if join_timeout is None else srup.Policy(join_lifetime=join_timeout)
+
+
+def reload_files(links: "Iterable[MqttTransport]", say: Callable[[str, str], object]) -> None:
+    """Let connections go by the certificates that the files hold now, and tell the operator; a mistake changes none."""
+    try:
+        changed = [link.reload() for link in links]
+    except TransportError as error:
+        say(f"the certificates are not reloaded: {error}", "yellow")
+        return
+    if any(changed):
+        say("the certificates have changed: connecting anew", "")
 
 
 def transport_of(

@@ -4,6 +4,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from weakref import WeakSet
 
 import typer
 
@@ -43,6 +45,7 @@ from .options import (
     log_as,
     monitoring,
     policy,
+    reload_files,
 )
 from .store import is_redis
 from .systemd import Notifier, works
@@ -51,6 +54,7 @@ from .workers import Supervisor, application, end_with_supervisor
 
 if TYPE_CHECKING:
     from ..monitor import Monitor
+    from ..transport import MqttTransport, Reactor
 
 __all__ = ["app", "server"]
 
@@ -146,10 +150,11 @@ def server(
             fail("--workers needs a shared store: --store redis://host:port/db")
         if witness is not None:
             fail("--witness is only for --store redis://host:port/db; an SQLite store has its witness beside it")
+        link = ours.link()
         running = srup.Server(
             ours.identity,
             ours.key,
-            broker=ours.link(),
+            broker=link,
             key_service=service,
             observers=observer or (),
             store=None if store is None else srup.SqliteStore(store, adopt=adopt),
@@ -157,7 +162,13 @@ def server(
         )
         changes = None if devices is None else running.reload_keys(keys)  # before it starts
         monitor = monitoring(metrics, running)
-    terminal = Terminal(logged, None if devices is None else lambda: listed.reload(running))
+
+    def reload() -> None:
+        if devices is not None:
+            listed.reload(running)
+        reload_files([link], terminal.say)
+
+    terminal = Terminal(logged, reload)
     running.on_fault(lambda fault: terminal.end(1))
     listed = ListedKeys(devices or Path(), terminal.say)
     if terminal.asks and moderation == "terminal":
@@ -282,10 +293,19 @@ def _share(
         if setup is not None:
             setup(server)
 
+    links: WeakSet[MqttTransport] = WeakSet()
+    adding = threading.Lock()
+
+    def connect(_client_id: str, reactor: "Reactor") -> "MqttTransport":
+        link = ours.link(reactor=reactor)
+        with adding:  # on a thread of the worker's, while the main thread reloads
+            links.add(link)
+        return link
+
     worker = srup.Worker(
         ours.identity,
         ours.key,
-        broker=lambda _client_id, reactor: ours.link(reactor=reactor),
+        broker=connect,
         store=store,
         setup=hear,
         ttl=lease,
@@ -299,6 +319,9 @@ def _share(
     def reload(_signal: int, _frame: object) -> None:
         if (keys := folder.load()) is not None:
             worker.reload_keys(keys, folder.tell)
+        with adding:
+            present = list(links)
+        reload_files(present, say)
 
     signal.signal(signal.SIGHUP, reload)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the supervisor has let it wait until now

@@ -21,8 +21,8 @@ _VIEWS: Final = 32  # selections that are remembered
 
 SORTS: Final[Mapping[str, Callable[[FleetDevice], Any]]] = {
     "identity": lambda device: device.identity,
-    "name": lambda device: device.facts.get("description"),
-    "type": lambda device: device.facts.get("type") or device.tags.get("type"),
+    "name": lambda device: device.name or device.facts.get("description"),
+    "type": lambda device: device.type,
     "member": lambda device: device.member,
     "firmware": lambda device: (device.version, device.firmware or "") if device.version is not None else None,
     "last_contact": lambda device: device.last_contact,

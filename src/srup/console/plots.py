@@ -76,7 +76,7 @@ def columns(numbers: Sequence[int], labels: Sequence[str], title: str) -> Markup
         if index % max(1, len(numbers) // 6) == 0 or index == len(numbers) - 1:
             anchor = "end" if index == len(numbers) - 1 else "start"
             place = x + wide if anchor == "end" else x
-            if not (anchor == "start" and index > len(numbers) - 3):
+            if not (anchor == "start" and index > len(numbers) - 6):
                 pieces.append(_text(place, _HIGH - 8, label, anchor))
     return _plot(title, pieces)
 

@@ -346,9 +346,10 @@ class CampaignRunner:
 
 
 def candidate(device: FleetDevice, matches: bool = True) -> Candidate:
-    """Return what a decision needs to know of a device; its type is what it reports, or its tag ``type``."""
-    kind = device.facts.get("type") or device.tags.get("type")
-    return Candidate(device.identity, device.member, matches, kind, device.version, device.firmware, device.tags)
+    """Return what a decision needs to know of a device; its type and its zone are tags, or what it reports."""
+    zone = {} if (known := device.label("zone")) is None else {"zone": known}
+    tags = {**zone, **device.tags}
+    return Candidate(device.identity, device.member, matches, device.type, device.version, device.firmware, tags)
 
 
 def _campaign(kept: KeptCampaign) -> Campaign:

@@ -59,9 +59,11 @@ FIELDS: Final[Mapping[str, tuple[Callable[[str], Any], Callable[[FleetDevice, fl
     "last_contact": (_age, lambda device, now: _since(device.last_contact, now)),
     "update": (str.upper, lambda device, now: None if device.update is None else device.update.state),
     "fingerprint": (str, lambda device, now: device.fingerprint),
+    "type": (str, lambda device, now: device.type),
+    "name": (str, lambda device, now: device.name),
     "description": (str, lambda device, now: device.facts.get("description")),
 }
-"""What can be compared, how the value is read, and what it is compared with; ``tag.NAME`` as well."""
+"""What can be compared, how the value is read, and what it is compared with; ``tag.NAME`` and ``fact.NAME`` as well."""
 
 
 def where(text: str) -> Callable[[FleetDevice, float], bool]:
@@ -82,8 +84,10 @@ def _condition(text: str) -> Callable[[FleetDevice, float], bool]:
     compared = _COMPARED[sign]
     if name.startswith("tag."):
         return lambda device, now: compared(device.tags.get(name[4:]), value)
+    if name.startswith("fact."):
+        return lambda device, now: compared(device.facts.get(name[5:]), value)
     if name not in FIELDS:
-        raise ValueError(f"{name} cannot be compared; what can is {', '.join(FIELDS)} and tag.NAME")
+        raise ValueError(f"{name} cannot be compared; what can is {', '.join(FIELDS)}, tag.NAME and fact.NAME")
     read, of = FIELDS[name]
     try:
         wanted = read(value)

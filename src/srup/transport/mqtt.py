@@ -37,6 +37,7 @@ from srup.transport import unsettled
 from srup.transport.base import MAX_QUEUED, Deliveries, Delivery, Fence, log
 from srup.transport.reactor import Reactor
 from srup.transport.stream import Stream
+from srup.transport.tlsfiles import TlsFiles
 from srup.transport.topics import check_filter, check_topic
 from srup.transport.unsettled import Unsettled
 
@@ -150,10 +151,9 @@ class MqttTransport:
         _require(not (tls and of_tls), "tls takes the place of ca_file, cert_file, key_file and alpn")
         if scheme != "mqtts":
             _require(not (tls or of_tls), "tls, ca_file, cert_file, key_file and alpn need an mqtts:// url")
-        self._new_context: Callable[[], ssl.SSLContext | None] = lambda: tls
-        if scheme == "mqtts" and tls is None:
-            self._new_context = partial(_tls_context, ca_file, cert_file, key_file, tuple(alpn))
-        self._tls = self._new_context()
+        self._tls_files = TlsFiles(ca_file, cert_file, key_file, alpn) if scheme == "mqtts" and tls is None else None
+        self._tls = tls if self._tls_files is None else self._tls_files.context()
+        self._renewing = False  # this connection is to end, for the files have changed
         self._client_id = client_id
         self._credentials = (username, password)
         self._keepalive = keepalive
@@ -291,6 +291,19 @@ class MqttTransport:
         """Have the network thread look what there is to do. On any thread."""
         self._wake()
 
+    def reload(self) -> bool:
+        """Connect anew if ``ca_file``, ``cert_file`` or ``key_file`` has changed; return whether it has. On any thread.
+
+        What waits to be sent is sent on the next connection. TransportError says what is wrong with the new files: then
+        this connection goes on.
+        """
+        if self._tls_files is None or not self._tls_files.changed:
+            return False
+        self._tls_files.context()
+        self._renewing = True
+        self._wake()
+        return True
+
     def stop(self, timeout: float = 5.0) -> None:
         """See :meth:`Transport.stop`; an attempt to connect that is under way may take some seconds longer."""
         patience = self.halt(timeout)
@@ -352,10 +365,10 @@ class MqttTransport:
                 self._exchange(link)
             link.flush()
             due = self._fall_asleep(link)
-            if link.ended is None and not self._finished(now, link):
+            if link.ended is None and not self._renewing and not self._finished(now, link):
                 link.watch()
                 return now if link.goes_on else min(link.due, self._deadline, due)
-            link.take_leave(now)
+            link.take_leave(now, "connecting anew: the certificates have changed" if self._renewing else "stopped")
         if not link.is_gone(now):
             return min(link.due, due)
         self._link = None
@@ -389,6 +402,7 @@ class MqttTransport:
 
     def _begin(self) -> None:
         """Have a connector make the next connection."""
+        self._renewing = False  # it reads the files as they are then
         self._link = link = _Link(self)
         self._connecting = True
         self._reactor.employ(partial(self._connect, link))
@@ -697,7 +711,8 @@ class _Link:
             except Exception:  # noqa: BLE001 - what the old certificates are still good for, they shall serve
                 self._fence.fault("before_connect raised")
         if owner._tls is not None:
-            owner._tls = owner._new_context()
+            if owner._tls_files is not None:
+                owner._tls = owner._tls_files.context()
             self._client.tls_set_context(owner._tls)
 
     @property
@@ -816,11 +831,11 @@ class _Link:
         if self.ended is None:
             self.ended = why
 
-    def take_leave(self, now: float) -> None:
+    def take_leave(self, now: float, why: str) -> None:
         """Say good-bye if the broker still listens."""
         if self.ended is not None or (sock := self._client.socket()) is None:
             return
-        self.end("stopped")
+        self.end(why)
         # A broker drops what it has not read when the next client takes the session, so let it hang up first.
         with suppress(OSError):
             self._line = socket.socket(fileno=os.dup(sock.fileno()))
@@ -973,28 +988,3 @@ def parse_url(url: str) -> tuple[str, str, int]:
             raise TransportError(f"{host!a} is not a host name") from error
         _require(_HOST.fullmatch(host) is not None, f"{host!a} is not a host name")
     return scheme, host, port or _PORTS[scheme]
-
-
-def _tls_context(
-    ca: str | Path | None, cert: str | Path | None, key: str | Path | None, alpn: Sequence[str]
-) -> ssl.SSLContext:
-    _require(cert is not None or key is None, "key_file needs cert_file")
-    for name, path in (("ca_file", ca), ("cert_file", cert), ("key_file", key)):
-        if path is not None and not Path(path).is_file():
-            raise TransportError(f"{name} {str(path)!a} {'is no file' if Path(path).exists() else 'does not exist'}")
-    try:
-        context = ssl.create_default_context(cafile=ca)
-    except OSError as error:
-        raise TransportError(f"ca_file {str(ca)!a} holds no certificates that can be read: {explain(error)}") from error
-    if cert is not None:
-        try:
-            context.load_cert_chain(cert, key, password=lambda: b"")  # without it OpenSSL would ask at the terminal
-        except OSError as error:
-            why = f"they must be PEM, belong together and have no password: {explain(error)}"
-            raise TransportError(f"cert_file {str(cert)!a} and its key do not load; {why}") from error
-    if alpn:
-        try:
-            context.set_alpn_protocols(alpn)
-        except (ssl.SSLError, UnicodeError) as error:
-            raise TransportError(f"alpn {alpn!a} cannot be offered: {error}") from error
-    return context

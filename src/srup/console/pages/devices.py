@@ -6,6 +6,7 @@ from urllib.parse import urlencode
 
 from ...errors import PolicyError
 from ...fleet import FleetDevice
+from ...fleet.where import FIELDS
 from ...identity import parse_identity
 from ..batches import Batch
 from ..census import SORTS
@@ -61,6 +62,7 @@ def _show(visit: Visit) -> Shown:
         "link": lambda **changes: _link(condition, sort, down, changes),
         "before": f"{found[max(0, start - ROWS)].identity:x}" if start else "",
         "after": f"{found[start + ROWS].identity:x}" if start + ROWS < len(found) else "",
+        "fields": ", ".join(FIELDS),
         "firmware_of": firmware_of,
     }
     return Shown("devices.html", content, status=400 if wrong else 200)
