@@ -129,8 +129,9 @@ def test_after_the_log_in_one_is_where_one_wanted_to_be(place):
 def test_attempts_to_log_in_are_bounded(tmp_path, users_file, place):
     site = Site(place.fleet, place.users, clock=place.site.clock)
     browser = Browser(application(site))
-    assert {browser.log_in("ada", PASSWORD).status for _ in range(7)} == {200}
-    browser.cookies.clear()
+    for _ in range(7):
+        assert browser.log_in("ada", PASSWORD).words.startswith("Overview")
+        browser.cookies.clear()
     answers = [browser.log_in("ada", "wrong").status for _ in range(6)]
     assert answers == [401] * 5 + [429]
     assert browser.log_in("ada", PASSWORD).status == 429

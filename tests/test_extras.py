@@ -82,7 +82,10 @@ TRIALS = {
     "campaign rehearse": [Trial("campaign rehearse locks.toml --size 3", says="locks.toml", status=2)],
     "campaign list": [Trial(f"{CAMPAIGN} list", **NO_DATABASE)],
     "campaign run": [Trial(f"{CAMPAIGN} run", **NO_DATABASE)],
-    "console": [
+    "console user add": [Trial("console user add ada --role boss", CONSOLE, says="--role boss", status=2)],
+    "console user remove": [Trial("console user remove ada", CONSOLE, says="there is no user ada", status=2)],
+    "console user list": [
+        Trial("console user list", CONSOLE, says="nobody"),
         Trial(
             f"console --store {REDIS} --identity 5e --port 0",
             CONSOLE | {"redis"},
@@ -91,9 +94,6 @@ TRIALS = {
         ),
         Trial("console --store none.db --identity 5e --port 0", CONSOLE, says="none.db is missing", status=2),
     ],
-    "console user add": [Trial("console user add ada --role boss", CONSOLE, says="--role boss", status=2)],
-    "console user remove": [Trial("console user remove ada", CONSOLE, says="there is no user ada", status=2)],
-    "console user list": [Trial("console user list", CONSOLE, says="nobody")],
     "inspect": [
         Trial("inspect 0504", says="not an SRUP message", status=1),
         Trial("inspect traffic.pcap", {"dpkt"}, says="cannot be read", status=2),

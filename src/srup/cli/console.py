@@ -51,8 +51,8 @@ def _serve(
     tls_key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Private key of --tls-cert, PEM, not encrypted.")
     ] = None,
-    firmware: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Folder whose files a campaign may name.")
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder with firmware whose files a campaign may name.")
     ] = None,
     fetch_ca: FetchCa = None,
 ) -> None:
@@ -74,7 +74,7 @@ def _serve(
         serving.close()
         raise
     with serving, fleet, explained():
-        site = Site(fleet, Users(users), serving.names, serving.secure, firmware=firmware, fetch_ca=fetch_ca)
+        site = Site(fleet, Users(users), serving.names, serving.secure, firmware=images, fetch_ca=fetch_ca)
         _say(f"console of server {identity:x} at {serving.url}")
         if site.invitation.token is not None:
             _say(

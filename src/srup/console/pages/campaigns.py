@@ -75,7 +75,7 @@ def _document(visit: Visit) -> Document:
     place = ("firmware", "file")
     if named and folder is None:
         SourceFile(_NAME, text).fail(
-            place, "file: the console knows no folder with firmware (--firmware FOLDER); give its digest instead"
+            place, "file: the console knows no folder with firmware (--images FOLDER); give its digest instead"
         )
     if isinstance(named, str) and named and Path(named).name != named:
         SourceFile(_NAME, text).fail(place, "file: name a file in the console's folder of firmware, without a path")

@@ -4,7 +4,8 @@ from collections import Counter
 from itertools import islice
 from typing import Any, Final
 
-from ...fleet import AuditRecord
+from ...fleet import AuditRecord, FleetDevice
+from ..census import Snapshot
 from ..exchanges import is_refused
 from ..visit import Page, Shown, Visit
 
@@ -20,14 +21,21 @@ def refused_since(visit: Visit, since: float) -> list[AuditRecord]:
     return [record for record in found if record.direction == "received" and is_refused(record)]
 
 
+def _failed(snapshot: Snapshot) -> tuple[list[FleetDevice], list[tuple[str, int]]]:
+    """Return the devices whose newest update has failed, the latest first, and the reasons counted."""
+    failed = [(each.update, each) for each in snapshot.devices if each.update is not None]
+    failed = [(update, each) for update, each in failed if update.state == "FAILED"]
+    failed.sort(key=lambda pair: -pair[0].at)
+    reasons = Counter(update.reason or "no reason was given" for update, _ in failed)
+    return [each for _, each in failed], reasons.most_common(50)
+
+
 def _show(visit: Visit) -> Shown:
     snapshot = visit.site.census.snapshot()
-    failed = [each for each in snapshot.devices if each.update is not None and each.update.state == "FAILED"]
-    failed.sort(key=lambda each: -each.update.at if each.update else 0.0)
-    updates = Counter(each.update.reason or "no reason was given" for each in failed if each.update)
+    failed, updates = snapshot.kept("failed", lambda: _failed(snapshot))
     messages = refused_since(visit, visit.now - 86400.0)
     content: dict[str, Any] = {
-        "updates": updates.most_common(50),
+        "updates": updates,
         "failed": failed[:_ROWS],
         "found": len(failed),
         "messages": messages[:_ROWS],
