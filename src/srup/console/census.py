@@ -17,6 +17,7 @@ __all__ = ["SORTS", "Census", "Snapshot"]
 _SHORTEST: Final = 1.0  # seconds between two readings, and
 _SPARING: Final = 8.0  # times as long as the last one took
 _PATIENCE: Final = 0.1  # seconds that a page waits for a newer one
+_FEW: Final = 5000  # devices that are read so fast that each change is worth it
 _VIEWS: Final = 32  # selections that are remembered
 
 SORTS: Final[Mapping[str, Callable[[FleetDevice], Any]]] = {
@@ -104,7 +105,7 @@ class Census:
     def outdated(self) -> None:
         """Have the devices read when they are next wanted: something was done to one of them."""
         with self._lock:
-            if self._latest is not None and len(self._latest.devices) <= 5000:
+            if self._latest is None or len(self._latest.devices) <= _FEW:
                 self._due = 0.0
 
     def _read(self, reading: threading.Event) -> None:
