@@ -22,6 +22,7 @@ PRINTS_DATA = {  # store audit prints nothing but JSON
     "keyex list",
     "console user list",
     "devices show",
+    "audit verify",
     "order waiting",
     "order result",
     "inspect",

@@ -56,7 +56,7 @@ def test_an_order_and_its_answer_are_there_with_who_posted_it(fleet):
         assert sent.fingerprint == key_of(SERVER).public_key.fingerprint
         assert received.fingerprint == key_of(device).public_key.fingerprint
         assert [plane.verify(each)[0] for each in (sent, received)] == [Verdict.VALID] * 2
-        assert plane.verify(ended)[0] is Verdict.UNKNOWN
+        assert plane.verify(ended) == (Verdict.ABSENT, "it was no message")
         assert [*plane.audit()] == [ended, received, sent, *reversed(before)]
 
 
@@ -96,6 +96,25 @@ def test_what_is_ordered_without_a_message_is_there_too(fleet):
             ("revoke", "DONE", "bob"),
             ("action", "FAILED: PolicyError", "alice"),
         ]
+
+
+def test_what_was_signed_before_a_key_changed_can_still_be_checked(fleet):
+    fleet.joined()
+    for number, key in ((0, None), (1, key_of(0x77))):
+        if key is not None:
+            fleet.device.rotate_key(key)
+            fleet.settle()
+        fleet.order("action", action_id=7, posted_by=str(number))
+        fleet.settle()
+    with control(fleet) as plane:
+        answers = [each for each in plane.audit(newest_first=False) if each.direction == "received" and each.posted_by]
+        assert [each.fingerprint for each in answers] == [
+            key_of(fleet.device.identity).public_key.fingerprint,
+            key_of(0x77).public_key.fingerprint,
+        ]
+        fleet.order("revoke")
+        fleet.settle()
+        assert {plane.verify(each)[0] for each in plane.audit() if each.wire} == {Verdict.VALID}
 
 
 def test_a_request_that_is_repeated_has_one_row(fleet):
@@ -149,8 +168,8 @@ def test_a_record_that_was_changed_is_not_valid(fleet):
         verdict, told = plane.verify(replace(sent, **{change: why[0]}))
         assert verdict is Verdict.INVALID, change
         assert why[1] in told
-    for change in ({"wire": None}, {"fingerprint": "00" * 32}):
-        assert plane.verify(replace(sent, **change))[0] is Verdict.UNKNOWN
+    assert plane.verify(replace(sent, wire=None)) == (Verdict.ABSENT, "its signed bytes are not kept")
+    assert plane.verify(replace(sent, fingerprint="00" * 32))[0] is Verdict.UNKNOWN
 
 
 # --- What every store does with it.

@@ -435,6 +435,23 @@ def follow_orders(site: Site) -> None:
     assert [line.split()[1] for line in shown] == states[: len(shown)]
 
 
+@story("docs/audit.md")
+def follow_the_audit(site: Site) -> None:
+    after_readme(site)
+    site.broker()
+    serve = "srup -v server --identity 5e --key server.pem --devices devices --store server.db --broker"
+    site.start(f"{serve} mqtt://{site.values['broker']}")
+    commands = site.take("console")
+    with device_of(site) as device:
+        device.on_action(3)(lambda server: None)
+        device.wait_joined(30)
+        with chdir(site.folder):
+            exec(site.take("python").text, {"srup": srup})
+        said = site.run(commands)
+    assert "night shift" in said
+    assert "invalid" not in said.replace("0 invalid", "")
+
+
 @story("docs/campaigns.md")
 def follow_campaigns(site: Site) -> None:
     after_readme(site)

@@ -193,6 +193,7 @@ def test_a_damaged_record(path, table):
 # --- Versions of the schema.
 
 FIRST = Path(__file__).parent / "vectors" / "store-1.sql"
+FIFTH = FIRST.with_name("store-5.sql")
 
 
 @pytest.fixture
@@ -225,6 +226,28 @@ def test_a_database_of_version_1_is_brought_up_to_date(first):
         commit(store, 2, 3)
     with closing(SqliteStore(first)) as store:
         assert store.open(OWNER).partners[0] == partner(highest=3)
+
+
+def test_rows_of_version_5_stay_readable_without_their_bytes(path, witness):
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(FIFTH.read_text())
+        (database,) = db.execute("SELECT id FROM store").fetchone()
+    Witness(witness).replace_by(Position(database, 2))
+    old = [
+        AuditRow(1_700_000_000.0, 0xD1, 1, 9, b"join", "accepted"),
+        AuditRow(1_700_000_001.5, 0xD1, 2, 5, b"\xffvalue", "unexpected: d1 is not joined"),
+        AuditRow(1_700_000_002.0, 0xD2, 2**64 - 1, 2, b"", "repeated"),
+    ]
+    new = AuditRow(1_700_000_001.5, 0xD1, 3, 2, b"t", "ACTION_SUCCESS", False, b"signed", b"f" * 32)
+    with closing(SqliteStore(path)) as store:
+        store.open(0x5E)
+        assert [*store.audit()] == old
+        store.commit(Changes(audit=[new]))
+    with closing(SqliteStore(path)) as store:
+        store.open(0x5E)
+        assert [*store.audit()] == [*old[:2], new, old[2]]
+        assert [*store.audit(partner=0xD1, newest_first=True)] == [new, old[1], old[0]]
+        assert store.mailbox(0x5E).waiting() == {0: 1}
 
 
 def test_old_and_new_databases_have_one_schema(first, tmp_path):

@@ -20,7 +20,7 @@ __all__ = ["app"]
 
 COMMANDS: Final = (
     *("init", "keygen", "broker", "server", "device", "devices", "order", "join", "campaign", "console"),
-    *("store", "inspect", "keyex", "demo", "simulate", "bench"),
+    *("audit", "store", "inspect", "keyex", "demo", "simulate", "bench"),
 )
 """The commands, each of which is a module of this package."""
 

@@ -8,9 +8,12 @@ from typing import Annotated, Any, Final
 import typer
 
 from ..fleet import FleetDevice
+from ..fleet.auditfile import fields_of
 from ..fleet.where import where
 from ..printable import printable
 from .apps import App
+from .audit import GIVE_WAY as AUDIT_GIVES_WAY
+from .audit import audit_row
 from .fleets import OfServer, StoreOfServer, choose, chosen
 from .options import IdentityArgument, Json
 from .tables import ago, iso, table
@@ -60,12 +63,19 @@ def _list(
 
 
 @app.command()
-def show(context: typer.Context, device: IdentityArgument, as_json: Json = False) -> None:
-    """Show everything that is known about a device."""
+def show(
+    context: typer.Context,
+    device: IdentityArgument,
+    exchanges: Annotated[int, typer.Option(min=0, help="Number of the last exchanges to show.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Show everything that is known about a device, and the last exchanges, the newest first."""
     with chosen(context, _USAGE) as fleet:
         found = fleet.device(device)
+        last = [(record, fleet.verify(record)[0]) for record in islice(fleet.audit(device), exchanges)]
     if as_json:
-        print(json.dumps(_fields(found)))
+        told = [fields_of(record) | {"signature": str(verdict)} for record, verdict in last]
+        print(json.dumps(_fields(found) | {"exchanges": told}))
         return
     now = time.time()
     update = found.update
@@ -84,6 +94,11 @@ def show(context: typer.Context, device: IdentityArgument, as_json: Json = False
     width = max(map(len, known))
     for name, value in known.items():
         print(f"{printable(name, 100, words=True):{width}}  {printable(value, 1000, words=True)}")
+    rows = [audit_row(record, verdict) for record, verdict in last]
+    if rows:
+        print()
+    for line in table([{name: row[name] for name in row if name != "PEER"} for row in rows], AUDIT_GIVES_WAY):
+        print(line)
 
 
 def _fields(device: FleetDevice) -> dict[str, Any]:

@@ -24,7 +24,9 @@ class Verdict(StrEnum):
     INVALID = "invalid"
     """It has not, or they say something else."""
     UNKNOWN = "unknown"
-    """The bytes or the key are not kept, or it was no message."""
+    """The key is not kept."""
+    ABSENT = "none"
+    """There are no signed bytes: they are not kept, or it was no message."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class AuditRecord:
 def judge(record: AuditRecord, pem: bytes | None) -> tuple[Verdict, str]:
     """Return what there is to say about a record and the key that it names, and why; nothing else is asked."""
     if record.wire is None or record.fingerprint is None:
-        return Verdict.UNKNOWN, "its signed bytes are not kept"
+        return Verdict.ABSENT, "it was no message" if record.direction == "ordered" else "its signed bytes are not kept"
     if pem is None:
         return Verdict.UNKNOWN, f"the key with the fingerprint {record.fingerprint[:16]} is not kept"
     try:

@@ -1,8 +1,9 @@
 """The control plane of a server: what is posted here, the running server carries out."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from secrets import token_bytes
 from threading import Lock
 from typing import Any, Final, Self
@@ -49,6 +50,7 @@ __all__ = ["Fleet"]
 PAGE: Final = 500
 """How many devices are read at a time."""
 
+_KEYS: Final = 1024  # that are remembered while an audit is verified
 _LARGEST: Final = (1 << 64) - 1
 
 
@@ -76,6 +78,7 @@ class Fleet:
         self._store = store
         self._directory: Directory | None = None
         self._reader: AuditReader | None = None
+        self._key_of: Callable[[bytes, int], bytes | None] = lambda fingerprint, partner: None
         self._campaigns: Campaigns | None = None
         self._opening = Lock()
 
@@ -256,7 +259,8 @@ class Fleet:
         """Return the key that a record names, as PEM; None if the store has not kept it."""
         if record.fingerprint is None:
             return None
-        return self._audited().key(bytes.fromhex(record.fingerprint), record.peer)
+        self._audited()
+        return self._key_of(bytes.fromhex(record.fingerprint), record.peer)
 
     def joins(self) -> list[WaitingJoin]:
         """Return the joins that wait for somebody's word now, the oldest first.
@@ -298,6 +302,7 @@ class Fleet:
         with self._opening:
             if self._reader is None:
                 self._reader = audit_at(self._store, self.identity)
+                self._key_of = lru_cache(_KEYS)(self._reader.key)
             return self._reader
 
     def __enter__(self) -> Self:

@@ -153,8 +153,10 @@ def check_log(path: Path) -> None:
         )
 
 
-def connect(path: Path, owner: int, patience: float, *, read_only: bool = False) -> sqlite3.Connection:
+def connect(path: Path, owner: int | None, patience: float, *, read_only: bool = False) -> sqlite3.Connection:
     """Return a connection to the database of ``owner``, beside that of its server, which may run or not.
+
+    None stands for whoever owns it.
 
     It waits for others that write for ``patience`` seconds. StoreError when there is none, or when it is of another
     server or version; nothing is made or changed.
@@ -176,9 +178,10 @@ def connect(path: Path, owner: int, patience: float, *, read_only: bool = False)
             remedy = "start its server with this srup once" if older else "use a newer srup"
             raise StoreError(f"{path} has version {version}, and this srup uses {len(MIGRATIONS)}: {remedy}")
         (present,) = db.execute("SELECT owner FROM store").fetchone()
-        if present != NUMBER.pack(owner):
+        if present is None or (owner is not None and present != NUMBER.pack(owner)):
             whose = "nobody yet" if present is None else f"{int.from_bytes(present, 'big'):x}"
-            raise StoreError(f"{path} belongs to {whose}, not to {owner:x}")
+            wanted = "" if owner is None else f", not to {owner:x}"
+            raise StoreError(f"{path} belongs to {whose}{wanted}")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 0")  # the server does that, or whoever closes it last
     except BaseException:
