@@ -139,7 +139,7 @@ def test_it_survives_a_restart_of_the_server(tmp_path):
 # What a hostile device sends: values under names of facts, made by hand.
 
 
-def test_no_device_fills_the_memory_of_a_server(world):
+def test_t9_no_device_fills_the_memory_of_a_server(world):
     device = world.add(DEVICE)
     world.start().settle()
     for number in range(3 * MAX_FACTS):

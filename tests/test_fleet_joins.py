@@ -279,7 +279,7 @@ def test_an_observed_join_is_seen_without_its_value(site, tmp_path):
         assert fleet.joins() == []
 
 
-def test_no_more_joins_wait_than_a_server_has_room_for(tmp_path, monkeypatch):
+def test_t9_no_more_joins_wait_than_a_server_has_room_for(tmp_path, monkeypatch):
     monkeypatch.setattr(join_server, "MAX_MODERATED", 5)
     [site] = [next(memory(tmp_path))]
     with world_at(site, tmp_path, 12).start() as world, fleet_at(site) as fleet:

@@ -310,7 +310,8 @@ def follow_joins(site: Site) -> None:
     site.start(broker_command).heard("Ctrl-C stops it")
     server = site.terminal(*site.take("console").commands)
     server.expect("connected to")
-    device = site.terminal(*site.take("console").commands)
+    [simply] = site.take("console").commands
+    device = site.terminal(simply)
     assert shown(server) == shown(device)
     server.send("a\r")
     device.expect("joined server 5e")
@@ -330,6 +331,26 @@ def follow_joins(site: Site) -> None:
     device.expect("joined server 5e")
     server.expect("d1 has joined")
     assert (device.end(), observer.end(), server.end()) == (0, 0, 0)
+    follow_joins_from_elsewhere(site, simply, shown)
+
+
+def follow_joins_from_elsewhere(site: Site, simply: str, shown: Callable[[Program], list[str]]) -> None:
+    [serve] = site.take("console").commands
+    service = site.start(serve)
+    service.heard("connected to")
+    first = site.terminal(simply)
+    value = shown(first)
+    beside = site.terminal(*site.take("console").commands)
+    assert shown(beside) == value
+    beside.send("a\r")
+    first.expect("joined server 5e")
+    assert beside.wait() == 0
+    second = site.terminal(simply.replace("d1", "d2"))
+    shown(second)
+    with chdir(site.folder):
+        exec(site.take("python").text, {"srup": srup})
+    second.expect("joined server 5e")
+    assert (first.end(), second.end(), service.end()) == (0, 0, 0)
 
 
 @story("docs/device.md")
@@ -352,6 +373,11 @@ def follow_device(site: Site) -> None:
         assert (site.folder / "blinked").exists()
         wait_until(lambda: heard, "a value is reported")
         assert heard == [21.5]
+        assert device.end() == 0
+        (site.folder / "version").write_text("41\n")
+        device = site.start(*site.take("console").commands)
+        wait_until(lambda: server.inventory(0xD1) == {"type": "lock", "name": "front-door"}, "facts are reported")
+        wait_until(lambda: server.facts(0xD1).get("version") == "41", "a fact is reported by a program")
         assert device.end() == 0
 
 

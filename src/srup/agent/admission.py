@@ -284,6 +284,8 @@ class Admission(Duty):
         times = engine.clock.unix(), event.expires
         record = JoinRecord(event.peer, pending.id, "human", *times, shown_by.fingerprint, value.plaintext.decode())
         self._board.put(event.token, record)
+        if self._by_orders:
+            engine.journal.log(logging.INFO, "%s: %x waits to be compared", event.peer, partner=event.peer)
         if has_handler:
             self._unshown[key] = None
             if not self._moderation_due:  # while one call waits for its turn another one would find nothing to do (T9)

@@ -17,6 +17,7 @@ from ..errors import PolicyError, StoreError
 from ..extras import require
 from .apps import App
 from .fleets import OfServer, StoreOfServer, choose, chosen
+from .following import LATE
 from .joins import ANSWERS, ASKED, VALUE_FORMS, ValueBoard, time_left
 from .options import IdentityArgument, Json, this_user
 from .tables import iso
@@ -136,7 +137,7 @@ def _decide(context: typer.Context, device: int, decision: Decision, name: str |
             order.result(_PATIENCE)
         except TimeoutError:
             tell(_NOT_TAKEN.format(order.id), "yellow")
-            raise typer.Exit(3) from None
+            raise typer.Exit(LATE) from None
         except PolicyError as error:
             tell(str(error), "yellow")
             raise typer.Exit(1) from None
@@ -175,6 +176,7 @@ class Desk:
         self._shown: tuple[srup.fleet.WaitingJoin, ValueBoard] | None = None
         self._done: set[str] = set()  # ids of the joins that were decided here
         self._open: list[_Decided] = []
+        self._status = 0
         self._ended = threading.Event()
         self._idle = False  # nothing has waited at the last look
         self._thread = threading.Thread(target=self._keep_looking, name="joins", daemon=True)
@@ -244,7 +246,7 @@ class Desk:
         if now.keys() - self._done or self._open:
             self._idle = False
         elif not self._watch:
-            self._terminal.end()
+            self._terminal.end(self._status)
         elif not self._idle:
             self._terminal.say("no join waits; Ctrl-C ends this", "dim")
             self._idle = True
@@ -255,10 +257,12 @@ class Desk:
         report = order.report()
         if report.error is not None:
             say(f"{device}: {report.text}", "yellow")
+            self._status = 1
         elif report.over:
             say(f"{device}: {_DONE[decided.decision]}", "green" if decided.decision == "accept" else "")
         elif time.monotonic() >= decided.until:
             say(f"{device}: {_NOT_TAKEN.format(order.id)}", "yellow")
+            self._status = LATE
         else:
             return False
         return True
