@@ -13,8 +13,8 @@ from srup.agent.verbs import VERBS
 from srup.campaign import At, State
 from srup.console import Role, Site, Users, application
 from srup.console.live import Streams
-from srup.fleet import Campaigns
-from srup.identity import parse_identity
+from srup.fleet import Campaigns, Verdict
+from srup.fleet.auditfile import read_export
 from srup.records import Changes, Fact, KeyRecord
 from srup.store.mailboxes import campaigns_at
 
@@ -588,11 +588,9 @@ def test_the_audit_is_searched_verified_and_taken_away(place):
     for wrong in ("since=yesterday", "until=99:99", "device=nonsense"):
         assert browser.get(f"/audit?{wrong}").status == 400
         assert browser.get(f"/audit/export?{wrong}").status == 400
-    lines = [json.loads(line) for line in browser.get("/audit/export?device=d0").text.splitlines()]
-    assert lines
-    assert {parse_identity(each["peer"]) for each in lines} == {0xD0}
-    signed = [each for each in lines if each["direction"] != "ordered"]
-    assert all(each["wire"] and each["key"].startswith("-----BEGIN") for each in signed)
+    exported = list(read_export(browser.get("/audit/export?device=d0").text.splitlines()))
+    assert {record.peer for record, _, _ in exported} == {0xD0}
+    assert {verdict for _, verdict, _ in exported} == {Verdict.VALID, Verdict.ABSENT}
 
 
 def test_a_page_is_told_what_has_become_of_it(place):

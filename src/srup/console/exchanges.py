@@ -1,13 +1,11 @@
 """What was heard and signed, as tables show it."""
 
-import json
 from typing import Any, Final
 
 from ..errors import SrupError
 from ..fleet import AuditRecord, Fleet, Verdict
-from .words import iso
 
-__all__ = ["GOOD", "exchange", "exported", "is_refused"]
+__all__ = ["GOOD", "exchange", "is_refused"]
 
 GOOD: Final = frozenset({"accepted", "sent", "repeated"})
 """The outcomes that say nothing against a message."""
@@ -29,24 +27,3 @@ def is_refused(record: AuditRecord) -> bool:
         return False
     told = outcome.upper()
     return outcome.startswith("unexpected") or any(word in told for word in ("FAIL", "REFUSE", "UNKNOWN", "ERROR"))
-
-
-def exported(fleet: Fleet, record: AuditRecord) -> str:
-    """Return a record as a line of JSON, with its signed bytes in hex and the key that has signed them as PEM."""
-    key = fleet.signer_key(record)
-    told = {
-        "at": iso(record.at, exact=True),
-        "direction": record.direction,
-        "server": f"{record.server:x}",
-        "peer": f"{record.peer:x}",
-        "message": record.message,
-        "sequence_id": record.sequence_id,
-        "token": record.token,
-        "outcome": record.outcome,
-        "order": record.order,
-        "posted_by": record.posted_by,
-        "wire": None if record.wire is None else record.wire.hex(),
-        "fingerprint": record.fingerprint,
-        "key": None if key is None else key.decode("ascii", "replace"),
-    }
-    return json.dumps(told) + "\n"

@@ -46,13 +46,12 @@ def left(until: float, now: float) -> str:
     return f"{rest // 60}:{rest % 60:02}"
 
 
-def iso(at: float, *, exact: bool = False) -> str:
-    """Return a Unix time in ISO 8601, to a second; ``exact`` to a microsecond."""
+def iso(at: float) -> str:
+    """Return a Unix time in ISO 8601, to a second."""
     try:
-        moment = datetime.fromtimestamp(at, UTC)
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (OverflowError, ValueError, OSError):
         return f"{at:.0f}"
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ" if exact else "%Y-%m-%dT%H:%M:%SZ")
 
 
 def short(text: str, most: int) -> str:

@@ -7,8 +7,9 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from ...fleet import AuditRecord
+from ...fleet.auditfile import export_lines
 from ...identity import parse_identity
-from ..exchanges import exchange, exported, is_refused
+from ..exchanges import exchange, is_refused
 from ..visit import Page, Shown, Values, Visit
 
 __all__ = ["PAGES", "export", "search"]
@@ -81,9 +82,10 @@ def _link(asked: dict[str, str], path: str = "/audit") -> str:
 
 
 def export(visit: Visit) -> Iterator[str]:
-    """Return what is asked for as lines of JSON, with the signed bytes and the keys; ValueError as :func:`search`."""
-    found = search(visit, visit.query)
-    return (exported(visit.site.fleet, record) for record in found)
+    """Return what is asked for in the form that srup audit verify reads; ValueError as :func:`search`."""
+    fleet = visit.site.fleet
+    lines = export_lines(fleet.identity, search(visit, visit.query), fleet.signer_key)
+    return (f"{line}\n" for line in lines)
 
 
 PAGES: Final = (Page("/audit", _show),)
