@@ -20,6 +20,7 @@ PRINTS_DATA = {  # store audit prints nothing but JSON
     "keyex enroll",
     "keyex renew",
     "keyex list",
+    "console user list",
     "devices show",
     "audit verify",
     "order waiting",

@@ -548,6 +548,21 @@ def follow_campaigns(site: Site) -> None:
         exec(site.take("python").text, {"srup": srup})
 
 
+@story("docs/console.md")
+def follow_the_console(site: Site) -> None:
+    after_readme(site)
+    site.broker()
+    serve = "srup server --identity 5e --key server.pem --devices devices --store server.db --broker"
+    site.start(f"{serve} mqtt://{site.values['broker']}").heard("server 5e")
+    *users, console = site.take("console").commands
+    said = site.run(Block("console", "\n".join(f"$ {command}" for command in users), None))
+    assert said.endswith("ada administrator\n")
+    site.environment["SRUP_CONSOLE_PORT"] = "0"
+    url = site.start(console).heard("console of server 5e at").split()[-1]
+    with urllib.request.urlopen(url) as answer:
+        assert "Password" in answer.read().decode()
+
+
 @story("docs/simulation.md")
 def follow_the_simulation(site: Site) -> None:
     assert "seed 17" in site.run()

@@ -20,7 +20,7 @@ from .version import installed, version_line
 __all__ = ["app"]
 
 COMMANDS: Final = (
-    *("init", "keygen", "broker", "server", "device", "devices", "order", "join", "campaign", "firmware"),
+    *("init", "keygen", "broker", "server", "device", "devices", "order", "join", "campaign", "firmware", "console"),
     *("audit", "store", "inspect", "keyex", "demo", "simulate", "bench"),
 )
 """The commands, each of which is a module of this package."""
