@@ -142,7 +142,7 @@ test-lanes-here: $(VENV)/test.stamp
 	else $(MAKE) test-lanes; fi
 
 # The lowest versions that pyproject.toml allows, of what is needed to build and to run.
-LOWEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,extras cli cli_join cli_logs cli_metrics cli_order keyex_authority \
+LOWEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,extras console console_parts cli cli_join cli_logs cli_metrics cli_order keyex_authority \
 	keyex_cli keyex_client keyex_service keyex_store transport_mqtt transport_stream broker fetch joinvalue \
 	monitor_endpoint monitor_metrics store_redis store_mailbox store_lease keys seal vectors verify_many agent_worker \
 	end_to_end demo))
