@@ -333,6 +333,28 @@ def test_t30_firmware_that_a_retiring_key_orders_keeps_none_of_its_successor_awa
         assert update.result(0) is UpdateState.ACTIVATED
 
 
+def ordered_before_a_restart(fleet, ids):
+    """Have a retiring key order firmware, restart the device, and have that activated; then update as its owner."""
+    fleet.fetcher.contents[NEW_URL] = NEW_FIRMWARE
+    fleet.joined()
+    rotated(fleet, "server")
+    token = bind(SERVER, DEVICE, fleet.clock() + 60, bytes(16))
+    fleet.hand.write(Initiate, SERVER, DEVICE, sequence_id=ids[0], token=token, url=URL, digest=DIGEST)
+    fleet.device.stop()
+    fleet.add(DEVICE).start(threads=False)
+    fleet.settle()
+    fleet.hand.write(Activate, SERVER, DEVICE, sequence_id=ids[1], token=token)
+    active = (fleet.tmp_path / f"{DEVICE:x}" / "current").resolve().name
+    update = fleet.server.update(DEVICE, NEW_URL, NEW_DIGEST)
+    fleet.settle()
+    return active, update.result(0)
+
+
+def test_t30_the_same_with_a_restart_between_its_order_and_its_word_to_activate(tmp_path):
+    with HostileFleet(tmp_path, durable=True) as fleet:
+        assert ordered_before_a_restart(fleet, [TOP - 9, TOP - 8]) == (DIGEST, UpdateState.ACTIVATED)
+
+
 def value_replayed_over_a_restart(fleet, when):
     """Replay a value after a change of its sender's key and after a restart of the server, or after that only."""
     fleet.joined()

@@ -177,7 +177,7 @@ class Session:
                 texts.append((exchange, kept.body))
         states = {state for state, _ in self.table} | {to.state for to in self.table.values()}
         for exchange, text in texts:
-            persistence.read_exchange(exchange, text, found, states)
+            persistence.read_exchange(exchange, text, found, states, self.horizons)
         for exchange in sorted(found.values(), key=_age):  # what is sent again is so in its order
             exchange.retry = retry.resumed_pause(self.policy, exchange.retry)
             if exchange.began > now:
@@ -317,6 +317,8 @@ class Session:
         self.known.mark_freshness(peer.identity)
         if peer.identity in self.known.peers:
             self.known.mark_peer(peer)
+        for exchange in peer.exchanges.values():
+            self.known.mark(exchange)  # it is written with its key, if another one counts
 
     def _keep(self, peer: Peer) -> None:
         """Remember a peer, and that it has changed."""

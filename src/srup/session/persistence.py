@@ -16,7 +16,7 @@ from ..messages import SCHEMA, Message
 from ..records import Changes, ExchangeRecord, Fact, PartnerRecord
 from ..wire import Status
 from .exchange import Exchange, ExchangeTable, Peer
-from .freshness import Horizon
+from .freshness import Horizon, Horizons, key_text
 
 __all__ = [
     "LAST_SENT_ID",
@@ -130,6 +130,7 @@ _STORED: Final[Mapping[str, str]] = {
     "detail": "detail",
 }
 _ATTRIBUTES: Final = {stored: name for name, stored in _STORED.items()}
+_KEY: Final = "key"  # that it was begun under, if that is not the one that counts
 
 _RENAMED: Final[Mapping[str, str]] = {
     "DeviceState.ANSWERED": "IdentificationState.ANSWERED",
@@ -152,20 +153,27 @@ def write_exchange(exchange: Exchange, lead: float = 0.0) -> ExchangeRecord:
     text |= {stored: getattr(exchange, name) for name, stored in _STORED.items()}
     if exchange.began:
         text["began"] += lead
+    signed = exchange.horizon
+    if signed is not None and signed is not exchange.peer.horizon:
+        text[_KEY] = key_text(signed.key) or None
     # An action may have the number 0.
     text = {name: value for name, value in text.items() if value not in (None, False, 0.0) or type(value) is int}
     return ExchangeRecord(exchange.peer.identity, exchange.token, exchange.expiry + lead, dump(text, _named))
 
 
 def read_exchange(
-    exchange: Exchange, text: str, known: Mapping[tuple[int, bytes], Exchange], states: Collection[Enum]
+    exchange: Exchange,
+    text: str,
+    known: Mapping[tuple[int, bytes], Exchange],
+    states: Collection[Enum],
+    horizons: Horizons,
 ) -> None:
     """Give an exchange what is written about it; ``known`` are those that it may name, ``states`` all that exist here.
 
-    StoreError for a text that this version cannot have written.
+    ``horizons`` are of the keys that do not count. StoreError for a text that this version cannot have written.
     """
     kept = load(text, lambda partner, token: known.get((partner, token)))
-    name = str(kept.pop("state", "")) if type(kept) is dict else ""
+    name, key = (str(kept.pop(each, "")) for each in ("state", _KEY)) if type(kept) is dict else ("", "")
     kind, _, which = name.partition(".")
     name = _RENAMED.get(name) or f"{_RENAMED.get(kind, kind)}.{which}"
     state = next((each for each in states if _state_name(each) == name), None)
@@ -174,6 +182,17 @@ def read_exchange(
     exchange.state = state
     for stored, value in kept.items():
         setattr(exchange, _ATTRIBUTES[stored], value)
+    if not exchange.mine:
+        exchange.horizon = _signed(exchange.peer, key, horizons)
+
+
+def _signed(peer: Peer, key: str, horizons: Horizons) -> Horizon:
+    """Return what is known of the key that began an exchange."""
+    try:
+        number = int(key or "0", 16)
+    except ValueError:
+        raise StoreError(f"an exchange of {peer.identity:x} names no key: {key[:80]!r}") from None
+    return peer.horizon if number in (0, peer.horizon.key) else horizons.peek(peer.identity, number)
 
 
 def _state_name(state: Enum) -> str:

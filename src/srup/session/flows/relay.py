@@ -33,6 +33,7 @@ from ...wire import Status
 from ..events import Event, RelayFailed, SyndicationAnswered, SyndicationEnded, SyndicationOffered
 from ..exchange import Exchange, Peer
 from ..flow import Now, Output, Send
+from ..freshness import Offers
 from ..policy import check_status
 from ..syndications import ACTION_RESULTS, END_RESULTS, JOIN_RESULTS, RESEND
 from ..table import Cause, ExchangeStart, State, Table, Transition, Trigger
@@ -232,8 +233,6 @@ class HomeRelay(RelayFlow):
     }
     volatile = frozenset({_S.OFFERED})  # home asks again, and so the owner is asked again
     _listing: tuple[bytes, bytes] | None = None  # the token of the newest count, there and here
-    _offered = 0  # the sequence id of home's newest offer
-    _ended = 0  # that of its newest word that it is over
 
     def answer_init(self, token: bytes, status: Status, now: float) -> list[Output]:
         """Answer a SyndicationOffered with JOIN_SUCCESS, JOIN_REFUSED or JOIN_FAIL."""
@@ -242,9 +241,9 @@ class HomeRelay(RelayFlow):
 
     def syndication_offered(self, exchange: Exchange, cause: SyndicationInit, now: Now) -> list[Output]:
         """Home wants a syndication; it is told no more of the one before, which would pass for this one."""
-        if cause.sequence_id < max(self._ended, self._offered):
+        if cause.sequence_id < max(self._offers(exchange.peer)):
             raise PolicyError("home has ended the syndication since it asked for it, or has asked for another one")
-        self._offered = cause.sequence_id
+        self._note(exchange.peer, Offers(begun=cause.sequence_id))
         self._listing = None
         for former in exchange.peer.in_state(_S.RELAYED):
             self.session.known.forget(former)
@@ -257,15 +256,29 @@ class HomeRelay(RelayFlow):
 
     def pass_on(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
         """See :meth:`RelayFlow.pass_on`; home's end also ends what is only offered, which nobody there knows of yet."""
-        if cause.sequence_id < self._offered:
+        offered = self._offers(exchange.peer).begun
+        if cause.sequence_id < offered:
             raise PolicyError("home asked for this before it offered the present syndication")
         outputs: list[Output] = []
         if isinstance(cause, SyndicatedEndRequest):
-            self._ended = max(self._ended, cause.sequence_id)
-            if self._offered < cause.sequence_id:
+            self._note(exchange.peer, Offers(ended=cause.sequence_id))
+            if offered < cause.sequence_id:
                 offers = exchange.peer.in_state(_S.OFFERED)
                 outputs += self.session.step_all(offers, Trigger.LEAVE, None, now)
         return [*outputs, *super().pass_on(exchange, cause, now)]
+
+    @staticmethod
+    def _offers(peer: Peer) -> Offers:
+        """Return what home has said last, under the key that signed what is heard or the one that counts."""
+        return (peer.heard.offers or Offers()).newest(peer.horizon.offers or Offers())
+
+    def _note(self, peer: Peer, said: Offers) -> None:
+        """Remember what home has said about its syndication, for as long as anything of its key (T34)."""
+        peer.heard.offers = said.newest(peer.heard.offers or Offers())
+        # A retiring key may be in other hands: it is no newer than what its successor has said.
+        capped = Offers(*(min(number, peer.horizon.highest) for number in said))
+        peer.horizon.offers = capped.newest(peer.horizon.offers or Offers())
+        self.session.known.mark_freshness(peer.identity)
 
     def _pass_on(self, event: Relayed, now: float, nonce: bytes) -> list[Send]:
         """Pass a message on; an entry of the list goes under the token of its count."""
