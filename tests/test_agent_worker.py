@@ -267,5 +267,5 @@ def test_a_forked_process_gives_back_no_lease_of_its_parent(site):
             os._exit(0)
     os.waitpid(child, 0)
     client = site.redis.client
-    keys = [key for key in client.scan_iter("*lease*")]
+    keys = list(client.scan_iter("*lease*"))
     assert {client.get(key).decode() for key in keys} == held

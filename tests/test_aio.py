@@ -158,6 +158,29 @@ def test_a_handler_whose_loop_has_ended_has_done_nothing(tmp_path):
         wait_until(lambda: heard == [0, 1, 2])
 
 
+def test_a_start_that_is_cancelled_leaves_nothing_that_runs(tmp_path):
+    opening, go_on = threading.Event(), threading.Event()
+
+    class SlowStore(MemoryStore):
+        def open(self, owner):
+            opening.set()
+            go_on.wait(WAIT)
+            return super().open(owner)
+
+    async def main():
+        pair = Pair(tmp_path, server=partial(AsyncServer, store=SlowStore()))
+        entering = asyncio.ensure_future(pair.server.__aenter__())
+        await asyncio.to_thread(opening.wait, WAIT)
+        entering.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+        assert pair.server.stopped
+
+    run(main())
+
+
 def test_a_join_that_is_not_answered_or_refused(tmp_path):
     async def main():
         pair = Pair(tmp_path)

@@ -37,9 +37,16 @@ class _Shell(Agent):
         self.engine.handlers.adapt = self._adapt
 
     async def start(self) -> Self:  # type: ignore[override]
-        """See :meth:`Agent.start`; handlers run in the event loop that runs now."""
+        """See :meth:`Agent.start`; handlers run in the event loop that runs now. If it is cancelled, it has stopped."""
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(super().start)
+        starting = asyncio.ensure_future(asyncio.to_thread(super().start))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait([starting])  # a thread goes on, and nobody would stop what it has started
+            if starting.exception() is None:
+                await self.stop()
+            raise
         return self
 
     async def stop(self, timeout: float = 5.0) -> None:  # type: ignore[override]
