@@ -275,8 +275,7 @@ class HomeRelay(RelayFlow):
     def _note(self, peer: Peer, said: Offers) -> None:
         """Remember what home has said about its syndication, for as long as anything of its key (T34)."""
         peer.heard.offers = said.newest(peer.heard.offers or Offers())
-        # A retiring key may be in other hands: it is no newer than what its successor has said.
-        capped = Offers(*(min(number, peer.horizon.highest) for number in said))
+        capped = Offers(*(peer.counting(number) for number in said))
         peer.horizon.offers = capped.newest(peer.horizon.offers or Offers())
         self.session.known.mark_freshness(peer.identity)
 
@@ -343,7 +342,7 @@ class AwayRelay(RelayFlow):
         """The away server begins the syndication, or does not want it; its first word is as good as an answer."""
         status = Status(cause.status) if isinstance(cause, Response) else Status.JOIN_SUCCESS
         self.syndicated = status is Status.JOIN_SUCCESS
-        self._began = cause.sequence_id
+        self._began = exchange.peer.counting(cause.sequence_id)
         return [SyndicationAnswered(self.session.server, exchange.token, status)]
 
     def pass_on(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
@@ -354,7 +353,7 @@ class AwayRelay(RelayFlow):
             raise PolicyError("the count is older than one that was passed on")
         begun = self._heard(exchange.peer, cause, now)
         if isinstance(cause, SyndicatedDeviceCount):
-            self._counted, self._listing = cause.sequence_id, exchange.token
+            self._counted, self._listing = exchange.peer.counting(cause.sequence_id), exchange.token
         return [*begun, *super().pass_on(exchange, cause, now)]
 
     def pass_entry_on(self, exchange: Exchange, cause: SyndicatedDeviceList, now: Now) -> list[Output]:
