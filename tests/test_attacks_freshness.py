@@ -5,11 +5,13 @@ import hashlib
 import pytest
 
 from srup import Action, Activate, Data, Initiate, JoinRequest, Policy, PrivateKey, Response, Status
+from srup.session import DeviceSession
+from srup.session.events import FetchRequested
 from srup.simulation import Clock
 from srup.tokens import bind
 from srup.update import UpdateState
 
-from .fleet import DIGEST, SERVER, URL
+from .fleet import DIGEST, SERVER, URL, key_of
 from .hostile import HostileFleet
 
 pytestmark = pytest.mark.backend
@@ -331,6 +333,23 @@ def test_t30_firmware_that_a_retiring_key_orders_keeps_none_of_its_successor_awa
         update = fleet.server.update(DEVICE, NEW_URL, NEW_DIGEST)
         fleet.settle()
         assert update.result(0) is UpdateState.ACTIVATED
+
+
+@pytest.mark.parametrize("stolen", [True, False], ids=["of a retiring key", "control"])
+def test_t30_a_download_that_lasts_keeps_no_order_of_a_successor_away(stolen):
+    old, new = (key_of(identity).public_key for identity in (SERVER, DEVICE))
+    device = DeviceSession(DEVICE, [SERVER])
+    device.known.peers[SERVER] = peer = device.peer(SERVER)
+    peer.member = True
+
+    def order(sequence_id, signer):
+        token = bind(SERVER, DEVICE, 60, sequence_id.to_bytes(16, "big"))
+        message = Initiate(sequence_id=sequence_id, sender_id=SERVER, token=token, url=URL, digest=DIGEST)
+        outputs = device.receive(message, 0.0, bytes(16), signer, retiring=signer is old)
+        return any(isinstance(each, FetchRequested) for each in outputs)
+
+    assert order(TOP - 9, old if stolen else new)
+    assert order(TOP - 10, new) is stolen
 
 
 def ordered_before_a_restart(fleet, ids):
