@@ -352,6 +352,27 @@ def test_t30_a_download_that_lasts_keeps_no_order_of_a_successor_away(stolen):
     assert order(TOP - 10, new) is stolen
 
 
+@pytest.mark.parametrize("place", [(TOP, TOP), (0, TOP)], ids=["a later stream", "the same stream"])
+def test_t30_a_place_that_a_retiring_key_gives_bars_no_value_of_its_successor(tmp_path, place):
+    with HostileFleet(tmp_path, durable=True) as fleet:
+        fleet.joined()
+        assert said(fleet, b"first") == [(DEVICE, "t", b"first")]
+        rotated(fleet, "device")
+        last = fleet.server.engine.session.streams.received[DEVICE]
+        place = place[0] or last.stream, place[1]
+        token = bind(DEVICE, SERVER, fleet.clock() + 60, bytes(16), receipt=True, place=place, after=0)
+        fleet.hand.write(Data, DEVICE, SERVER, token=token, data_id="t", data=b"forged")
+        assert said(fleet, b"next")[-1] == (DEVICE, "t", b"next")
+
+
+def said(fleet, value):
+    """Have the device send a value that is confirmed; return what the server has heard."""
+    sent = fleet.device.send("t", value)
+    fleet.pass_time(60)
+    assert sent.result(0) is None
+    return [each for each in fleet.done if each[0] == DEVICE and len(each) == 3]
+
+
 def ordered_before_a_restart(fleet, ids):
     """Have a retiring key order firmware, restart the device, and have that activated; then update as its owner."""
     fleet.fetcher.contents[NEW_URL] = NEW_FIRMWARE
