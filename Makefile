@@ -3,8 +3,9 @@
 # make test-all  everything: commands, brokers, Redis, faults, both backends, lowest versions, benchmarks in short form
 # make bench     every benchmark; results go to benchmarks/results/, the table of figures into README.md (WITH_LANES=1:
 #                with the extra multibuffer)
-# make lint      lint, formatting and types
-# make docs      write the generated pages of docs/ again
+# make lint      lint, formatting, types and spelling
+# make docs      build the documentation's site in build/site, after make pages; a warning is an error
+# make pages     write the generated pages of docs/ again: states, metrics, commands, errors
 # make faults    kill, stop, cut off and restore servers, brokers and Redis under load (REPEAT=n faults in each test)
 # make simulate  fleets and syndications under faults and attacks in simulated time (RUNS=n seeds of each, the first SEED=n)
 # make fuzz-verify  100,000 signatures that every way to verify must agree about (CASES=n, SEED=n); ALGORITHM=ecdsa or
@@ -13,6 +14,7 @@
 # make test-lanes  the lanes' tests with the extra multibuffer, 200 MB; test-all does it where the CPU has AVX512-IFMA
 # make wheels    the wheels of a release, built for each of PYTHONS, repaired, reproduced and tried; go to dist/
 # make emulated  the codec's, keys' and vectors' tests on emulated machines (ARCHITECTURES; as root, on Debian)
+# make release-check  whether this commit can be released: version, tag, changelog, then docs, all tests and the wheels
 # make clean     remove everything that the above have made
 # Each sets up what it needs; PYTHON names another interpreter (3.11 or newer).
 
@@ -43,8 +45,9 @@ ifndef TOGETHER
 .NOTPARALLEL:
 endif
 
-.PHONY: help demo test test-all test-rest lint docs test-setup test-quick test-contract test-processes test-faults test-backends test-pure \
-	test-lanes test-lanes-here test-lowest faults simulate fuzz-verify sanitize wheels emulated bench bench-short clean
+.PHONY: help demo test test-all test-rest lint docs pages test-setup test-quick test-contract test-processes test-faults test-backends test-pure \
+	test-lanes test-lanes-here test-lowest faults simulate fuzz-verify sanitize wheels emulated bench bench-short release-check \
+	clean
 
 help:
 	@sed -n '/^$$/q; s/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -80,6 +83,7 @@ lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/codespell
 
 # What needs no process of its own.
 QUICK := not process and not slow
@@ -215,9 +219,26 @@ bench: $(CHOSEN)/bench.stamp
 bench-short: $(CHOSEN)/bench.stamp
 	$(CHOSEN)/bin/python -m benchmarks --short
 
-docs: $(VENV)/test.stamp
+pages: $(VENV)/test.stamp
 	$(VENV)/bin/python docs/states.py
 	$(VENV)/bin/python docs/metrics.py
+	$(VENV)/bin/python docs/commands.py
+	$(VENV)/bin/python docs/errors.py
+
+# Without the network: nothing is fetched, and what is built asks for nothing.
+SITE := build/site
+docs: pages
+	rm -rf $(SITE) build/doctrees
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet -d build/doctrees docs $(SITE)
+	$(VENV)/bin/python docs/check_site.py $(SITE)
+	@echo "The site is in $(SITE): open $(SITE)/index.html"
+
+# What agrees with what is found at once; what takes long comes after it, and must leave nothing behind.
+release-check:
+	$(PYTHON) tests/release_check.py
+	$(MAKE) docs test-all wheels
+	$(PYTHON) tests/release_check.py
+	@echo "Ready: publish what is in dist/"
 
 clean:
 	rm -rf $(VENV) $(PURE) $(LOWEST) $(LANES) $(SANITIZED) .emulated build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,9 +1,10 @@
-"""Draw the table of docs/observability.md from the metrics themselves: ``python docs/metrics.py`` (``make docs``)."""
+"""Draw the table of docs/observability.md from the metrics themselves: ``python docs/metrics.py`` (``make pages``)."""
 
 from pathlib import Path
 from typing import Final
 
 from srup.monitor import Collector
+from srup.monitor.fleetmetrics import FLEET_GAUGES
 
 PAGE: Final = Path(__file__).with_name("observability.md")
 BEGIN, END = "<!-- metrics: begin -->\n", "<!-- metrics: end -->\n"
@@ -17,6 +18,8 @@ def table() -> str:
         labels = {label: None for sample in family.samples for label in sample.labels if label != "le"}
         listed = ", ".join(f"`{label}`" for label in labels)
         lines.append(f"| `{name}` | {family.type} | {listed} | {family.documentation} |")
+    for name, (meaning, of) in FLEET_GAUGES.items():
+        lines.append(f"| `{name}` | gauge | {', '.join(f'`{label}`' for label in of)} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 

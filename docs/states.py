@@ -1,4 +1,4 @@
-"""Draw docs/states.md from the tables that drive the sessions: ``python docs/states.py`` (``make docs``)."""
+"""Draw docs/states.md from the tables that drive the sessions: ``python docs/states.py`` (``make pages``)."""
 
 from collections import defaultdict
 from enum import Enum
@@ -36,7 +36,9 @@ ROLES: Final[dict[str, type[Session]]] = {
 INTRODUCTION: Final = """\
 # The states of an exchange
 
-Drawn by `make docs` from the tables that drive the sessions; a test sees to it that they agree. An exchange is a
+For people who change the sessions, or want to know what exactly an end does with a message.
+
+Drawn by `make pages` from the tables that drive the sessions; a test sees to it that they agree. An exchange is a
 question and its answers, held together by a token, with one partner. An arrow reads: when this comes, do that. What
 comes is a message, the status of a Response, or a word in *italics*: a decision of the application, or time. `-` does
 nothing: the message is genuine and counts as seen. No effect changes the state by itself: where one decides that things

@@ -106,7 +106,9 @@ class Fleet(Simulator):
             "clock": self.clock,
             "entropy": self.randbytes,
         } | options
-        device = self.devices[identity] = Device(identity, key_of(identity, self.scheme), **options)
+        device = self.devices[identity] = Device(
+            identity, options.pop("key", None) or key_of(identity, self.scheme), **options
+        )
         self.watch(device)
         return device
 

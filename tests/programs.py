@@ -16,6 +16,7 @@ PACKAGES = {
     "cc": "gcc",
     "objdump": "binutils",
     "openssl": "openssl",
+    "chromium": "chromium",
 }
 """Debian's package of each."""
 

@@ -33,11 +33,11 @@ def nonce():
     return next(_nonces).to_bytes(16, "big")
 
 
-def bound(recipient, expiry=T0 + 300, sender=None):
+def bound(recipient, expiry=T0 + 300, sender=None, key=""):
     """A bound token; without a sender of the one that talks to this recipient."""
     if sender is None:
         sender = DEVICE if recipient == SERVER else SERVER
-    return tokens.bind(sender, recipient, expiry, nonce())
+    return tokens.bind(sender, recipient, expiry, nonce(), key=key)
 
 
 def make(cls, sequence_id, sender_id, token, **fields):

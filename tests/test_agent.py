@@ -1482,3 +1482,19 @@ def test_a_device_asks_to_be_let_in_before_it_hears_what_waits_at_the_broker():
     device.step()
     device.stop()
     assert Waiting.sent == [JoinRequest]
+
+
+def test_a_transport_that_fails_to_send_at_once_ends_no_turn(tmp_path):
+    """What was settled and published goes out when its thread comes to it."""
+
+    def fail():
+        raise OSError("the socket is gone")
+
+    with Fleet(tmp_path) as fleet:
+        fleet.joined()
+        fleet.device.on_action(1)(lambda _: None)
+        fleet.device.engine.flush = fail
+        future = fleet.server.action(fleet.device.identity, 1)
+        fleet.settle()
+        assert future.result(0) is Status.ACTION_SUCCESS
+        assert fleet.device.counts["faults"] > 0

@@ -294,7 +294,7 @@ def test_a_device_that_joins_again_and_again_is_not_sent_everything_each_time(fl
     sent = []
     session, now = fleet.server.debug.session, fleet.clock.now
     for _ in range(10):
-        sent.append(len(session.hurry(identity, now)))
+        sent.append(len(session.repeat_unanswered(identity, now)))
     assert sum(sent) == 100
     assert sent[-1] == 0
 
@@ -806,7 +806,7 @@ def test_audit_rows_tell_what_was_accepted(fleet):
     fleet.settle()
     fleet.network.inject(*fleet.network.log[-2])
     fleet.settle()
-    rows = list(fleet.stores[SERVER].audit())
+    rows = [row for row in fleet.stores[SERVER].audit() if not row.sent]
     assert [(row.partner, row.type, row.outcome) for row in rows] == [
         (fleet.device.identity, 0x09, "accepted"),
         (fleet.device.identity, 0x04, "accepted"),

@@ -12,7 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srup import Action, Data, JoinRequest, KeyRing, Policy, PrivateKey, ResignRequest, Response, Server, encode, wire
+from srup import (
+    Action,
+    Data,
+    JoinRequest,
+    KeyRing,
+    Policy,
+    PrivateKey,
+    ResignRequest,
+    Response,
+    Server,
+    Status,
+    decode,
+    encode,
+    wire,
+)
 from srup.agent import backlog, handlers
 from srup.agent.transaction import Transaction
 from srup.keys import PublicKey
@@ -64,7 +78,7 @@ class Broker(MemoryTransport):
 class World:
     """A server with an application, and all that can be seen of it."""
 
-    def __init__(self, fast: bool, has_clock: bool) -> None:
+    def __init__(self, fast: bool, has_clock: bool, durable: bool = True, inline: bool = False) -> None:
         self.now = START
         self.store, self.broker = Recorded(), Broker()
         self.ring = KeyRing({each: key(each).public_key for each in DEVICES})
@@ -78,15 +92,16 @@ class World:
             key(SERVER),
             devices=self.ring,
             broker=self.broker,
-            store=self.store,
+            store=self.store if durable else None,
             clock=lambda: self.now,
             entropy=lambda size: len(self.broker.published).to_bytes(size, "big"),
             policy=Policy(has_clock=has_clock),
         )
-        server.engine.fast_path.on = fast
+        server.engine.fast_path.on = server.engine.handlers.decides_now = fast
         server.on_data("n", "int32")(self.note("value"))
         server.on_data("text", "text")(self.note("text"))
-        server.on_action(1)(self.note("action"))
+        server.on_action(1, inline=inline)(self.note("action"))
+        server.on_action(2, inline=inline)(self.ask_back)
         server.on_refused(lambda refusal: self.told.append(("refused", str(refusal))))
         server.on_left(lambda device: self.told.append(("left", device)))
         server.on_joined(lambda device: self.told.append(("joined", device)))
@@ -102,6 +117,21 @@ class World:
             "value": lambda partner, name, value: handler(partner, name, value),
             "text": lambda partner, name, value: handler(partner, name, value),
         }[kind]
+
+    def ask_back(self, partner):
+        """Do what an application may do in a handler: its requests come before the answer."""
+        self.told.append(("asked back", partner, self.server.handling))
+        if len(self.told) % 2:
+            self.server.action(partner, 7)
+        return (True, False, Status.ACTION_UNKNOWN, "anything")[len(self.told) % 4]
+
+    def join_all(self) -> None:
+        """Let all in that a store would say are in."""
+        members = [each for each in DEVICES if each != OUTSIDER]
+        for each in members:
+            token = bind(each, SERVER, START + 300.0, nonces(each)) if each != DEPLOYED else b"free %d" % each
+            join = JoinRequest(sequence_id=1, sender_id=each, token=token)
+            self.turn([(join_topic(SERVER, each), encode(join, key(each)))])
 
     def turn(self, things) -> None:
         """Let messages arrive, and what the application does between them happen, in one turn."""
@@ -300,10 +330,14 @@ thing = st.tuples(
 turns = st.lists(st.lists(thing, max_size=14), min_size=1, max_size=5)
 
 
-def play(drawn, has_clock=True):
+def play(drawn, has_clock=True, durable=True, inline=False):
     """Let both worlds have the same turns; return them."""
     script = Script()
-    worlds = World(True, has_clock), World(False, has_clock)
+    worlds = World(True, has_clock, durable, inline), World(False, has_clock, durable, inline)
+    if not durable:
+        for world in worlds:
+            world.join_all()
+        script.ids = dict.fromkeys(script.ids, 1)
     for kinds in drawn:
         things = [getattr(script, kind)(sender, choice) for kind, sender, choice in kinds]
         for world in worlds:
@@ -324,6 +358,29 @@ def agree(worlds):
 @given(turns, st.booleans())
 def test_both_ways_come_to_the_same(drawn, has_clock):
     agree(play(drawn, has_clock))
+
+
+commands = st.tuples(
+    st.one_of(st.just("action"), st.sampled_from([*USUAL, *UNUSUAL])), st.sampled_from(DEVICES), st.integers(0, 11)
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(st.lists(commands, max_size=5), min_size=1, max_size=12), st.booleans(), st.booleans(), st.booleans())
+def test_what_handlers_decide_comes_to_the_same_at_once_and_through_the_inbox(drawn, has_clock, durable, inline):
+    agree(play(drawn, has_clock, durable, inline))
+
+
+def test_what_was_asked_before_an_action_is_answered_comes_before_the_answer():
+    agree(play([[("commanded", MEMBERS[0], 0), ("action", MEMBERS[0], 0)]], has_clock=False, durable=False))
+
+
+def test_an_action_that_comes_alone_is_answered_at_once_and_repeated_as_it_was():
+    lone = [("action", MEMBERS[0], 1)]
+    worlds = play([lone, lone, [("replayed", MEMBERS[0], 0)], [("action", MEMBERS[0], 2)]], durable=False, inline=True)
+    agree(worlds)
+    answers = [decode(wire).verify(key(SERVER).public_key) for _, wire in worlds[0].broker.published]
+    assert [type(each) for each in answers].count(Response) >= len(MEMBERS) + 2
 
 
 @pytest.mark.parametrize("place", range(7))

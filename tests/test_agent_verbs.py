@@ -28,6 +28,7 @@ DETAILS = {  # of an order of each verb, and as it stands in the mailbox
     "revoke": ((), {}),
     "terminate": ((), {}),
     "deregister": ((), {}),
+    "decide_join": (("accept", "0" * 32), {"decision": "accept", "join": "0" * 32, "by": ""}),
     "tag": (("site", "berlin"), {"name": "site", "value": "berlin"}),
 }
 
@@ -55,7 +56,7 @@ def test_a_record_with_a_detail_too_many_or_too_few_is_refused(verb):
     record = {"order": verb, "device": f"{DEVICE:x}"} | details
     with pytest.raises(TypeError, match="more"):
         load_order(json.dumps(record | {"more": 1}).encode())
-    for name in details.keys() - {"hold", "server"}:
+    for name in details.keys() - {"hold", "server", "by"}:
         with pytest.raises((TypeError, ValueError, EncodeError)):
             load_order(json.dumps({key: value for key, value in record.items() if key != name}).encode())
         with pytest.raises((TypeError, ValueError, EncodeError)):

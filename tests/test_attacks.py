@@ -14,8 +14,8 @@ T6   malleability                    here; test_attacks_codec.py
 T7   algorithm confusion             here; test_attacks_codec.py
 T8   thread killer                   here
 T9   memory exhaustion               here; test_attacks_floods.py, test_agent.py, test_agent_fairness.py,
-                                     test_cli_logs.py, test_cli_terminal.py, test_keyex_attacks.py,
-                                     test_keyex_limits.py, test_keyex_service.py
+                                     test_cli_logs.py, test_cli_terminal.py, test_fleet_audit.py,
+                                     test_keyex_attacks.py, test_keyex_limits.py, test_keyex_service.py
 T10  hijack by join command          here
 T11  update substitution             here; test_attacks_session.py
 T12  rollback                        here
@@ -32,7 +32,7 @@ T20  forgotten token                 test_attacks_freshness.py
 T21  clock there and back            test_attacks_freshness.py
 T22  old words about a membership    test_attacks_membership.py
 T23  endless expiries                test_attacks_bounds.py
-T24  full audit                      test_attacks_bounds.py
+T24  full audit                      test_attacks_bounds.py, test_fleet_audit.py
 T25  amplification                   test_attacks_bounds.py
 T26  flood of a member               test_attacks_bounds.py, test_attacks_handlers.py
 T27  flood of observations           test_attacks_bounds.py
@@ -45,6 +45,11 @@ T33  lost rotation                   test_attacks_membership.py
 T34  over the end                    test_attacks_membership.py
 T35  late revocation                 test_attacks_orders.py, test_attacks_workers.py
 T36  closed envelope                 test_attacks_bounds.py
+T37  next key                        test_attacks_freshness.py
+T38  future used up                  test_attacks_freshness.py
+T39  clock far ahead                 test_attacks_freshness.py
+T40  dead link, full                 test_transport_mqtt.py
+T41  activation by day               test_attacks_orders.py
 """
 
 import re
@@ -1185,14 +1190,14 @@ def test_t18_a_device_on_the_topic_of_another_is_neither_that_device_nor_the_ser
 
 
 def test_every_attack_of_the_table_is_where_the_list_above_says():
-    """T1 to T36, each in the files that are named, and each of those files is named."""
+    """T1 to T41, each in the files that are named, and each of those files is named."""
     folder = Path(__file__).parent
     named = {}
     for line in re.sub(r"\n {9,}", " ", __doc__).splitlines():
         if found := re.match(r"T(\d+) ", line):
             files = re.findall(r"test_\w+\.py", line)
             named[int(found[1])] = {*files, *(["test_attacks.py"] if " here" in line else [])}
-    assert list(named) == list(range(1, 37))
+    assert list(named) == list(range(1, 42))
     for number, files in named.items():
         written = {path.name for path in folder.glob("test_*.py") if f"def test_t{number}_" in path.read_text()}
         written -= {"test_interop.py"}  # which shows what still works against deployed peers

@@ -4,7 +4,19 @@ import hashlib
 
 import pytest
 
-from srup import Action, Activate, Data, Initiate, JoinRequest, Policy, PrivateKey, Response, Status
+from srup import (
+    Action,
+    Activate,
+    Data,
+    Initiate,
+    JoinRequest,
+    Policy,
+    PrivateKey,
+    Response,
+    Status,
+    UnansweredError,
+    peek,
+)
 from srup.session import DeviceSession
 from srup.session.events import FetchRequested
 from srup.simulation import Clock
@@ -427,3 +439,153 @@ def test_t30_control_a_value_that_a_retiring_key_has_not_said_yet(tmp_path):
         value_replayed_over_a_restart(fleet, "after")
         fleet.hand.write(Data, DEVICE, SERVER, data_id="t", data=b"shut")
         assert fleet.done == [(DEVICE, "t", b"open"), (DEVICE, "t", b"shut")]
+
+
+# T37: what a former key has asked for is asked for again by its successor.
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Bounds that tests reach soon."""
+    monkeypatch.setattr("srup.session.exchange.MAX_REMEMBERED", 16)
+    monkeypatch.setattr("srup.session.spent.MAX_SPENT", 64)
+
+
+ENDS = {"a server's": (SERVER, DEVICE, {}), "a device's without a clock": (DEVICE, SERVER, {"has_clock": False})}
+
+
+def asked(fleet, asks, of, action_id, lifetime):
+    agent = fleet.server if asks == SERVER else fleet.device
+    future = agent.action(of, action_id, lifetime=lifetime)
+    fleet.settle()
+    return future
+
+
+def unanswered(fleet, asks, of, further):
+    """Have action 1 done, let its answer get lost, and have so many others done; return the future of the first."""
+    fleet.hand.hold(Response, by=of)
+    first = asked(fleet, asks, of, 1, 100.0)
+    assert fleet.done == [(of, 1)]
+    fleet.hand.hold()
+    for number in range(further):
+        assert asked(fleet, asks, of, 2 if of == DEVICE else 9, 101.0 + number).done()
+    return first
+
+
+@pytest.mark.parametrize("further", [200, 5], ids=["attack", "control"])
+@pytest.mark.parametrize("whose", ENDS)
+@pytest.mark.parametrize("durable", [False, True], ids=["without a store", "with a store"])
+def test_t37_a_spent_token_that_is_forgotten_and_signed_by_the_next_key(tmp_path, small, whose, further, durable):
+    asks, of, options = ENDS[whose]
+    with HostileFleet(tmp_path, durable=durable, device_policy=Policy(**options)) as fleet:
+        fleet.joined()
+        first = unanswered(fleet, asks, of, further)
+        rotated(fleet, "server" if asks == SERVER else "device")
+        before = len(fleet.hand.heard(Action, asks))
+        fleet.pass_time(20)
+        again = fleet.hand.heard(Action, asks)[before:]
+        assert len(again) >= 1  # signed by the new key
+        assert fleet.done == [(of, 1)]
+        assert first.done() is (further == 5)  # it is answered again as long as its exchange is remembered
+        asked(fleet, asks, of, 1, 100.0)
+        assert fleet.done == [(of, 1)] * 2
+        fleet.works()
+
+
+@pytest.mark.parametrize("whose", ENDS)
+def test_t37_a_command_that_was_lost_is_done_under_the_next_key(tmp_path, small, whose):
+    """Though its token was made under the former one."""
+    asks, of, options = ENDS[whose]
+    with HostileFleet(tmp_path, device_policy=Policy(**options)) as fleet:
+        fleet.joined()
+        fleet.hand.hold(Action, by=asks)
+        first = asked(fleet, asks, of, 1, 100.0)
+        fleet.hand.hold()
+        rotated(fleet, "server" if asks == SERVER else "device")
+        fleet.pass_time(20)
+        assert fleet.done == [(of, 1)]
+        assert first.result(0) is Status.ACTION_SUCCESS
+
+
+# T38: a key in wrong hands has used the future up.
+
+FAR = 10 * 365 * 86400.0
+
+
+def spend_future(fleet, first_id, until=FAR):
+    """Have many commands done that are good for ten years, by the first key of the device."""
+    before = len(fleet.done)
+    for number in range(200):
+        token = bind(DEVICE, SERVER, fleet.clock() + until + number, fleet.randbytes(16))
+        fleet.hand.write(Action, DEVICE, SERVER, token=token, sequence_id=first_id + number, action_id=1)
+    assert len(fleet.done) - before == 200
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_t38_a_stolen_key_that_has_used_the_future_up_and_is_replaced(tmp_path, small, restarted):
+    with HostileFleet(tmp_path, durable=True) as fleet:
+        fleet.joined()
+        spend_future(fleet, fleet.hand.newer_id())
+        new = PrivateKey.generate("ed25519")
+        fleet.ring.remove(DEVICE)
+        fleet.ring.add(DEVICE, new.public_key)
+        if restarted:
+            fleet.restart_server(devices=fleet.ring)
+        fleet.device.stop()
+        fleet.add(DEVICE, key=new).start(threads=False)
+        fleet.settle()
+        fleet.device.join()
+        fleet.settle()
+        assert fleet.all_joined()
+        fleet.works()
+
+
+@pytest.mark.parametrize("restarts", [0, 1, 8])
+def test_t38_a_stolen_key_that_uses_the_future_up_while_it_is_retiring(tmp_path, small, restarts):
+    """Again and again, with a restart of the server each time."""
+    with HostileFleet(tmp_path, durable=True) as fleet:
+        fleet.joined()
+        rotated(fleet, "device")
+        for number in range(restarts or 1):
+            spend_future(fleet, fleet.hand.newer_id() + 1000 * number, FAR * (1 + number))
+            if restarts:
+                fleet.restart_server(devices=fleet.ring)
+            for _ in range(30):
+                fleet.pass_time(1)
+                fleet.works()
+
+
+def test_t38_control_a_key_that_is_not_replaced_is_locked_out_by_it(tmp_path, small):
+    with HostileFleet(tmp_path, durable=True) as fleet:
+        fleet.joined()
+        spend_future(fleet, fleet.hand.newer_id())
+        asked = fleet.device.action(SERVER, 1)
+        fleet.pass_time(600)
+        with pytest.raises(UnansweredError):
+            asked.result(0)
+
+
+# T39: the receiver's clock is days ahead for a moment.
+
+
+@pytest.mark.parametrize("days", [0, 3], ids=["control", "attack"])
+@pytest.mark.parametrize("durable", [False, True], ids=["without a store", "with a store"])
+def test_t39_a_clock_that_was_days_ahead_for_a_moment_bars_nobody(tmp_path, small, durable, days):
+    with HostileFleet(tmp_path, durable=durable) as fleet:
+        fleet.joined()
+        fleet.pass_time(7200)
+        for number in range(40):
+            assert asked(fleet, SERVER, DEVICE, 1, 40000.0 + number).result(0) is Status.ACTION_SUCCESS
+        clock = fleet.clocks[fleet.device]
+        clock.skew = days * 86400.0
+        fleet.hand.hold(Response, by=SERVER)
+        fleet.device.action(SERVER, 9)  # so that it has something to do when time has passed
+        fleet.pass_time(10)
+        fleet.hand.hold()
+        clock.skew = 0.0
+        fleet.settle()
+        for _, wire in fleet.hand.heard(Action, SERVER):
+            token = peek(wire).token
+            fleet.hand.write(Action, SERVER, DEVICE, token=token, action_id=1)
+        assert fleet.done == [(DEVICE, 1)] * 40
+        fleet.works()

@@ -2,12 +2,12 @@
 
 import pytest
 
-from srup import Action, JoinRequest, PolicyError, Server
+from srup import Action, Activate, Data, JoinRequest, PolicyError, Server
 from srup.agent.verbs import VERBS
 from srup.store import MemoryStore
 from srup.transport import MemoryTransport
 
-from .fleet import SERVER, key_of
+from .fleet import DIGEST, SERVER, URL, key_of
 from .hostile import Broker
 from .test_agent_ordered import OrderedFleet
 
@@ -151,3 +151,65 @@ def test_a_clock_that_is_set_back_does_not_stall_the_mailbox(fleet):
 
 def test_control_the_mailbox_after_an_error(fleet):
     assert registered_after_an_error(fleet, 0.0) == ["DONE"]
+
+
+# T41: the word to activate, which is good until the daily hours end, is held back until they are over.
+
+
+def held_update(fleet):
+    """Order an update and have it fetched; return the reports on it and what the device activates."""
+    activated = []
+    fleet.device.on_activate(lambda path: activated.append(path.name))
+    reports = fleet.order("update", url=URL, digest=DIGEST, hold=True)
+    fleet.settle()
+    assert reports[-1].state == "READY"
+    return reports, activated
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["control", "attack"])
+def test_t41_the_word_to_activate_is_held_until_the_hours_are_over(fleet, late):
+    reports, activated = held_update(fleet)
+    fleet.hand.hold(Data, Activate, by=SERVER)
+    fleet.order("activate", update=reports[-1].token, lifetime=600.0)
+    fleet.pass_time(500)
+    told = list(fleet.hand.held)
+    assert len(told) > 1
+    if late:
+        fleet.pass_time(100 + 31)
+    fleet.hand.deliver(*told)
+    assert activated == ([] if late else [DIGEST])
+    fleet.order("activate", update=reports[-1].token, lifetime=600.0)  # in the next hours
+    fleet.settle()
+    assert activated == [DIGEST]
+    assert (reports[-1].state, reports[-1].value) == ("ACTIVATED", "ACTIVATED")
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_t41_nothing_is_sent_again_after_the_hours(fleet, restarted):
+    reports, activated = held_update(fleet)
+    fleet.network.cut("device-d0")
+    fleet.order("activate", update=reports[-1].token, lifetime=600.0)
+    fleet.pass_time(700)
+    if restarted:
+        fleet.server.stop()
+        fleet.crash_server()
+    sent = len(fleet.hand.heard(Data, SERVER))
+    fleet.pass_time(5000)
+    assert len(fleet.hand.heard(Data, SERVER)) == sent
+    fleet.network.heal("device-d0")
+    fleet.settle()
+    assert activated == []
+    fleet.order("activate", update=reports[-1].token, lifetime=600.0)
+    fleet.settle()
+    assert activated == [DIGEST]
+
+
+def test_t41_control_without_a_lifetime_it_is_activated_whenever_it_comes(fleet):
+    reports, activated = held_update(fleet)
+    fleet.hand.hold(Activate, by=SERVER)
+    fleet.order("activate", update=reports[-1].token)
+    fleet.settle()
+    [told] = fleet.hand.held
+    fleet.pass_time(5000)
+    fleet.hand.deliver(told)
+    assert activated == [DIGEST]

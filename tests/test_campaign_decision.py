@@ -14,6 +14,7 @@ from srup.campaign.document import Activation, Approval, Document, Firmware, Gat
 from srup.campaign.eligibility import rank
 from srup.campaign.schedule import Daily, Size
 from srup.campaign.state import ENDED, OVER, UNDER_WAY
+from srup.versions import shown_version
 
 NEW, OLD = "1" * 64, "0" * 64
 BEGIN = datetime(2026, 3, 28, 12, tzinfo=UTC).timestamp()  # a day before the clocks change in Europe
@@ -319,6 +320,47 @@ def test_a_rate_and_a_number_at_once():
     assert len(world.updates()) == 9
 
 
+def test_a_clock_that_is_set_in_a_window_neither_stops_it_nor_orders_twice():
+    window = Window(daily=Daily.read("12:00-14:00"), zone="UTC")
+    world = World(document(pace=Pace(per_minute=3), window=window), 12)
+    world.decide()
+    assert len(world.updates()) == 3
+    world.pass_time(-1800)  # before the window, and before what was ordered
+    assert len(world.updates()) == 3
+    world.pass_time(1800)
+    assert len(world.updates()) == 3  # the same minute again
+    world.pass_time(3600)
+    assert len(world.updates()) == 6
+    world.pass_time(-1800)  # within the window: the orders of the future are none of this minute
+    assert len(world.updates()) == 9
+    world.pass_time(86400)
+    assert len(world.updates()) == len(set(world.updates())) == 12
+
+
+@pytest.mark.parametrize("lie", [10**18 - 1, 43])
+def test_a_device_that_claims_a_newer_version_is_left_out_and_named_and_harms_nobody_else(lie):
+    world = World(document(target=Target(late=True), window=Window(end=BEGIN + 10**6)), 3)
+    world.devices[2] = world.devices[2]._replace(version=lie)
+    world.decide()
+    assert (sorted(world.updates()), world.members[2].at) == ([1, 3], At.SKIPPED)
+    assert world.members[2].reason == f"it has version {shown_version(lie)}"
+    world.all_do("ACTIVATED")
+    assert world.at(At.HEALTHY) == {1, 3}
+    world.devices[2] = world.devices[2]._replace(version=41)
+    world.pass_time(10)
+    assert world.updates()[2:] == [2]
+
+
+def test_a_device_that_says_it_has_activated_what_it_was_not_told_to_counts_by_its_own_word_alone():
+    world = World(document(activation=Activation("command")), 2)
+    world.decide()
+    world.all_do("READY", [1])
+    world.tell(2, "ACTIVATED")
+    world.decide()
+    assert (world.at(At.HEALTHY), world.at(At.READY)) == ({2}, {1})
+    assert world.verbs() == {"update": 2}
+
+
 def test_it_begins_when_it_is_approved_and_its_time_has_come():
     world = World(document(approval=Approval(2), window=Window(start=BEGIN + 100)), state=State.AWAITING_APPROVAL)
     world.decide()
@@ -386,6 +428,36 @@ def test_without_two_phases_all_happens_in_the_window_and_what_is_late_waits_for
     assert world.pass_time(7200).changed[1].reason == "it was told to activate and fell silent"
     world.all_do("ACTIVATED", [1])
     assert world.at(At.HEALTHY) == {1}  # late, and true
+
+
+def test_the_word_to_activate_ends_with_the_window_and_is_given_again_in_the_next():
+    world = World(document(window=Window(daily=Daily.read("12:00-12:10"), zone="UTC"), pace=Pace(timeout=900.0)), 1)
+    world.decide()
+    world.now += 60.0
+    decision = world.all_do("READY")
+    [first] = decision.postings
+    assert (first.verb, first.lifetime) == ("activate", 540.0)
+    world.tell(1, "ACTIVATING")
+    assert world.decide().deadline == BEGIN + 600.0
+    assert world.pass_time(540.0).postings == ()
+    assert world.decide().deadline == BEGIN + 86400.0
+    world.pass_time(3600.0)  # longer than a device may take, but it was not to do anything
+    assert world.at(At.READY) == {1}
+    world.now = BEGIN + 86400.0
+    [second] = world.decide().postings
+    assert (second.verb, second.about, second.lifetime) == ("activate", first.about, 600.0)
+    assert second.id != first.id
+    world.all_do("ACTIVATED")
+    assert (world.at(At.HEALTHY), world.campaign.state) == ({1}, State.FINISHED)
+
+
+def test_who_falls_silent_while_the_window_is_open_is_given_up():
+    world = World(document(window=Window(daily=Daily.read("12:00-14:00"), zone="UTC"), pace=Pace(timeout=900.0)), 1)
+    world.decide()
+    world.all_do("READY")
+    world.all_do("ACTIVATING")
+    world.pass_time(900.0)
+    assert world.at(At.UNANSWERED) == {1}
 
 
 def test_activation_at_a_command():

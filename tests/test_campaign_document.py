@@ -8,7 +8,9 @@ import pytest
 from srup import file_digest
 from srup.campaign import CampaignFileError, read
 from srup.campaign.schedule import Daily, Size, as_share, duration, shown_duration, zone
-from srup.fleet import where
+from srup.fleet import FleetDevice, where
+from srup.store.directory import KnownDevice
+from srup.versions import parse_version
 
 WHOLE = """\
 name = "locks-42"
@@ -91,7 +93,11 @@ def test_little_is_needed(folder):
         ('name = "locks-42"', "", "line 1, column 1: 'name' is missing"),
         ('name = "locks-42"', 'name = "a b"', "line 1, column 1: name: 'a b' is no name"),
         ('name = "locks-42"', 'name = "locks-42"\ncolour = 1', "line 2, column 1: unknown key 'colour'"),
-        ("version = 42", 'version = "4.2.0"', "line 5, column 1: version: '4.2.0' is no version: a number that grows"),
+        (
+            "version = 42",
+            'version = "4.2.0-rc1"',
+            "line 5, column 1: version: '4.2.0-rc1' is no version",
+        ),
         ("version = 42", "version = -1", "line 5, column 1: version must be an int"),
         ("https://updates", "ftp://updates", "line 4, column 1: url:"),
         ("firmware.bin", "missing.bin", "line 3, column 1: file: "),
@@ -214,3 +220,54 @@ def test_what_is_no_zone(wrong):
 def test_what_is_no_part_of_a_day(wrong):
     with pytest.raises(ValueError, match="part of a day"):
         Daily.read(wrong)
+
+
+def test_a_file_as_an_operator_writes_it(folder):
+    text = """\
+name = "locks-4.2.0"
+[firmware]
+file = "firmware.bin"                 # its digest and size are computed
+url = "https://updates.example/firmware-4.2.0.bin"
+version = "4.2.0"
+types = ["lock"]
+[target]
+where = "tag.site=berlin and type=lock and firmware.version<4.2.0"
+late = true
+[[group]]
+size = 5
+hold = "24h"
+[[group]]
+size = "25%"
+[[group]]
+size = "100%"
+[gate]
+success = "95%"
+stop = { failures = 3, share = "5%" }
+[pace]
+per_minute = 60
+at_once = 20
+timeout = "2h"
+tries = 3
+[window]
+start = 2026-12-01T00:00:00Z
+end = 2026-12-14T00:00:00Z
+then = "stop ordering"
+daily = "02:00-05:00"
+zone = "device"
+[activation]
+when = "window"
+confirm = true
+[approval]
+people = 2
+"""
+    document = load(text, folder)
+    assert document.firmware.version == parse_version("4.2.0")
+    assert document.fields()["firmware"]["version"] == "4.2.0"
+    assert (document.firmware.types, document.target.late, document.approval.people) == (("lock",), True, 2)
+    holds = where(document.target.where)
+    assert [holds(device(version), 0.0) for version in ("7", "4.1.9", "4.2.0", "4.10.0")] == [True, True, False, False]
+
+
+def device(version):
+    facts = {"version": str(parse_version(version)), "tag site": "berlin", "tag type": "lock"}
+    return FleetDevice.of(KnownDevice(0xD1, None, None, facts))

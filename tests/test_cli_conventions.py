@@ -20,7 +20,9 @@ PRINTS_DATA = {  # store audit prints nothing but JSON
     "keyex enroll",
     "keyex renew",
     "keyex list",
+    "console user list",
     "devices show",
+    "audit verify",
     "order waiting",
     "order result",
     "inspect",
@@ -111,6 +113,7 @@ def test_identities_are_given_in_one_way() -> None:
 
 MEAN_MORE = {
     "--store": {"PATH|URL", "PATH"},  # where state is, of each command that has some
+    "--version": {None, "VERSION"},  # of this program, and of firmware
     "--workers": {None, "N,..."},  # a measurement takes several numbers
 }
 

@@ -10,7 +10,7 @@ import pytest
 
 from srup import Device, FetchPolicy, KeyRing, Server, Status, UpdateError
 from srup.cli.downloads import fetch_policy
-from srup.cli.hooks import Hooks
+from srup.cli.hooks import Hooks, facts_of
 from srup.transport import MemoryNetwork, MemoryTransport
 from srup.update import UpdateState
 
@@ -215,3 +215,28 @@ def test_firmware_that_runs_after_a_restart_is_answered_then(site):
         site.device(*options)
         assert order.result(WAIT) is UpdateState.ACTIVATED
         assert (site.folder / "activated").read_text() == "0\n1\n"
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [(["type"], "a name, '=' and a value"), (["type=lock", "type=lamp"], "'type' has a value already")],
+)
+def test_a_fact_that_makes_no_sense(texts, said):
+    with pytest.raises(ValueError, match=said):
+        facts_of(texts)
+
+
+def test_facts_by_option():
+    assert facts_of(["type=lock", "name=a=b"]) == {"type": "lock", "name": "a=b"}
+
+
+@pytest.mark.process
+def test_a_device_whose_store_cannot_be_opened_asks_nobody(tmp_path):
+    key_of(DEVICE).save(tmp_path / "device.pem")
+    key_of(SERVER).public_key.save(tmp_path / "server.pub")
+    (tmp_path / "device.db").write_text("this is no database, and long enough to be read as one")
+    who = ["device", "--identity", f"{DEVICE:x}", "--key", "device.pem", "--server", f"{SERVER:x}"]
+    where = ["--server-key", "server.pub", "--broker", "mqtt://127.0.0.1:1", "--store", "device.db"]
+    with Command(*who, *where, folder=tmp_path) as command:
+        assert command.wait() == 2
+        assert ("device.db" in command.text, "asking" in command.text) == (True, False)

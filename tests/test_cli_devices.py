@@ -31,8 +31,15 @@ def database(tmp_path):
                 "version": "41",
                 "description": HOSTILE,
                 "tag site": "berlin",
+                "inventory": json.dumps({"type": "lock", "serial": HOSTILE, "identity": "ee"}),
             },
-            0xD2: {"update": json.dumps(update), "tag site": "paris", "heard": "junk", "version": "junk"},
+            0xD2: {
+                "update": json.dumps(update),
+                "tag site": "paris",
+                "heard": "junk",
+                "version": "junk",
+                "inventory": "[1]",
+            },
         }
         facts[0xD1]["tag site"] = "berlin"
         keys = [KeyRecord(each, key_of(each).public_key.to_pem()) for each in (0xD1, 0xD2)]
@@ -55,13 +62,13 @@ def test_a_table_says_what_is_known(database):
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
     assert re.split(r"\s{2,}", lines[0]) == [
-        *("IDENTITY", "MEMBER", "FIRMWARE", "LAST CONTACT", "UPDATE", "DESCRIPTION", "TAGS")
+        *("IDENTITY", "NAME", "TYPE", "MEMBER", "FIRMWARE", "LAST CONTACT", "UPDATE", "DESCRIPTION", "TAGS")
     ]
-    assert lines[1].split()[:4] == ["d1", "yes", "41", "38e237ce"]
+    assert lines[1].split()[:6] == ["d1", "-", "lock", "yes", "41", "38e237ce"]
     assert "2023-11-14T22:13:20+00:00" in lines[1]
     assert lines[1].endswith(r"a lamp\x1b[2J  site=berlin")
     assert "failed: certificate expired" in lines[2]
-    assert lines[3].split() == ["d3", "no", "-", "never", "-", "-", "-"]
+    assert lines[3].split() == ["d3", "-", "-", "no", "-", "never", "-", "-", "-"]
     assert lines[4] == "3 devices; 0 heard in the last hour; 1 update failed"
 
 
@@ -72,14 +79,16 @@ def test_what_is_in_json_is_typed(database):
     assert rows[0]["last_contact"] == "2023-11-14T22:13:20+00:00"
     assert (rows[1]["update"]["state"], rows[1]["last_contact"], rows[1]["version"]) == ("FAILED", None, None)
     assert rows[2]["fingerprint"] is None
+    assert (rows[0]["type"], rows[0]["facts"]["serial"], rows[1]["facts"]) == ("lock", HOSTILE, {})
     [shown] = [json.loads(line) for line in run(database, "show", "d1", "--json").stdout.splitlines()]
-    assert shown == rows[0]
+    assert shown == rows[0] | {"exchanges": []}
 
 
 def test_one_device_is_shown_with_everything(database):
     lines = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in run(database, "show", "d1").stdout.splitlines())
     assert lines["key"] == key_of(0xD1).public_key.fingerprint
     assert (lines["tag site"], lines["description"]) == ("berlin", r"a lamp\x1b[2J")
+    assert (lines["fact type"], lines["fact serial"], lines["identity"]) == ("lock", r"a lamp\x1b[2J", "d1")
     assert run(database, "show", "ee").exit_code == 2
 
 
@@ -95,6 +104,9 @@ def test_one_device_is_shown_with_everything(database):
         ("last_contact<1h", []),
         ("identity>d1 and identity<=d3", ["d2", "d3"]),
         (f"firmware={DIGEST}", ["d1"]),
+        ("type=lock", ["d1"]),
+        ("fact.type!=lock", ["d2", "d3"]),
+        ("fact.identity=ee and name!=door", ["d1"]),
     ],
 )
 def test_conditions(database, condition, found):
@@ -108,7 +120,7 @@ def test_conditions(database, condition, found):
         ("nonsense", "is no condition"),
         ("colour=red", "colour cannot be compared; what can is identity"),
         ("last_contact<1", "'1' is no time"),
-        ("version<new", "version: 'new' is no number"),
+        ("version<new", "version: 'new' is no version"),
         ("identity=lamp", "identity: 'lamp' is no identity"),
         ("member=perhaps", "neither yes nor no"),
         ("", "is no condition"),

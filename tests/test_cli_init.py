@@ -49,7 +49,8 @@ def test_from_an_empty_folder_to_a_device(tmp_path):
         ) as enroll:
             assert enroll.wait() == 0, enroll.text
         server.heard("connected to")
-        with Command("device", "--enrolled", "d1", "--store", "d1.db", folder=tmp_path) as device:
+        trust = ("--fetch-ca", "d1/ca.pem")
+        with Command("device", "--enrolled", "d1", "--store", "d1.db", *trust, folder=tmp_path) as device:
             device.heard("joined server 5e")
             server.heard("d1 has joined")
             with Command("devices", "--json", folder=place) as devices:
@@ -57,6 +58,15 @@ def test_from_an_empty_folder_to_a_device(tmp_path):
             assert json.loads(devices.said[0])["identity"] == "d1"
             with Command("order", "identify", "d1", "--wait", folder=place) as order:
                 assert order.wait() == 0, order.text
+            (place / "firmware" / "lock.bin").write_bytes(b"lock 4.2.0")
+            with Command("firmware", "serve", "--port", "0", folder=place) as host:
+                at = host.heard("firmware of firmware at https://127.0.0.1:").split()[-1]
+                told = ("--file", "firmware/lock.bin", "--url", f"{at}/lock.bin", "--version", "4.2.0", "--wait")
+                with Command("order", "update", "d1", *told, folder=place) as order:
+                    assert order.wait() == 0, order.text
+                assert host.end() == 0
+            with Command("devices", "--where", "firmware.version=4.2.0", folder=place) as devices:
+                devices.heard("d1", "4.2.0 ")
             assert device.end() == 0
         assert (server.end(), keyex.end()) == (0, 0)
     wait_until(lambda: (place / "server.db").exists(), "the state is where srup.toml says")
@@ -97,7 +107,7 @@ def test_what_is_made(tmp_path):
     assert tomllib.loads((tmp_path / "new" / "srup.toml").read_text())["keyex"]["serve"]["host"] == "0.0.0.0"
     assert "listener 8883\n" in (tmp_path / "new" / "authority" / "broker" / "mosquitto.conf").read_text()
     units = [path.name for path in (tmp_path / "new" / "systemd").iterdir()]
-    assert sorted(units) == ["srup-broker.service", "srup-keyex.service", "srup-server.service"]
+    assert sorted(units) == [f"srup-{name}.service" for name in ("broker", "firmware", "keyex", "server")]
 
 
 def test_without_a_name_nobody_else_can_connect(tmp_path):
@@ -113,6 +123,8 @@ def test_every_setting_that_is_made_is_known(tmp_path):
         "server",
         "order",
         "devices",
+        "campaign",
+        "firmware serve",
         "keyex serve",
         "keyex token",
         "keyex list",

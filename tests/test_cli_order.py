@@ -12,6 +12,7 @@ from srup.fetch import MemoryFetcher
 from srup.transport import LocalBroker
 
 from .fleet import DIGEST, FIRMWARE, SERVER, URL, WAIT, key_of, wait_until
+from .pseudoterminal import Program
 from .redis_server import redis_server
 
 pytestmark = pytest.mark.process
@@ -133,7 +134,7 @@ def test_values_and_the_rest(site):
 
 def test_an_order_that_takes_longer_stands(site):
     done = site.order("result", json.loads(_held(site))["id"], "--wait", "--timeout", "0.1")
-    assert (done.returncode, "it stands" in done.stderr) == (1, True)
+    assert (done.returncode, "the order stands" in done.stderr) == (3, True)
 
 
 def _held(site):
@@ -171,3 +172,45 @@ def test_a_store_that_is_not_there_is_named(tmp_path):
     done = srup("order", "--store", str(tmp_path / "state.db"), "--identity", "5e", "identify", "d1")
     assert (done.returncode, done.stdout) == (2, "")
     assert f"{tmp_path}/state.db is missing: name the database of a server" in done.stderr
+
+
+def test_several_devices_are_ordered_at_once(site):
+    assert site.order("tag", "d1", "site", "berlin", "--wait").returncode == 0
+    asked = site.order("action", "d1", "d2", "3")
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert "this would order action for 2 devices: d1, d2; if that is meant, add --yes" in asked.stderr
+    done = site.order("action", "d1", "d1", "d2", "3", "--yes", "--wait")
+    assert done.returncode == 1  # d2 is no member
+    assert "ACTION_SUCCESS" in done.stdout
+    assert "d2 is not joined" in done.stdout
+    found = site.order("identify", "--where", "tag.site=berlin", "--yes", "--wait")
+    assert (found.returncode, found.stdout.count("DONE a lamp")) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("identify",), "which devices?"),
+        (("identify", "d1", "--where", "member=yes"), "which devices?"),
+        (("identify", "--where", "tag.site=nowhere", "--yes"), "there is no device for which tag.site=nowhere holds"),
+        (("identify", "--where", "colour=red", "--yes"), "colour cannot be compared"),
+        (("tag", "d1", "d2", "a b", "c"), "'a b' is no name of a tag"),  # before anybody is asked
+    ],
+)
+def test_nobody_is_ordered_by_mistake(site, arguments, said):
+    done = site.order(*arguments)
+    assert (done.returncode, done.stdout, said in done.stderr) == (2, "", True)
+
+
+def test_a_terminal_asks_and_says_what_it_waits_for(site):
+    options = ["order", "--store", site.redis.url, "--identity", f"{SERVER:x}"]
+    asked = Program([*options, "action", "d1", "d2", "3"], columns=100)
+    asked.expect("This orders action for 2 devices: d1, d2.")
+    asked.expect(r"Is that meant\? \[y/N\]")
+    asked.send("n\r")
+    asked.expect("nothing is ordered")
+    assert asked.wait() == 2
+    waits = Program([*options, "update", "d1", "--url", URL, "--digest", DIGEST, "--hold", "--wait"], columns=100)
+    waits.expect("waiting for the firmware to be activated, 0 s")
+    assert waits.end() == 130
+    assert "the order stands, and the server goes on with it: srup order result d1." in waits.text

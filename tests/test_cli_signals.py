@@ -1,5 +1,6 @@
 """How commands end when a signal tells them to, as docs/observability.md has it ("Exit status")."""
 
+import itertools
 import re
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from srup.store import RedisStore
 
+from .certificates import host_files
 from .command import Command
 from .fleet import key_of, wait_until
 from .keyex_site import Site
@@ -74,7 +76,7 @@ def test_what_is_interrupted_is_not_done(folder: Path, ending: signal.Signals) -
     assert "Traceback" not in process.text
 
 
-@pytest.mark.parametrize("service", [service for service in SERVICES if service != "server"])
+@pytest.mark.parametrize("service", [service for service in SERVICES if service not in ("server", "device")])
 def test_a_service_that_has_nothing_to_reload_ends_at_sighup(folder: Path, service: str) -> None:
     with running(folder, *SERVICES[service]) as process:
         assert process.end(signal.SIGHUP) == 0, process.text
@@ -101,6 +103,30 @@ def test_a_server_without_a_terminal_reads_its_keys_again_at_sighup(folder: Path
         process.send_signal(signal.SIGHUP)
         process.heard("d2 has another key in devices/ and is treated as a new device\n")
         assert process.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("service", ["server", "device"])
+def test_certificates_are_read_again_at_sighup(folder: Path, service: str) -> None:
+    """Nobody answers at that address: what is looked at are the files."""
+    command, _ = SERVICES[service]
+    authority, blank_lines = host_files(folder)[0], itertools.count()
+    chain = authority.read_bytes()
+    secure = f"{command} --broker mqtts://127.0.0.1:1 --ca {authority.name} --log-format text"
+    with running(folder, secure, "not connected") as process:
+        process.send_signal(signal.SIGHUP)
+        authority.write_text("half of a certificate")
+        process.send_signal(signal.SIGHUP)
+        process.heard("the certificates are not reloaded: ca_file")
+
+        def is_told() -> bool:
+            """An attempt to connect that comes between the two has read the file before."""
+            authority.write_bytes(chain + b"\n" * next(blank_lines))
+            process.send_signal(signal.SIGHUP)
+            return "the certificates have changed: connecting anew" in process.text
+
+        wait_until(is_told, "the certificates are read again")
+        assert process.end(signal.SIGTERM) == 0, process.text
+    assert "Traceback" not in process.text
 
 
 def test_a_key_that_is_gone_at_the_start_is_told(folder: Path) -> None:

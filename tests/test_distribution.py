@@ -29,7 +29,12 @@ COMPILED_FROM = {
     for path in (SOURCE / "srup_native").iterdir()
     if path.suffix not in (".py", ".typed", "")
 }
-MARKERS = {"srup/py.typed", "srup_native/py.typed"}
+PAGES = {
+    str(path.relative_to(SOURCE))
+    for folder in ("templates", "static")
+    for path in (SOURCE / "srup" / "console" / folder).iterdir()
+}
+MARKERS = {"srup/py.typed", "srup_native/py.typed"} | PAGES
 METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 EXTENSION = {f"srup_native/{name}" for name in ("_built.py", f"_codec{SUFFIX}", f"_cut{SUFFIX}", f"_verify{SUFFIX}")}

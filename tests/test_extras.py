@@ -41,6 +41,7 @@ class Trial(NamedTuple):
 
 
 MQTT = {"paho-mqtt", "urllib3"}
+CONSOLE = {"itsdangerous", "jinja2", "mnemonic", "segno", "starlette", "uvicorn"}
 BROKER = "mqtt://127.0.0.1:1"  # nobody is there, and both sides try again and again
 REDIS = "redis://127.0.0.1:1"
 ORDER = f"order --store {REDIS} --identity 5e"
@@ -81,6 +82,21 @@ TRIALS = {
     "campaign rehearse": [Trial("campaign rehearse locks.toml --size 3", says="locks.toml", status=2)],
     "campaign list": [Trial(f"{CAMPAIGN} list", **NO_DATABASE)],
     "campaign run": [Trial(f"{CAMPAIGN} run", **NO_DATABASE)],
+    "firmware serve": [
+        Trial("firmware serve . --allow-http --port 0", {"starlette", "uvicorn"}, until="firmware of . at")
+    ],
+    "console user add": [Trial("console user add ada --role boss", CONSOLE, says="--role boss", status=2)],
+    "console user remove": [Trial("console user remove ada", CONSOLE, says="there is no user ada", status=2)],
+    "console user list": [
+        Trial("console user list", CONSOLE, says="nobody"),
+        Trial(
+            f"console --store {REDIS} --identity 5e --port 0",
+            CONSOLE | {"redis"},
+            says="Redis at 127.0.0.1:1",
+            status=2,
+        ),
+        Trial("console --store none.db --identity 5e --port 0", CONSOLE, says="none.db is missing", status=2),
+    ],
     "inspect": [
         Trial("inspect 0504", says="not an SRUP message", status=1),
         Trial("inspect traffic.pcap", {"dpkt"}, says="cannot be read", status=2),

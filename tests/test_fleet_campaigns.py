@@ -184,6 +184,19 @@ def test_two_campaigns_for_one_device(site):
     assert view.counts() == {At.HEALTHY: 2, At.SKIPPED: 1}
 
 
+def test_all_devices_are_read_once_and_no_campaign_again_while_nobody_else_changes_one(site):
+    site.apply("[pace]\nat_once = 1")
+    read, devices, load = [], site.fleet.devices, site.campaigns._store.load
+    site.fleet.devices = lambda *first: read.append("devices") or devices(*first)
+    site.campaigns._store.load = lambda names: read.append("campaigns") or load(names)
+    for _ in range(4):
+        site.campaigns.step()
+        site.world.settle()
+    assert (site.state(), read[:2]) == (State.FINISHED, ["campaigns", "devices"])
+    assert read[2:] == ["campaigns"]  # to look at its state, just now
+    assert set(site.at().values()) == {At.HEALTHY}
+
+
 def test_a_campaign_for_nobody_and_a_name_that_is_taken(site):
     with pytest.raises(PolicyError, match="for nobody: no device matches its target"):
         site.apply(target='where = "tag.site=berlin"')
@@ -259,6 +272,49 @@ def test_who_is_slower_decides_again(site):
     other.close()
 
 
+def test_a_campaign_that_begins_between_two_readings_is_seen(site):
+    """Or else both would order updates for the same devices."""
+    site.apply()
+    late, other, read = [], site.another(), site.campaigns._store.campaigns
+
+    def interrupted():
+        found = read()
+        if not late:
+            other.apply(site.document(name="other"), "bob")
+            other._carrier._step("other")
+        late.append(found)
+        return found
+
+    site.campaigns._store.campaigns = interrupted
+    site.campaigns.step()
+    orders = [site.at("c").get(device) is At.ORDERED for device in site.world.devices]
+    others = [site.at("other").get(device) is At.ORDERED for device in site.world.devices]
+    assert [one + another for one, another in zip(orders, others, strict=True)] == [1, 1, 1]
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE campaigns SET document = '{}' WHERE name = 'a'",
+        "UPDATE campaigns SET record = '{}' WHERE name = 'a'",
+        "UPDATE campaign_devices SET record = '[]' WHERE campaign = 'a'",
+    ],
+    ids=["document", "record", "device"],
+)
+def test_a_campaign_that_is_not_readable_keeps_no_other_waiting(site, damage):
+    site.apply('[activation]\nwhen = "command"', name="a", target='devices = ["d0"]')
+    site.go_on()
+    site.apply(name="b")
+    with site.campaigns._store._visitor() as db:
+        db.execute(damage)
+    for _ in range(4):
+        with pytest.raises(StoreError, match="not readable"):
+            site.campaigns.step()
+        site.world.settle()
+    assert site.at("b") == {0xD0: At.SKIPPED, 0xD1: At.HEALTHY, 0xD2: At.HEALTHY}
+
+
 def test_a_mailbox_that_is_full_holds_the_campaign_up(site):
     site.apply()
     room = {"room": 2}
@@ -275,21 +331,22 @@ def test_a_runner_ends_when_it_is_told_and_says_what_is_wrong_once(site, caplog)
     until = threading.Event()
     asked = []
 
-    def no_step():
+    def gone():
         asked.append(1)
         if len(asked) == 2:
             until.set()
         raise StoreError("the disk is gone")
 
-    site.campaigns.step = no_step
-    site.campaigns.run(until)
+    with closing(campaigns_at(site.folder / "server.db", SERVER)) as store:
+        store.campaigns = gone
+        Campaigns(site.fleet, store).run(until)
     assert [record.message for record in caplog.records].count(
         "campaigns cannot be carried out now: the disk is gone"
     ) == 1
 
 
 def test_other_stores_say_that_they_keep_none():
-    with pytest.raises(StoreError, match="kept in the SQLite database of a server"):
+    with pytest.raises(StoreError, match="not in memory"):
         campaigns_at(MemoryStore(), SERVER)
 
 

@@ -78,6 +78,25 @@ def test_a_token_is_enough_to_know_whom_to_believe_and_a_ca_is_too(site, url):
     assert enroll(url, OTHER, key_of(OTHER), token=part, ca=made.trust).trust == made.trust
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: whole[:-1], lambda whole: whole[:20], lambda whole: whole[:33], lambda whole: f"{whole[:-1]}!"],
+)
+def test_a_token_that_is_not_whole_is_named_before_anything_is_sent(site, url, damage):
+    whole = site.authority.invite(DEVICE)
+    damaged = damage(whole)
+    why = "in it that no token has" if len(damaged) == 76 else f"it has {len(damaged)} characters, a whole one 76"
+    with pytest.raises(KeyServiceError, match=rf"token: is damaged: .*{why}; copy it again"):
+        enroll("https://127.0.0.1:1", DEVICE, key_of(DEVICE), token=damaged)
+    assert enroll(url, DEVICE, key_of(DEVICE), token=f" {whole[:40]}\n{whole[40:]}\n").identity == DEVICE
+
+
+def test_a_token_without_the_part_that_says_whom_to_trust(site, url):
+    part = site.authority.invite(DEVICE).partition(".")[0]
+    with pytest.raises(TransportError, match="no part behind a dot, which says whom to trust: is it whole"):
+        enroll(url, DEVICE, key_of(DEVICE), token=part)
+
+
 def test_the_operator_approves_and_the_same_call_goes_on(site, url):
     arguments = {"ca": site.authority.certificates.pem, "kind": "RSYND"}
     with pytest.raises(KeyServiceError, match=key_of(DEVICE).public_key.fingerprint) as caught:

@@ -204,6 +204,6 @@ def test_the_document_has_the_metrics_that_there_are():
     spec = importlib.util.spec_from_file_location("metrics_document", ROOT / "docs" / "metrics.py")
     document = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(document)
-    assert document.PAGE.read_text() == document.page(), "make docs"
+    assert document.PAGE.read_text() == document.page(), "make pages"
     for name in re.findall(r"\bsrup_[a-z_]+", document.PAGE.read_text().partition(document.END)[2]):
         assert f"| `{name}` |" in document.table(), name

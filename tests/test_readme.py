@@ -34,6 +34,7 @@ from .redis_server import redis_server
 ROOT = Path(__file__).parents[1]
 STEPS = ("console", "python")
 BLOCK = re.compile(r"^ *(?:<!-- not run: (?P<why>.+) -->\n *)?```(?P<language>\w+)\n(?P<text>.*?)^ *```$", re.M | re.S)
+AS_ROOT = " --user root" if os.geteuid() == 0 else ""  # pytest's folders are for their owner alone
 IMAGE = bytes(range(256)) * 400
 
 
@@ -68,6 +69,7 @@ WITH_STEPS = [page for page in PAGES if any(block.why_not is None for block in b
 SUBSTITUTED = {
     "localhost:1883": "broker",
     "srup broker": "broker_command",
+    "srup init site": "init_command",
     "http.server 8000": "host_command",
     "localhost:8000": "host",
     '("127.0.0.1", 8443)': "https_address",
@@ -95,6 +97,7 @@ class Site:
             "host": f"localhost:{host}",
             "https_address": f'("127.0.0.1", {https})',
             "https": f"localhost:{https}",
+            "init_command": f"srup init site --port {port} --keyex-port {https}{AS_ROOT}",
             "metrics_option": f"--metrics {metrics}",
             "monitor": f'Monitor("{metrics}"',
             "runs": "--runs 1",
@@ -120,18 +123,22 @@ class Site:
                 text = text.replace(shown, self.values[name])
         return block._replace(text=text)
 
-    def run(self, block: Block | None = None) -> str:
+    def steps_left(self) -> int:
+        """Return how many steps of the page have not been taken yet."""
+        return len(self._steps[-1])
+
+    def run(self, block: Block | None = None, folder: str = ".", status: int = 0) -> str:
         """Run the commands of a console, all of which end by themselves; return what they print."""
         script = "\n".join((self.take("console") if block is None else block).commands)
         done = subprocess.run(
             ["sh", "-e", "-c", script],
-            cwd=self.folder,
+            cwd=self.folder / folder,
             env=self.environment,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == status, done.stdout + done.stderr
         return done.stdout
 
     def save(self) -> str:
@@ -140,15 +147,16 @@ class Site:
         (self.folder / block.file).write_text(block.text)
         return block.file
 
-    def start(self, command: str) -> Command:
+    def start(self, command: str, folder: str = ".") -> Command:
         program = ("sh", "-c", f"exec {command}")
-        return self.stage.enter_context(Command(program=program, folder=self.folder, environment=self.environment))
+        place = self.folder / folder
+        return self.stage.enter_context(Command(program=program, folder=place, environment=self.environment))
 
-    def terminal(self, command: str) -> Program:
+    def terminal(self, command: str, folder: str = ".") -> Program:
         """Start a command of srup in a terminal."""
         program, *arguments = shlex.split(command, comments=True)
         assert program == "srup"
-        return self.stage.enter_context(Program(arguments, folder=self.folder))
+        return self.stage.enter_context(Program(arguments, folder=self.folder / folder))
 
     def broker(self) -> None:
         self.values["broker"] = self.stage.enter_context(LocalBroker()).url.removeprefix("mqtt://")
@@ -176,6 +184,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.mark.process
 @pytest.mark.backend
+@pytest.mark.timeout(300)  # some pages start ten programs, one after the other
 @pytest.mark.parametrize("page", WITH_STEPS)
 def test_the_steps_of(page: str, site: Site) -> None:
     assert page in STORIES, "nothing here runs its steps; write a story, or <!-- not run: why --> above each"
@@ -297,32 +306,70 @@ def follow_the_quickstart(site: Site) -> None:
     assert site.run(Block("console", "$ python loop.py", None)).splitlines() == ["blinking", "ACTION_SUCCESS"]
 
 
+def shown_value(program: Program) -> list[str]:
+    """Wait for the value of a join on a small terminal; return its words and its numbers."""
+    found = program.expect(r"Words([a-z\s]+)Numbers([\d\s]+)\(a larger")
+    return [" ".join(found[form].split()) for form in (1, 2)]
+
+
+@story("docs/tutorial.md")
+def follow_the_tutorial(site: Site) -> None:
+    need("mosquitto")
+
+    def in_site() -> str:
+        entering, command = site.take("console").commands
+        assert entering == "cd site"
+        return command
+
+    assert "srup" in site.run()
+    assert "srup.toml" in site.run()
+    assert "https://localhost:8443" in (ROOT / "docs/tutorial.md").read_text()
+    site.start(in_site(), "site").heard("running")
+    site.start(in_site(), "site").heard("https://")
+    server = site.terminal(in_site(), "site")
+    server.expect("connected to")
+    token = site.run().strip()
+    enrol = site.take("console")
+    assert "TOKEN" in enrol.text
+    assert "d1 is enrolled" in site.run(enrol._replace(text=enrol.text.replace("TOKEN", token)))
+    site.run()
+    device = site.terminal(*site.take("console").commands)
+    assert shown_value(server) == shown_value(device)
+    server.send("a\r")
+    device.expect("joined server")
+    assert re.search(r"^d1 .* yes ", site.run(folder="site"), re.M)
+    assert site.run(folder="site").endswith("DONE ACTION_SUCCESS\n")
+    assert site.run(folder="site") == "blinked\n"
+    site.run(folder="site")
+    site.start(in_site(), "site").heard("Serving HTTP")
+    assert site.run(folder="site").endswith("ACTIVATED\n")
+    assert site.run(folder="site") == "version 2\n"
+    assert "UPDATE_FAIL_DIGEST" in site.run(folder="site", status=1).splitlines()[-1]
+    assert (site.folder / "images" / "current").read_text() == "version 2\n"
+    assert (device.end(), server.end()) == (0, 0)
+
+
 @story("docs/joins.md")
 def follow_joins(site: Site) -> None:
-    value = r"Words([a-z\s]+)Numbers([\d\s]+)\(a larger"
-
-    def shown(program: Program) -> list[str]:
-        found = program.expect(value)
-        return [" ".join(found[form].split()) for form in (1, 2)]
-
     site.run()
     [broker_command] = site.take("console").commands
     site.start(broker_command).heard("Ctrl-C stops it")
     server = site.terminal(*site.take("console").commands)
     server.expect("connected to")
-    device = site.terminal(*site.take("console").commands)
-    assert shown(server) == shown(device)
+    [simply] = site.take("console").commands
+    device = site.terminal(simply)
+    assert shown_value(server) == shown_value(device)
     server.send("a\r")
     device.expect("joined server 5e")
     assert (server.end(), device.end()) == (0, 0)
     server = site.terminal(*site.take("console").commands)
     server.expect("connected to")
     observer = site.terminal(*site.take("console").commands)
-    assert shown(server) == shown(observer)
+    assert shown_value(server) == shown_value(observer)
     server.send("a\r")
     observer.expect("joined server 5e")
     device = site.terminal(*site.take("console").commands)
-    words, _ = shown(device)
+    words, _ = shown_value(device)
     observer.expect("It shows:")
     observer.send(words)
     observer.expect(words.split()[-1])
@@ -330,6 +377,26 @@ def follow_joins(site: Site) -> None:
     device.expect("joined server 5e")
     server.expect("d1 has joined")
     assert (device.end(), observer.end(), server.end()) == (0, 0, 0)
+    follow_joins_from_elsewhere(site, simply)
+
+
+def follow_joins_from_elsewhere(site: Site, simply: str) -> None:
+    [serve] = site.take("console").commands
+    service = site.start(serve)
+    service.heard("connected to")
+    first = site.terminal(simply)
+    value = shown_value(first)
+    beside = site.terminal(*site.take("console").commands)
+    assert shown_value(beside) == value
+    beside.send("a\r")
+    first.expect("joined server 5e")
+    assert beside.wait() == 0
+    second = site.terminal(simply.replace("d1", "d2"))
+    shown_value(second)
+    with chdir(site.folder):
+        exec(site.take("python").text, {"srup": srup})
+    second.expect("joined server 5e")
+    assert (first.end(), second.end(), service.end()) == (0, 0, 0)
 
 
 @story("docs/device.md")
@@ -352,6 +419,11 @@ def follow_device(site: Site) -> None:
         assert (site.folder / "blinked").exists()
         wait_until(lambda: heard, "a value is reported")
         assert heard == [21.5]
+        assert device.end() == 0
+        (site.folder / "version").write_text("41\n")
+        device = site.start(*site.take("console").commands)
+        wait_until(lambda: server.inventory(0xD1) == {"type": "lock", "name": "front-door"}, "facts are reported")
+        wait_until(lambda: server.facts(0xD1).get("version") == "41", "a fact is reported by a program")
         assert device.end() == 0
 
 
@@ -435,6 +507,23 @@ def follow_orders(site: Site) -> None:
     assert [line.split()[1] for line in shown] == states[: len(shown)]
 
 
+@story("docs/audit.md")
+def follow_the_audit(site: Site) -> None:
+    after_readme(site)
+    site.broker()
+    serve = "srup -v server --identity 5e --key server.pem --devices devices --store server.db --broker"
+    site.start(f"{serve} mqtt://{site.values['broker']}")
+    commands = site.take("console")
+    with device_of(site) as device:
+        device.on_action(3)(lambda server: None)
+        device.wait_joined(30)
+        with chdir(site.folder):
+            exec(site.take("python").text, {"srup": srup})
+        said = site.run(commands)
+    assert "night shift" in said
+    assert "invalid" not in said.replace("0 invalid", "")
+
+
 @story("docs/campaigns.md")
 def follow_campaigns(site: Site) -> None:
     after_readme(site)
@@ -452,16 +541,75 @@ def follow_campaigns(site: Site) -> None:
         device.wait_joined(30)
         said = site.run()
         assert "500 devices: " in said
-        assert "locks-42 would be running" in said
-        server.heard("campaign locks-42: d1 is healthy")
-        server.heard("campaign locks-42: finished")
+        assert "locks-4.2 would be running" in said
+        server.heard("campaign locks-4.2: d1 is healthy")
+        server.heard("campaign locks-4.2: finished")
     with chdir(site.folder):
         exec(site.take("python").text, {"srup": srup})
+
+
+@story("docs/console.md")
+def follow_the_console(site: Site) -> None:
+    after_readme(site)
+    site.broker()
+    serve = "srup server --identity 5e --key server.pem --devices devices --store server.db --broker"
+    site.start(f"{serve} mqtt://{site.values['broker']}").heard("server 5e")
+    *users, console = site.take("console").commands
+    said = site.run(Block("console", "\n".join(f"$ {command}" for command in users), None))
+    assert said.endswith("ada administrator\n")
+    site.environment["SRUP_CONSOLE_PORT"] = "0"
+    url = site.start(console).heard("console of server 5e at").split()[-1]
+    with urllib.request.urlopen(url) as answer:
+        assert "Password" in answer.read().decode()
 
 
 @story("docs/simulation.md")
 def follow_the_simulation(site: Site) -> None:
     assert "seed 17" in site.run()
+
+
+def follow_examples(site: Site) -> None:
+    """Run all blocks of Python of a page in one namespace, in an empty folder: they need no process."""
+    names: dict[str, Any] = {"__name__": "example"}
+    with chdir(site.folder):
+        while site.steps_left():
+            exec(site.take("python").text, names)
+
+
+STORIES |= {page: follow_examples for page in WITH_STEPS if page.startswith("docs/api/")}  # one of them differs
+STORIES |= {f"docs/howto/{page}.md": follow_examples for page in ("backup", "codec", "keys")}
+
+
+@story("docs/api/agents.md")
+def follow_agents(site: Site) -> None:
+    site.redis_server()
+    follow_examples(site)
+
+
+@story("docs/howto/pysrup.md")
+def follow_from_pysrup(site: Site) -> None:
+    need("openssl")
+    follow_examples(site)
+
+
+@story("docs/howto/asyncio.md")
+def follow_asyncio(site: Site) -> None:
+    site.run()
+    program = site.save()
+    broker_command, server_command, device_command = site.take("console").commands
+    assert server_command == f"python {program}"
+    site.start(broker_command).heard("Ctrl-C stops it")
+    server, device = site.start(server_command), site.start(device_command)
+    server.heard("d1 is a lamp")
+    assert (device.end(), server.end()) == (0, 0)
+    assert "Traceback" not in device.text + server.text
+
+
+@story("docs/howto/benchmarks.md")
+def follow_benchmarks_in_ci(site: Site) -> None:
+    site.save()
+    for command in site.take("console").commands:
+        assert "3 passed" in site.run(Block("console", f"$ {command} -p no:cacheprovider", None))
 
 
 def a_server() -> srup.Server:
@@ -492,10 +640,10 @@ def runs(process: psutil.Process) -> bool:
 
 
 def test_the_attack_table_names_tests_that_exist():
-    """Every row of the threat model, T1 to T36, has a test in every file that its row names."""
+    """Every row of the threat model, T1 to T41, has a test in every file that its row names."""
     docs = Path(__file__).parents[1] / "docs"
     rows = [line for line in (docs / "security.md").read_text().splitlines() if line.startswith("| T")]
-    assert [line.split("|")[1].strip() for line in rows] == [f"T{number}" for number in range(1, 37)]
+    assert [line.split("|")[1].strip() for line in rows] == [f"T{number}" for number in range(1, 42)]
     for number, row in enumerate(rows, start=1):
         files = re.findall(r"\]\((\.\./tests/[a-z_]+\.py)\)", row)
         assert f"`test_t{number}_*`" in row

@@ -1094,7 +1094,7 @@ def test_nothing_is_due_in_the_beginning():
 
 
 def test_the_document_shows_the_tables():
-    """docs/states.md is drawn from them: ``make docs`` after a change."""
+    """docs/states.md is drawn from them: ``make pages`` after a change."""
     path = Path(__file__).parent.parent / "docs" / "states.py"
     spec = spec_from_file_location("states", path)
     states = module_from_spec(spec)

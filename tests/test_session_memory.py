@@ -8,6 +8,7 @@ import pytest
 from srup import messages as m
 from srup.records import PartnerRecord, State
 from srup.session import ServerSession
+from srup.session.spent import BELIEVED_AFTER
 from srup.wire import Status
 
 from .session_link import DEVICE, SERVER, T0, bound, make, nonce
@@ -64,5 +65,6 @@ def test_a_member_whose_exchanges_are_over(server):
     server.answer_action(DEVICE, told[0].token, Status.ACTION_SUCCESS, T0)
     server.tick(T0 + 1000)
     assert kept(server) == IDLE
+    server.tick(T0 + 1000 + BELIEVED_AFTER)
     assert len(server.spent) == 0
     assert (server.known.size, server.known.timers) == (0, [])

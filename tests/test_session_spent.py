@@ -15,7 +15,7 @@ from srup.session.events import ActionRequested
 from srup.session.exchange import MAX_REMEMBERED
 from srup.session.freshness import FIRST_UNDATED, key_number
 from srup.session.policy import NO_EXPIRY
-from srup.session.spent import MAX_SPENT
+from srup.session.spent import BELIEVED_AFTER, MAX_SPENT
 from srup.store import MemoryStore, SqliteStore
 from srup.wire import Status
 
@@ -70,11 +70,16 @@ class Receiver:
         peer.member = peer.binds = True
         session.known.mark_peer(peer)
 
-    def order(self, expiry, partner=None):
-        """An order of the partner that nobody has seen yet."""
+    def order(self, expiry, partner=None, key=None):
+        """An order of the partner that nobody has seen yet; its token says that it was made under this key."""
         self.sequence_id += 1
         partner = partner or self.partner
-        return make(m.Action, self.sequence_id, partner, bound(self.identity, expiry, sender=partner))
+        return make(
+            m.Action,
+            self.sequence_id,
+            partner,
+            bound(self.identity, expiry, sender=partner, key=key.signing_fingerprint[:16] if key else ""),
+        )
 
     def again(self, message):
         """A retransmission that nobody has seen yet."""
@@ -238,7 +243,8 @@ def test_a_retiring_key_in_wrong_hands_crowds_out_none_of_its_successor(device, 
     assert (horizon.key, horizon.dated_floor) == (key_number(NEW), 0)
     assert device.spent == 40 + 64
     device.refuses(known, signer=NEW)
-    device.obey(device.order(device.now + ORDINARY), key=NEW)
+    device.obey(device.order(device.now + ORDINARY, key=NEW), key=NEW)
+    device.refuses([device.order(device.now + ORDINARY), device.order(device.now + ORDINARY, key=OLD)], signer=NEW)
 
 
 def test_many_keys_of_one_identity_have_room_for_two(device, small):
@@ -276,10 +282,24 @@ def test_a_clock_that_goes_ahead_and_back(device, small):
     orders = device.obey_many(40, ORDINARY)
     device.session.lead = 600.0  # so that all have expired
     device.session.tick(device.now)
-    assert device.spent == 0
     device.session.lead = 0.0
     device.session.tick(device.now)
     device.refuses(orders[:24])
+    device.obey(device.order(device.now + 60))
+
+
+@pytest.mark.parametrize("set_by", [0.0, 60.0, 600.0])
+def test_unix_time_that_was_set_is_believed_when_it_has_gone_on_without_a_jump(device, small, set_by):
+    orders = device.obey_many(40, ORDINARY)
+    device.session.tick(device.now)
+    device.now += BELIEVED_AFTER
+    device.session.lead = set_by
+    device.session.tick(device.now)
+    assert device.spent == (0 if set_by == 0.0 else 40)
+    device.now += BELIEVED_AFTER
+    device.session.tick(device.now)
+    assert device.spent == 0
+    device.refuses(orders[:24], match="expired")
 
 
 def test_a_clock_that_was_ahead_all_the_time(device):
@@ -298,6 +318,7 @@ def test_a_clock_that_was_ahead_all_the_time(device):
 
 
 def test_memory_and_store_are_bounded_and_empty_in_the_end(device):
+    device.session.tick(device.now)
     device.obey_many(MAX_SPENT + 3 * MAX_REMEMBERED, LONG)
     assert device.spent == MAX_SPENT
     kept = device.kept()
@@ -319,10 +340,11 @@ def test_memory_and_store_are_bounded_and_empty_in_the_end(device):
 
 
 def test_one_sweep_drops_a_bounded_number(device):
+    device.session.tick(device.now)
     device.obey_many(MANY, LONG)
     device.now += LONG + 60
     before = device.spent
-    device.session.spent.sweep(int(device.now))
+    device.session.spent.sweep(int(device.now), device.now, 0.0)
     assert before - device.spent == 256
 
 
@@ -410,6 +432,8 @@ def test_spent_tokens_of_somebody_who_is_no_partner_are_kept_and_dropped(device)
     session.restore(store.open(DEVICE), T0)
     assert session.spent.of(OTHER) == 3
     session.tick(T0)
+    assert session.spent.of(OTHER) == 3
+    session.tick(T0 + BELIEVED_AFTER)
     assert session.spent.of(OTHER) == 0
     store.commit(session.changes())
     state = store.open(DEVICE)

@@ -18,7 +18,6 @@ from srup.session.flows.relay import TO_AWAY, TO_HOME, Crossing, RelayAnswered, 
 from srup.session.flows.reply import Content
 from srup.session.flows.syndication_away import AwayState
 from srup.session.flows.syndication_home import HomeState
-from srup.session.freshness import Horizons
 from srup.session.syndication import SyndicationServerSession
 from srup.session.syndications import LIST_TURN, MAX_SHARED, RESEND, Role, Syndication
 from srup.session.table import Trigger
@@ -1319,7 +1318,9 @@ def test_a_device_with_two_numbers_is_shared_until_it_has_none():
 def test_states_under_their_former_name_are_read(written, state):
     exchange = Exchange(Peer(HOME_ID), b"token", HomeState.NEW, T0, mine=False)
     states = {state for state, _ in SyndicationServerSession.table}
-    persistence.read_exchange(exchange, f'{{"d":{{"state":"SyndicationState.{written}"}}}}', {}, states, Horizons())
+    persistence.read_exchange(
+        exchange, f'{{"d":{{"state":"SyndicationState.{written}"}}}}', {}, states, lambda peer, key: peer.horizon
+    )
     assert exchange.state is state
 
 

@@ -182,6 +182,17 @@ def test_a_damaged_page(path):
         assert len(store.open(OWNER).partners) == 5000
 
 
+def test_a_damaged_key_is_found_by_whoever_reads_the_keys(path):
+    with closing(SqliteStore(path)) as store:
+        store.open(OWNER)
+        store.commit(Changes(keys=[KeyRecord(7, b"pem")]))
+    edit(path, "UPDATE keys SET record = x'01'")
+    with closing(SqliteStore(path)) as store:
+        keys = store.open(OWNER).keys
+        with pytest.raises(StoreError, match=r"state\.db is damaged .*: restore it"):
+            list(keys)
+
+
 @pytest.mark.parametrize("table", ["partners", "inbox", "audit"])
 def test_a_damaged_record(path, table):
     filled(path, 1)
@@ -193,6 +204,7 @@ def test_a_damaged_record(path, table):
 # --- Versions of the schema.
 
 FIRST = Path(__file__).parent / "vectors" / "store-1.sql"
+FIFTH = FIRST.with_name("store-5.sql")
 
 
 @pytest.fixture
@@ -207,6 +219,7 @@ def first(path, witness):
 def test_a_database_of_version_1_is_brought_up_to_date(first):
     with closing(SqliteStore(first)) as store:
         state = store.open(OWNER)
+        state = state._replace(keys=[*state.keys])
         assert store._db.execute("PRAGMA user_version").fetchone()[0] == PRESENT > 1
         assert state == (
             [
@@ -225,6 +238,28 @@ def test_a_database_of_version_1_is_brought_up_to_date(first):
         commit(store, 2, 3)
     with closing(SqliteStore(first)) as store:
         assert store.open(OWNER).partners[0] == partner(highest=3)
+
+
+def test_rows_of_version_5_stay_readable_without_their_bytes(path, witness):
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(FIFTH.read_text())
+        (database,) = db.execute("SELECT id FROM store").fetchone()
+    Witness(witness).replace_by(Position(database, 2))
+    old = [
+        AuditRow(1_700_000_000.0, 0xD1, 1, 9, b"join", "accepted"),
+        AuditRow(1_700_000_001.5, 0xD1, 2, 5, b"\xffvalue", "unexpected: d1 is not joined"),
+        AuditRow(1_700_000_002.0, 0xD2, 2**64 - 1, 2, b"", "repeated"),
+    ]
+    new = AuditRow(1_700_000_001.5, 0xD1, 3, 2, b"t", "ACTION_SUCCESS", False, b"signed", b"f" * 32)
+    with closing(SqliteStore(path)) as store:
+        store.open(0x5E)
+        assert [*store.audit()] == old
+        store.commit(Changes(audit=[new]))
+    with closing(SqliteStore(path)) as store:
+        store.open(0x5E)
+        assert [*store.audit()] == [*old[:2], new, old[2]]
+        assert [*store.audit(partner=0xD1, newest_first=True)] == [new, old[1], old[0]]
+        assert store.mailbox(0x5E).waiting() == {0: 1}
 
 
 def test_old_and_new_databases_have_one_schema(first, tmp_path):

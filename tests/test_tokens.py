@@ -36,6 +36,33 @@ def test_round_trip(sender, recipient, expiry, nonce):
     assert parse(bind(1, recipient, expiry, nonce)).nonce == parse(token).nonce
 
 
+KEY = "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("options", "more"),
+    [({}, b""), ({"version": 7}, b":v7"), ({"receipt": True}, b":r"), ({"place": (5, 7), "after": 2}, b":r5.7.2")],
+)
+def test_a_key_is_the_first_field(options, more):
+    token = bind(1, 2, 3, NONCE, key=KEY, **options)
+    assert token == b"srup5:1:2:3:" + TEXT + b":k" + KEY.encode() + more
+    assert parse(token) == parse(bind(1, 2, 3, NONCE, **options))._replace(key=KEY)
+    assert parse(token + b":x:k" + KEY.encode()).key == KEY
+
+
+@pytest.mark.parametrize(
+    "fields", [b":k", b":k0123456789abcde", b":k0123456789abcdef0", b":k0123456789ABCDEF", b":x:k0123456789abcdef"]
+)
+def test_what_looks_like_a_key_and_is_none_is_ignored(fields):
+    assert parse(b"srup5:1:2:3:" + TEXT + fields).key == ""
+
+
+@pytest.mark.parametrize("key", ["x", "0123456789abcde", "0123456789ABCDEF", KEY + "0", KEY + "\n"])
+def test_bind_names_no_key_that_parse_does_not_read(key):
+    with pytest.raises(ValueError, match=r"^a key is named by 16 lower-case hex digits, not "):
+        bind(1, 2, 3, NONCE, key=key)
+
+
 @given(st.binary(min_size=16, max_size=16), st.binary(min_size=16, max_size=16))
 def test_different_nonces_give_different_tokens(one, other):
     assert (bind(1, 1, 1, one) == bind(1, 1, 1, other)) == (one == other)
@@ -218,7 +245,7 @@ def test_what_looks_like_a_place_and_is_none_is_ignored(place):
             st.integers(0, 20),
             st.sampled_from([b"0", b"00", b"7", b"07", b"-1", b"1900000000", b"9" * 18, b"9" * 19, b""]),
             st.sampled_from([b"A" * 22, b"A" * 21, b"A" * 23, b"_-" * 11, b"=" * 22]),
-            st.sampled_from([b"", b":", b":r", b":r1.2", b":v7", b":x", b"\n", b" "]),
+            st.sampled_from([b"", b":", b":k0123456789abcdef", b":r", b":r1.2", b":v7", b":x", b"\n", b" "]),
         ),
     ),
     st.integers(0, 20),

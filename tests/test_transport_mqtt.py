@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -19,11 +19,11 @@ from cryptography import x509
 from srup import PrivateKey
 from srup.errors import MessageTooLargeError, TransportError
 from srup.transport import Deliveries, MemoryNetwork, MemoryTransport, MqttTransport, unsettled
-from srup.transport import mqtt as mqtt_module
+from srup.transport import link as link_module
 from srup.transport.stream import Stream
 
 from .certificates import AUTHORITY, certificate_of, host_files, private_of, write_client
-from .fleet import key_of
+from .fleet import key_of, wait_until
 from .programs import local_broker, need
 
 ACCEPTED = b"\x20\x03\x00\x00\x00"  # CONNACK of MQTT 5 without a session
@@ -217,14 +217,14 @@ class TestContract:
         # A broker that forgot its sessions has nobody to deliver to before the receiver is back.
         receiver_is_back = threading.Event()
         receiver_is_back.set()
-        connect = mqtt_module._Link.connect
+        connect = link_module.Link.connect
 
         def connect_in_turn(link):
-            if link._owner._client_id == "sender":
+            if link._endpoint.client_id == "sender":
                 receiver_is_back.wait(PATIENCE)
             connect(link)
 
-        monkeypatch.setattr(mqtt_module._Link, "connect", connect_in_turn)
+        monkeypatch.setattr(link_module.Link, "connect", connect_in_turn)
         receiver = peer("receiver", "SRUP/1").connect()
         sender = peer("sender").connect()
         sender.send(b"before")
@@ -865,7 +865,7 @@ class TestAHostileBroker:
 
     @pytest.mark.parametrize("version", [4, 5])
     def test_a_refused_subscription_is_no_connection_until_it_is_granted(self, script, monkeypatch, version):
-        monkeypatch.setattr(mqtt_module, "_REFUSED_PAUSE", 0.0)
+        monkeypatch.setattr(link_module, "_REFUSED_PAUSE", 0.0)
         one = Peer(MqttTransport(script.url, "one", keepalive=8))
         for n in range(3):
             one.transport.subscribe(f"SRUP/{n}")
@@ -930,6 +930,111 @@ class TestAHostileBroker:
             for _ in range(2):
                 assert script.read() == b"\xc0\x00"  # PINGREQ
                 script.say(b"\xd0\x00")
+        one.transport.stop(0)
+
+    def test_a_connection_that_is_made_during_a_turn_is_the_only_one(self, script, monkeypatch):
+        """Or else the client would take its session over from itself, and what was on its way would be lost."""
+        connect, in_a_turn = link_module.Link.connect, threading.Event()
+
+        def connect_during_a_turn(link):
+            assert in_a_turn.wait(PATIENCE)
+            connect(link)
+
+        def turn():
+            if one.transport._connecting and not in_a_turn.is_set():
+                in_a_turn.set()
+                wait_until(lambda: not one.transport._connecting)
+
+        monkeypatch.setattr(link_module.Link, "connect", connect_during_a_turn)
+        one = Peer(MqttTransport(script.url, "one"))
+        one.start()
+        assert one.transport.lend_thread(turn, lambda: float("inf"))
+        wait_until(lambda: one.transport._connecting)
+        one.transport.wake()
+        with script.accept():
+            one.wait(True)
+            one.send(b"1")
+            assert script.read()[0] == 0x32
+            script.server.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                script.server.accept()
+        one.transport.stop(0)
+
+    def test_t18_it_is_given_up_when_it_takes_nothing_that_is_sent_to_it(self, script, monkeypatch):
+        monkeypatch.setattr(link_module, "_MAX_UNSENT", 10_000)
+        script.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        one = Peer(MqttTransport(script.url, "one", min_pause=60, max_pause=60))
+        one.start()
+        with script.accept():
+            one.wait(True)
+            link = one.transport._link
+            link._stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+            many = b"".join(publication(number % 250 + 1) for number in range(1000))
+            sent = 0
+            while link.ended is None:
+                assert sent < 10_000_000  # bytes, of which a third comes back as acknowledgements
+                with suppress(OSError):  # it has hung up
+                    script.say(many)
+                sent += len(many)
+                wait_until(lambda: link.ended is not None or one.inbox.qsize() == 1000)
+                while not one.inbox.empty():
+                    one.inbox.get(timeout=PATIENCE).ack()
+        assert "takes nothing that is sent to it" in one.wait(False)
+        one.transport.stop(0)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("qos", [0, 1])
+    def test_t40_whoever_has_no_room_goes_on_asking_and_hears_that_the_connection_is_over(
+        self, script, monkeypatch, qos
+    ):
+        monkeypatch.setattr(unsettled, "RECEIVE_MAXIMUM", 20)
+        monkeypatch.setattr(unsettled, "MAX_OPEN", 20 * 300)
+        one = Peer(MqttTransport(script.url, "one", min_pause=60, max_pause=60))
+        one.start()
+        with script.accept(accepted(b"\x13\x00\x01")):  # Server Keep Alive, 1 s
+            one.wait(True)
+            packets = [publication(number % 250 + 1) if qos else b"\x30\x09\x00\x06SRUP/1\x00" for number in range(300)]
+            script.say(b"".join(packets))
+            held = [one.inbox.get(timeout=PATIENCE) for _ in range(21)]
+            link = one.transport._link
+            for _ in range(3):  # nobody reads the answers
+                assert script.read() == b"\xc0\x00"  # PINGREQ
+                script.say(b"\xd0\x00")
+            assert link.unsettled.is_full
+        assert "was lost" in one.wait(False)
+        assert len(held) == 21
+        one.transport.stop(0)
+
+    @pytest.mark.slow
+    def test_t40_control_the_connection_outlives_that(self, script, monkeypatch):
+        monkeypatch.setattr(unsettled, "RECEIVE_MAXIMUM", 20)
+        one = Peer(MqttTransport(script.url, "one"))
+        one.start()
+        with script.accept(accepted(b"\x13\x00\x01")):
+            one.wait(True)
+            script.say(b"".join(publication(number + 1) for number in range(21)))
+            held = [one.inbox.get(timeout=PATIENCE) for _ in range(21)]
+            for _ in range(2):
+                assert script.read() == b"\xc0\x00"
+            for delivery in held:
+                delivery.ack()
+            acknowledged = [script.read() for _ in range(21)]
+            assert {packet[0] for packet in acknowledged} <= {0x40, 0xC0}
+            while script.read() != b"\xc0\x00":
+                pass
+            script.say(b"\xd0\x00")
+            assert script.read() == b"\xc0\x00"
+            assert one.states.empty()
+        one.transport.stop(0)
+
+    @pytest.mark.slow
+    def test_a_broker_that_does_not_answer_is_given_up(self, script):
+        one = Peer(MqttTransport(script.url, "one", min_pause=60, max_pause=60))
+        one.start()
+        with script.accept(accepted(b"\x13\x00\x01")):
+            one.wait(True)
+            assert script.read() == b"\xc0\x00"
+            assert "was lost" in one.wait(False)
         one.transport.stop(0)
 
 
@@ -1051,6 +1156,42 @@ class TestMqtt:
                 for _ in range(100):
                     one.inbox.get(timeout=PATIENCE)
             one.transport.stop()
+
+    def test_files_that_have_changed_are_used_at_once_and_bad_ones_are_not(self, tmp_path):
+        tls, keys = host_files(tmp_path, "localhost"), {name: key_of(int(name, 16)) for name in ("d1", "d2")}
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls[0])
+        context.load_cert_chain(*tls)
+        context.verify_mode = ssl.CERT_REQUIRED
+
+        def write(name):
+            certificate = AUTHORITY.certify_client(int(name, 16), keys[name].public_key, time.time(), 3600.0)
+            return write_client(tmp_path / "device.pem", certificate, keys[name])
+
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(PATIENCE)
+            url = f"mqtts://localhost:{server.getsockname()[1]}"
+            one = Peer(MqttTransport(url, "one", ca_file=tls[0], cert_file=write("d1"), min_pause=0.01)).start()
+            with context.wrap_socket(server.accept()[0], server_side=True) as connection:
+                assert connection.getpeercert()["subject"] == ((("commonName", "d1"),),)
+                connection.recv(1000)
+                connection.sendall(ACCEPTED)
+                assert not one.transport.reload()
+                (tmp_path / "device.pem").write_text("half of a certificate")
+                with pytest.raises(TransportError, match="do not load"):
+                    one.transport.reload()
+                write("d2")
+                assert one.transport.reload()
+                assert not one.transport.reload()  # it is on its way
+                while connection.recv(1000):
+                    pass  # it takes its leave
+            with context.wrap_socket(server.accept()[0], server_side=True) as connection:
+                assert connection.getpeercert()["subject"] == ((("commonName", "d2"),),)
+            assert "the certificates have changed" in one.wait(False)
+            one.transport.stop()
+
+    def test_without_files_there_is_nothing_to_reload(self):
+        assert not MqttTransport("mqtt://localhost", "one").reload()
+        assert not MqttTransport("mqtts://localhost", "one", tls=ssl.create_default_context()).reload()
 
     def test_a_context_of_ones_own_and_alpn(self, tmp_path):
         tls = host_files(tmp_path, "localhost")
@@ -1248,7 +1389,7 @@ class TestMqtt:
         transport = MqttTransport("mqtt://127.0.0.1:1", "one", min_pause=1.0, max_pause=30.0)
         now, pauses = 1000.0, []
         for _ in range(9):
-            link = mqtt_module._Link(transport)
+            link = transport._make_link()
             link.end("cannot connect")
             transport._rest(link, now)
             pauses.append(transport._resume_at - now)

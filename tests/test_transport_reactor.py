@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from srup.transport import MqttTransport, Reactor
-from srup.transport import mqtt as mqtt_module
+from srup.transport import link as link_module
 
 from .programs import local_broker
 from .test_transport_mqtt import ACCEPTED, PATIENCE, Peer, numbers
@@ -191,15 +191,15 @@ def test_one_whose_callbacks_raise_does_not_hurt_the_others(reactor, shared_brok
 def test_a_connection_that_bursts_does_not_hurt_the_others(reactor, shared_broker, monkeypatch):
     """Whatever paho raises: the connection is given up and made again, and the thread goes on."""
     peers = fleet(reactor, shared_broker, "burst", 10)
-    move, bursts = mqtt_module._Link.move, []
+    move, bursts = link_module.Link.move, []
 
     def burst(link, ready):
-        if link._owner is peers[3].transport and len(bursts) < 3:
+        if link._member is peers[3].transport and len(bursts) < 3:
             bursts.append(link)
             raise ZeroDivisionError
         move(link, ready)
 
-    monkeypatch.setattr(mqtt_module._Link, "move", burst)
+    monkeypatch.setattr(link_module.Link, "move", burst)
     peers[3].send(b"", topic="SRUP/burst/nobody")
     assert "internal error" in peers[3].wait(False)
     peers[3].wait(True)
@@ -227,14 +227,14 @@ def test_a_hostile_broker_hurts_only_its_own_clients(reactor, shared_broker):
 
 @pytest.mark.process
 def test_a_host_that_cannot_be_reached_keeps_nobody_waiting(reactor, shared_broker, monkeypatch):
-    connect, release = mqtt_module._Link.connect, threading.Event()
+    connect, release = link_module.Link.connect, threading.Event()
 
     def stuck(link):
-        if link._owner._client_id.startswith("stuck"):
+        if link._endpoint.client_id.startswith("stuck"):
             assert release.wait(PATIENCE)
         connect(link)
 
-    monkeypatch.setattr(mqtt_module._Link, "connect", stuck)
+    monkeypatch.setattr(link_module.Link, "connect", stuck)
     late = [member(reactor, shared_broker.url, f"stuck{n}").start() for n in range(3)]
     peers = fleet(reactor, shared_broker, "quick", 50)
     assert all_are_served(peers, "quick")
@@ -246,7 +246,7 @@ def test_a_host_that_cannot_be_reached_keeps_nobody_waiting(reactor, shared_brok
 
 @pytest.mark.process
 def test_no_more_than_the_connectors_connect_at_once(shared_broker, monkeypatch):
-    connect, most, now, lock = mqtt_module._Link.connect, [0], [0], threading.Lock()
+    connect, most, now, lock = link_module.Link.connect, [0], [0], threading.Lock()
 
     def counted(link):
         with lock:
@@ -256,7 +256,7 @@ def test_no_more_than_the_connectors_connect_at_once(shared_broker, monkeypatch)
         with lock:
             now[0] -= 1
 
-    monkeypatch.setattr(mqtt_module._Link, "connect", counted)
+    monkeypatch.setattr(link_module.Link, "connect", counted)
     reactor = Reactor("test-network", connectors=2)
     fleet(reactor, shared_broker, "slow", 40)
     reactor.stop()

@@ -87,6 +87,7 @@ READY Data -> READY reason_received
 ACTIVATING Data -> ACTIVATING reason_received
 FAILED Data -> FAILED late_reason_received
 READY ACTIVATE -> ACTIVATING send_activate
+ACTIVATING ACTIVATE -> ACTIVATING send_activate_again
 READY UPDATE_SUCCESS -> READY
 READY EXPIRE -> UNANSWERED update_changed
 ACTIVATING UPDATE_SUCCESS -> ACTIVATING

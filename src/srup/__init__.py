@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from .agent.reports import OrderReport
     from .agent.worker import Worker
     from .fetch import FetchPolicy
-    from .fleet import Fleet, Orders, PostedOrder
+    from .fleet import Fleet, Orders, PostedOrder, WaitingJoin
     from .images import file_digest
     from .joinvalue import JoinValue
     from .keyring import KeyRing
@@ -118,6 +118,7 @@ _AT_FIRST_USE = {
     "Fleet": "fleet",
     "Orders": "fleet",
     "PostedOrder": "fleet",
+    "WaitingJoin": "fleet",
     "RedisStore": "store",
     "Worker": "agent.worker",
     "FetchPolicy": "fetch",
@@ -214,6 +215,7 @@ __all__ = [
     "UpdateError",
     "UpdateOrder",
     "Vitals",
+    "WaitingJoin",
     "Worker",
     "backend_info",
     "decode",

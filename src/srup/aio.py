@@ -110,7 +110,11 @@ def _result(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
 
 
 class AsyncDevice(_Shell, Device):  # type: ignore[misc]
-    """See :class:`srup.Device`."""
+    """A device for asyncio: the arguments, methods and errors of :class:`srup.Device`.
+
+    ``start``, ``stop``, ``run`` and ``wait_joined`` are coroutines, ``async with`` starts and stops it, and the results
+    of requests can be awaited. Start it in the event loop in which its handlers are to run.
+    """
 
     async def wait_joined(self, timeout: float | None = None) -> None:  # type: ignore[override]
         """See :meth:`Device.wait_joined`."""
@@ -121,4 +125,8 @@ class AsyncDevice(_Shell, Device):  # type: ignore[misc]
 
 
 class AsyncServer(_Shell, Server):
-    """See :class:`srup.Server`."""
+    """A server for asyncio: the arguments, methods and errors of :class:`srup.Server`.
+
+    ``start``, ``stop`` and ``run`` are coroutines, ``async with`` starts and stops it, and the results of requests can
+    be awaited. Start it in the event loop in which its handlers are to run.
+    """

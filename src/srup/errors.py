@@ -21,6 +21,8 @@
     └── KeyServiceError      what the key exchange service refuses, or must not be believed (``status``, ``field``)
 """
 
+from typing import Final
+
 from srup_native.errors import DecodeError, EncodeError, SignatureError, SrupError
 
 __all__ = [
@@ -75,7 +77,7 @@ class PolicyError(SrupError):
 
 
 class SealError(SrupError):
-    """A sealed value does not open. The cause is not told: an oracle needs just that (T13)."""
+    """A sealed value cannot be opened. The error does not say why: that would help an attacker (T13)."""
 
 
 class UnansweredError(SrupError):
@@ -107,7 +109,7 @@ class StoreError(SrupError):
 
 
 class LeaseLostError(StoreError):
-    """Another worker has taken this partition over: whoever gets this stops and touches nothing any more."""
+    """Another worker has taken this partition over: stop serving it, and change nothing any more."""
 
 
 class KeyServiceError(SrupError):
@@ -124,3 +126,91 @@ class KeyServiceError(SrupError):
 
     def __str__(self) -> str:
         return f"{self.field}: {self.reason}" if self.field else self.reason
+
+
+ADVICE: Final[dict[type[SrupError], tuple[str, str]]] = {
+    SrupError: (
+        "It is not raised itself: what you get is one of those below.",
+        "Catch it where one reaction fits all: treat the message, the file or the answer as refused.",
+    ),
+    EncodeError: (
+        "A value of the message that you make has the wrong type, is out of range or is too long.",
+        "Correct the field that ``field`` names. Nothing was sent.",
+    ),
+    InvalidKeyError: (
+        "The file is no PEM file, the password is wrong, the scheme is not supported, or an RSA key is below 2048 "
+        "bits.",
+        "Check the path that the error names, and the password. ``srup keygen`` makes a new key; register its "
+        "public key at the other end.",
+    ),
+    DecodeError: (
+        "Somebody sent something that is not SRUP version 5, or the bytes were cut or changed on the way.",
+        "Nothing, if it is rare: anybody who reaches the broker can send bytes. ``srup inspect`` shows where a "
+        "message goes wrong.",
+    ),
+    SignatureError: (
+        "Another key signed the message, or it was changed. Most often the registered public key is not the sender's.",
+        "Compare the fingerprint in the error with the one that the sender shows when it starts. If they differ, "
+        "register the right key; if not, somebody forges messages, and they have no effect.",
+    ),
+    UnknownSenderError: (
+        "The public key of this identity is not in the key ring. It was never registered, or it was removed or "
+        "revoked.",
+        "Register the public key: a file in the folder of ``--devices``, ``srup order register``, or "
+        "``server.devices.add(...)``.",
+    ),
+    ReplayError: (
+        "A message came twice, an attacker repeats an old one, or a device without a store has a clock that went back.",
+        "Nothing, if it is rare: networks deliver twice. If a device is refused for long, set its clock, and give "
+        "it a ``store`` or a ``first_sequence_id``.",
+    ),
+    PolicyError: (
+        "The message is for another recipient, has expired, comes from a server that this device does not obey, or "
+        "breaks your ``Policy``.",
+        "Read the text, which says which. If messages expire, compare the clocks of both ends. If tokens are not "
+        "bound, the partner is a deployed peer: allow it with ``require_bound_tokens=False``.",
+    ),
+    SealError: (
+        "The value was sealed to another key, or was damaged. The error does not say which: that would help an "
+        "attacker.",
+        "Check that the sender has the public key that this end uses now, and ask again.",
+    ),
+    UnansweredError: (
+        "The partner is away, is not reached through this broker, or is a deployed peer, which does not answer this.",
+        "Check that the partner runs and has joined. Ask for its state before you repeat the request: the first one "
+        "may have taken effect.",
+    ),
+    UpdateError: (
+        "The file cannot be downloaded, is not allowed by the ``FetchPolicy``, has another digest, or was not "
+        "activated.",
+        "Read the text, and look up ``status`` in the table of status codes. Then correct the URL, the policy, the "
+        "digest or the program that activates, and order the update again.",
+    ),
+    TransportError: (
+        "The address or the port is wrong, nothing listens there, TLS does not trust the certificate, or the "
+        "password or the certificate is refused.",
+        "Check the URL and the CA file. A device and a server try again by themselves.",
+    ),
+    MessageTooLargeError: (
+        "The broker has a limit on the size of messages that is below the size of this one.",
+        "Raise the limit of the broker (``max_packet_size`` of Mosquitto) to 66,000 bytes, or send a smaller value.",
+    ),
+    StoreError: (
+        "The disk is full, the file is damaged or belongs to somebody else, another process uses it, or it is an "
+        "older copy.",
+        "Read the text, which names the file. Make room, end the other process, or take an older copy over with "
+        "``--adopt`` (docs/durability.md#when-a-store-cannot-be-trusted).",
+    ),
+    LeaseLostError: (
+        "This worker was too slow or was cut off from Redis, so another one took its devices over.",
+        "Nothing: the worker stops serving them by itself. If it happens often, look at the load, and at the link "
+        "to Redis.",
+    ),
+    KeyServiceError: (
+        "The token is wrong, used or too old, the identity is registered or revoked already, or the answer does not "
+        "fit the request.",
+        "Read the text; ``field`` names what is wrong. ``srup keyex token`` makes a new token. An identity that was "
+        "revoked never comes back: choose another one.",
+    ),
+}
+"""Why each error happens, and what to do about it. docs/errors.md shows this table."""

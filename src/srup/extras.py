@@ -22,6 +22,8 @@ class Package(NamedTuple):
 OPTIONAL: Final = {
     "amqtt": Package("amqtt", "demo"),
     "dpkt": Package("dpkt", "cli"),
+    "itsdangerous": Package("itsdangerous", "console"),
+    "jinja2": Package("jinja2", "console"),
     "mnemonic": Package("mnemonic", "join"),
     "paho": Package("paho-mqtt", "mqtt"),
     "prometheus_client": Package("prometheus-client", "metrics"),

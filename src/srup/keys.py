@@ -7,6 +7,7 @@ signing key; ``generate`` makes both, and PEM text then holds two blocks, the si
 
 import os
 import re
+from binascii import b2a_base64
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +54,7 @@ SCHEMES: Final = {
 
 _UNENCRYPTED: Final = serialization.NoEncryption()
 _PEM_LINE: Final = re.compile(rb"-----(BEGIN|END) ([^\n-]{0,64})-----")
+_X25519: Final = bytes.fromhex("302a300506032b656e032100")  # what stands before an X25519 key in its DER form
 _PRIVATE, _PUBLIC = b"PRIVATE KEY", b"PUBLIC KEY"  # how the labels of keys end, whatever stands before it
 
 
@@ -158,6 +160,13 @@ def _named(path: str | os.PathLike[str], error: InvalidKeyError) -> InvalidKeyEr
     return InvalidKeyError(f"{os.fspath(path)}: {error}")
 
 
+def _pem(der: bytes) -> bytes:
+    """Return the PEM text of a public key in DER form, without a look into it."""
+    text = b2a_base64(der, newline=False)
+    lines = b"\n".join(text[start : start + 64] for start in range(0, len(text), 64))
+    return b"-----BEGIN PUBLIC KEY-----\n%b\n-----END PUBLIC KEY-----\n" % lines
+
+
 class PublicKey:
     """A registered public key: the scheme, the verifier and, without RSA, the X25519 key that values are sealed to.
 
@@ -205,13 +214,7 @@ class PublicKey:
 
     def to_pem(self) -> bytes:
         """Return SubjectPublicKeyInfo text; a second block holds the X25519 key where there is one."""
-        keys: list[Any] = [serialization.load_der_public_key(self._der)]
-        if self._sealing is not None:
-            keys.append(x25519.X25519PublicKey.from_public_bytes(self._sealing))
-        return b"".join(
-            key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-            for key in keys
-        )
+        return _pem(self._der) + (_pem(_X25519 + self._sealing) if self._sealing is not None else b"")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the PEM file with mode 0644, replacing an old one in one step."""

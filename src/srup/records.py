@@ -6,9 +6,10 @@ opaque to a store; numbers are unsigned 64-bit where nothing else is said, times
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 __all__ = [
+    "SIGNER_PRECISION",
     "AuditRow",
     "Changes",
     "ExchangeRecord",
@@ -18,8 +19,12 @@ __all__ = [
     "OutboxEntry",
     "PartnerRecord",
     "ReportRecord",
+    "SignerRecord",
     "State",
 ]
+
+SIGNER_PRECISION: Final = 6 * 3600.0
+"""The record of a signer is written anew when it is used so many seconds after it was written last."""
 
 
 class PartnerRecord(NamedTuple):
@@ -84,14 +89,30 @@ class Fact(NamedTuple):
 
 
 class AuditRow(NamedTuple):
-    """A message that verified and what came of it. Rows are only added, and pruned by age."""
+    """A message that verified, or that we have signed, and what came of it. Rows are only added, and pruned by age.
+
+    With the type 0 it is no message but an order from outside that has ended, and ``outcome`` is its verb and its end.
+    """
 
     at: float  # not negative, and below 2**53
     partner: int
     sequence_id: int
     type: int  # one byte (docs/protocol/wire-format.md#types)
     token: bytes
-    outcome: str  # "accepted", or why it had no effect
+    outcome: str  # "accepted", the name of a status, or why it had no effect
+    sent: bool = False  # by us, to the partner
+    wire: bytes | None = None  # the signed bytes, if they are kept
+    signer: bytes = b""  # the fingerprint of the key that signed it, 32 bytes
+    order: bytes = b""  # the order of a mailbox that it belongs to, 16 bytes
+    posted_by: str = ""  # who has posted that order
+
+
+class SignerRecord(NamedTuple):
+    """A public key that has signed something of the audit; it is kept as long as rows may need it."""
+
+    fingerprint: bytes  # 32 bytes
+    key: bytes  # as PEM
+    used: float  # no row that it has signed is more than SIGNER_PRECISION later
 
 
 class ReportRecord(NamedTuple):
@@ -124,6 +145,7 @@ class Changes:
     facts: list[Fact] = field(default_factory=list)
     audit: list[AuditRow] = field(default_factory=list)
     reports: list[ReportRecord] = field(default_factory=list)  # what became of orders, of one order in this order
+    signers: list[SignerRecord] = field(default_factory=list)  # of rows of the audit
 
     def __bool__(self) -> bool:
         return any(getattr(self, each.name) for each in fields(self))
@@ -131,6 +153,8 @@ class Changes:
 
 class State(NamedTuple):
     """All that a store holds for one end, but for the audit rows. Entries are in the order of their numbers.
+
+    A part may be one that is read as it is gone through, once and before the next commit.
 
     ``adopted``: the records may be older than what was done since (an old backup was taken over). Whoever opened the
     store must protect itself - lift every window and every reserved sequence id - in its next commit, and before

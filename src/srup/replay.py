@@ -39,6 +39,10 @@ class ReplayWindow:
     def accept(self, sequence_id: int) -> None:
         """Record an id, or raise ReplayError and change nothing."""
         self.check(sequence_id)
+        self.record(sequence_id)
+
+    def record(self, sequence_id: int) -> None:
+        """Record an id that has just been checked."""
         ahead = sequence_id - self.highest
         if ahead <= 0:
             self.seen |= 1 << -ahead

@@ -6,8 +6,8 @@ from typing import Final
 
 from .errors import EncodeError
 from .messages import Initiate
-from .tokens import MAX_VERSION
 from .urls import Address
+from .versions import MAX_VERSION
 from .wire import Status
 
 __all__ = [

@@ -18,6 +18,7 @@ __all__ = [
     "U8",
     "U32",
     "U64",
+    "UPDATE_ACTIVATE",
     "UPDATE_CANCEL",
     "UPDATE_REASON",
     "VERSION",
@@ -53,6 +54,9 @@ UPDATE_REASON = "UPDATE_REASON"
 
 UPDATE_CANCEL = "UPDATE_CANCEL"
 """The ``data_id`` of the Data message with which a server takes an update order back (docs/extensions.md)."""
+
+UPDATE_ACTIVATE = "UPDATE_ACTIVATE"
+"""The ``data_id`` of the Data message that tells a device to activate firmware until a time (docs/extensions.md)."""
 
 U8 = Annotated[int, srup_native.U8]
 """An integer from 0 to 255 in one byte."""

@@ -109,6 +109,8 @@ cdef Py_ssize_t _take_header(const unsigned char* data, Py_ssize_t* offset, Py_s
 @cython.no_gc  # bytes, a class and a layout: no cycle goes through one
 @cython.auto_pickle(False)
 cdef class Frame:
+    """One well-formed message whose signature has not been verified: the header, and no way to the body but verify."""
+
     def __init__(self):
         raise TypeError("frames are made by decode()")
 

@@ -8,7 +8,7 @@ __all__ = ["DecodeError", "EncodeError", "SignatureError", "SrupError"]
 
 
 class SrupError(Exception):
-    """The root: whoever catches it fails closed."""
+    """The base of every error of srup. Who catches it, and refuses what has failed, is on the safe side."""
 
 
 class DecodeError(SrupError):

@@ -24,26 +24,37 @@ from ..session.events import (
 from ..session.flow import Output
 from ..wire import Status
 from .duty import Duty, Listener
+from .joinboard import JoinBoard, JoinRecord, join_id
 from .members import Members
 from .transaction import Transaction
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-__all__ = ["Admission", "AdmissionKind", "PendingJoin"]
+__all__ = ["DECISIONS", "Admission", "AdmissionKind", "Decision", "ModerationKind", "PendingJoin"]
 
 AdmissionKind = Literal["simple", "human", "observed"]
+ModerationKind = Literal["handler", "orders"]
+Decision = Literal["accept", "refuse", "fail"]
+
+DECISIONS: Final[Mapping[str, tuple[Status, str]]] = {
+    "accept": (Status.JOIN_SUCCESS, ""),
+    "refuse": (Status.JOIN_REFUSED, "whoever compared the values has refused it"),
+    "fail": (Status.JOIN_FAIL, "the values could not be compared"),
+}
+"""What a person can decide about a join: the answer, and what the device is told besides."""
 
 
 class PendingJoin:
     """A join that waits for a person: compare :attr:`value` with what the ``device`` shows, then say what you saw.
 
-    ``status`` is None as long as it waits.
+    ``status`` is None as long as it waits. ``id`` is the name of this join, which stands for its value.
     """
 
     def __init__(self, admission: "Admission", device: int, token: bytes, value: JoinValue, until: float) -> None:
         self.device = device
         self.value = value
+        self.id = join_id(value)
         self._until = until  # in local time
         self.status: Status | None = None
         self._admission = admission
@@ -58,17 +69,22 @@ class PendingJoin:
 
     def accept(self) -> None:
         """The values are the same: let the device in. PolicyError when the join is over."""
-        self._answer(Status.JOIN_SUCCESS)
+        self.decide("accept")
 
     def refuse(self) -> None:
         """They are not, or it is not wanted. PolicyError when the join is over."""
-        self._answer(Status.JOIN_REFUSED, "whoever compared the values has refused it")
+        self.decide("refuse")
 
     def fail(self) -> None:
         """They could not be compared. PolicyError when the join is over."""
-        self._answer(Status.JOIN_FAIL, "the values could not be compared")
+        self.decide("fail")
 
-    def _answer(self, status: Status, why: str = "") -> None:
+    def decide(self, decision: Decision) -> None:
+        """Do one of these, by its name; PolicyError when the join is over."""
+        self._admission.answer_asker(self.device, self.claim(), *DECISIONS[decision])
+
+    def claim(self) -> bytes:
+        """Be the one who decides; return the token under which the device has asked. PolicyError if it is too late."""
         if self.status is not None:
             raise PolicyError(f"the join of {self.device:x} is over: {self.status.name}")
         self._admission.check_open(self.device, self._until)
@@ -76,7 +92,7 @@ class PendingJoin:
             raise PolicyError(f"{self.device:x} has another key than the device that was compared")
         if not self._decision.acquire(blocking=False):
             raise PolicyError(f"the join of {self.device:x} has been decided")
-        self._admission.answer_asker(self.device, self._token, status, why)
+        return self._token
 
     def __repr__(self) -> str:
         return f"<PendingJoin of {self.device:x}: {self.status.name if self.status else 'waits'}>"
@@ -90,7 +106,10 @@ _OF_THE_APPLICATION: Final = {
 
 
 class Admission(Duty):
-    """Lets devices in that have gone through what ``kind`` says; the word of ``observers`` counts."""
+    """Lets devices in that have gone through what ``kind`` says; the word of ``observers`` counts.
+
+    People decide in ``moderation``: in a handler of the application, or by orders from any process, too.
+    """
 
     def __init__(
         self,
@@ -99,12 +118,15 @@ class Admission(Duty):
         members: Members,
         kind: AdmissionKind,
         observers: Collection[int],
+        moderation: ModerationKind = "handler",
     ) -> None:
         self._engine = engine
         self._session = session
         self._members = members
         self.kind = kind
         self._observers = tuple(observers)
+        self._by_orders = moderation == "orders"
+        self._board = engine.add(JoinBoard(engine, opened=self._by_orders))
         self._joins: dict[tuple[int, bytes], PendingJoin] = {}
         self._unshown: dict[tuple[int, bytes], None] = {}  # of these, those for which the moderator was not called
         self._moderation_due = False
@@ -179,6 +201,18 @@ class Admission(Duty):
         """Answer a join without asking anybody; it may be too late, or no sequence id may be left for the device."""
         self._engine.decide(lambda now: self._session.answer_join(device, token, status, now, observer, why))
 
+    def decide(
+        self, transaction: Transaction, device: int, join: str, decision: Decision, by: str = ""
+    ) -> Sequence[Output]:
+        """Decide about the join with this id, in a turn; PolicyError if it is none that waits for a person now."""
+        pending = next((one for one in self._joins.values() if (one.device, one.id) == (device, join)), None)
+        if pending is None:
+            raise PolicyError(f"no such join of {device:x} waits: it is over, or the device shows another value by now")
+        token = pending.claim()
+        said = "%s: %s: %s the join of %x", by or "somebody", decision, device
+        self._engine.journal.log(logging.INFO, *said, partner=device, decision=decision, by=by)
+        return self._answer_asker(transaction, device, token, *DECISIONS[decision])
+
     # Simple joins, and the last step of all others.
 
     def _join_requested(self, transaction: Transaction, event: JoinRequested) -> None:
@@ -237,13 +271,22 @@ class Admission(Duty):
     def _human_join_requested(self, transaction: Transaction, event: HumanJoinRequested) -> None:
         engine, key = self._engine, (event.peer, event.token)
         self._members.listen(event.peer)  # it may take its join back before anybody has decided
-        if "moderation" not in engine.handlers.named:
+        has_handler = "moderation" in engine.handlers.named
+        if not has_handler and not self._by_orders:
             why = "nobody compares values at this server: on_moderation has no handler"
             self._answer(event.peer, event.token, Status.JOIN_REFUSED, why)
             return
         value = JoinValue.new(engine.entropy(JOIN_VALUE_SIZE))
-        if self._show(transaction, event, value):
-            self._joins[key] = PendingJoin(self, event.peer, event.token, value, event.expires)
+        shown_by = self._show(transaction, event, value)
+        if shown_by is None:
+            return
+        self._joins[key] = pending = PendingJoin(self, event.peer, event.token, value, event.expires)
+        times = engine.clock.unix(), event.expires
+        record = JoinRecord(event.peer, pending.id, "human", *times, shown_by.fingerprint, value.plaintext.decode())
+        self._board.put(event.token, record)
+        if self._by_orders:
+            engine.journal.log(logging.INFO, "%s: %x waits to be compared", event.peer, partner=event.peer)
+        if has_handler:
             self._unshown[key] = None
             if not self._moderation_due:  # while one call waits for its turn another one would find nothing to do (T9)
                 self._moderation_due = True
@@ -264,6 +307,7 @@ class Admission(Duty):
         self._members.stop_listening(event.peer)
 
     def _end_pending(self, device: int, token: bytes, status: Status) -> None:
+        self._board.take(device, token)
         self._unshown.pop((device, token), None)
         pending = self._joins.pop((device, token), None)
         if pending is not None:
@@ -282,7 +326,7 @@ class Admission(Duty):
             if observer not in self._observers or observer == device:
                 why = f"{observer:x} is none of this server's observers, whose word counts for {device:x}"
             self._answer(device, token, Status.JOIN_REFUSED, why)
-        elif self._show(transaction, event, value):
+        elif (shown_by := self._show(transaction, event, value)) is not None:
             try:
                 sealed = seal(value.plaintext, key)
                 sends = self._session.observe(observer, device, token, sealed, engine.clock(), engine.entropy(16))
@@ -291,12 +335,18 @@ class Admission(Duty):
                 engine.journal.log(logging.WARNING, *said, partner=observer, device=f"{device:x}", error=error)
                 self._answer(device, token, Status.JOIN_FAIL, f"the observer {observer:x} cannot be asked")
             else:
+                times = engine.clock.unix(), event.expires
+                known = device, join_id(value), "observed", *times, shown_by.fingerprint
+                self._board.put(token, JoinRecord(*known, observer=observer))
                 engine.perform(transaction, sends)
 
     def _show(
         self, transaction: Transaction, event: HumanJoinRequested | ObservedJoinRequested, value: JoinValue
-    ) -> bool:
-        """Send a device the value that it is to show; if nothing can be sealed or sent to it the join fails: False."""
+    ) -> PublicKey | None:
+        """Send a device the value that it is to show; return the key that it is sealed to.
+
+        If nothing can be sealed or sent to it the join fails: None.
+        """
         engine, device, token = self._engine, event.peer, event.token
         try:
             key = self._key_of(device, event.signer)
@@ -307,9 +357,9 @@ class Admission(Duty):
             text = "%s: no value for %x: %s"
             engine.journal.log(logging.WARNING, text, device, error, partner=device, error=error)
             self._answer(device, token, Status.JOIN_FAIL, "no value can be sealed to its key")
-            return False
+            return None
         engine.perform(transaction, outputs)
-        return True
+        return key
 
     def _key_of(self, device: int, signer: str) -> PublicKey | None:
         """Return the key of a device that has signed, or else the one that counts.

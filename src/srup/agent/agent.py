@@ -58,15 +58,29 @@ class Agent:
         threads: int = 1,
         store: Store | str | os.PathLike[str] | None = None,
         audit_kept: float | None = KEPT,
+        audit_values: bool = False,
     ) -> None:
         check_type(key, PrivateKey, "key")
         if audit_kept is not None:
             check_seconds(audit_kept, "audit_kept")
+        check_type(audit_values, bool, "audit_values")
         if type(threads) is not int or threads < 1:
             raise ValueError(f"threads must be an int of at least 1, not {threads!r}")
         self.identity = session.identity
         self.engine = Engine(
-            *(self.noun, session, key, keys, transport, clock, entropy, threads, store_at(store), audit_kept),
+            *(
+                self.noun,
+                session,
+                key,
+                keys,
+                transport,
+                clock,
+                entropy,
+                threads,
+                store_at(store),
+                audit_kept,
+                audit_values,
+            ),
             device_of=device_of,
         )
         self.counts = self.engine.journal.counts

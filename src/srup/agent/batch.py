@@ -17,11 +17,8 @@ class Batch:
         self.wires: list[bytes] = []
         self.acks: list[Callable[[], None]] = []
 
-    def __len__(self) -> int:
-        return len(self.wires)
-
-    def add(self, item: Delivery | Deliveries) -> None:
-        """Append what has arrived."""
+    def add(self, item: Delivery | Deliveries) -> int:
+        """Append what has arrived; return how many messages there are now."""
         if isinstance(item, Deliveries):
             self.topics += item.topics
             self.wires += item.payloads
@@ -29,3 +26,4 @@ class Batch:
             self.topics.append(item.topic)
             self.wires.append(item.payload)
         self.acks.append(item.ack)
+        return len(self.wires)

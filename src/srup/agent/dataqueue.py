@@ -95,6 +95,11 @@ class DataQueue:
         """Send a partner nothing before that time, or before :meth:`release`: it may yet say that it gives receipts."""
         self._held[partner] = until
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody was noted, and nobody is held."""
+        return not (self._awake or self._held)
+
     def held(self) -> list[int]:
         """Return the partners that are held."""
         return list(self._held)

@@ -22,6 +22,7 @@ from .audit import KEPT
 from .enrolment import broker_transport, load_or_enroll
 from .firmware import Firmware
 from .handlers import Handler
+from .inventory import MAX_FACTS, FactReports, check_fact
 from .joining import Joining, JoinKind
 from .keychange import KeyChange
 
@@ -41,7 +42,8 @@ class Device(Agent):
     ``firmware``, which is this device's alone, named by its digest; ``fetch`` says what may be downloaded (https only,
     unless it allows more). Of the images there ``keep_images`` are kept, the newest; None keeps all. What runs, what is
     ordered and what a link in the folder names is never removed. A newer order ends a download that is running.
-    ``description`` is what the device says it is. ``policy`` is about tokens, clocks and retries. Sequence ids begin at
+    ``description`` is what the device says it is, ``inventory`` what else the server is to know of it by name, such as
+    ``{"type": "lock"}`` (:meth:`report_fact`). ``policy`` is about tokens, clocks and retries. Sequence ids begin at
     ``first_sequence_id``, above all that were ever used, or else where the clock says: a device without a store whose
     clock went back between two starts is refused until the clock is right. ``clock`` returns Unix time; deadlines go by
     its method ``monotonic``, if it has one, and by the system's monotonic clock if it is time.time.
@@ -60,7 +62,7 @@ class Device(Agent):
     where it ended, a crash included: membership, replay window, orders under way, answers and values that the server
     does not have yet, the version floor. An activation that started the device anew is handed over again, and
     :attr:`handling` says so: look whether the firmware runs. Audit rows are deleted when they are older than
-    ``audit_kept`` seconds; None keeps them for good.
+    ``audit_kept`` seconds; None keeps them for good; ``audit_values`` keeps the signed bytes of ordinary values too.
     """
 
     noun: ClassVar[str] = "device"
@@ -77,6 +79,7 @@ class Device(Agent):
         broker: str | Transport,
         firmware: str | os.PathLike[str] = "firmware",
         description: str = "",
+        inventory: Mapping[str, str] | None = None,
         policy: Policy | None = None,
         fetch: FetchPolicy | None = None,
         fetcher: Fetcher | None = None,
@@ -91,6 +94,7 @@ class Device(Agent):
         version_floor: int | None = None,
         store: Store | str | os.PathLike[str] | None = None,
         audit_kept: float | None = KEPT,
+        audit_values: bool = False,
     ) -> None:
         check_identity(identity)
         check_identity(server, "server")
@@ -111,6 +115,10 @@ class Device(Agent):
             raise ValueError(f"device and server cannot both be {identity:x}")
         if len(Data.encode_value(description, "text")) > LONGEST_DESCRIPTION:
             raise ValueError(f"a description has at most {LONGEST_DESCRIPTION} bytes")
+        for name, value in (inventory or {}).items():
+            check_fact(name, value)
+        if len(inventory or {}) > MAX_FACTS:
+            raise ValueError(f"a device reports at most {MAX_FACTS} facts")
         transport = transport_to(broker)
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
         keys = KeyRing({**(servers or {}), server: server_key})
@@ -118,12 +126,22 @@ class Device(Agent):
             raise ValueError("servers are others than the device, and commanders are among them")
         session = self.session_type(identity, keys, policy, first, description, commanders, version_floor)
         super().__init__(
-            session, key, keys, transport, clock, entropy, lambda _: identity, store=store, audit_kept=audit_kept
+            session,
+            key,
+            keys,
+            transport,
+            clock,
+            entropy,
+            lambda _: identity,
+            store=store,
+            audit_kept=audit_kept,
+            audit_values=audit_values,
         )
         self.firmware = Path(firmware)
         self._session = session
         by_clock = first_sequence_id is None
         self._joining = self.engine.add(Joining(self.engine, session, server, join, observer, by_clock))
+        self._facts = self.engine.add(FactReports(self.engine, self._joining, inventory or {}))
         self._key_change = self.engine.add(KeyChange(self.engine))
         fetcher = HttpFetcher(fetch) if fetcher is None else fetcher
         self.engine.add(Firmware(self.engine, session, self.firmware, fetcher, keep_images))
@@ -297,6 +315,17 @@ class Device(Agent):
         return self.engine.requests.ask(lambda _, now, nonce: self._session.deregister(self.server, now, nonce))
 
     # Values and keys.
+
+    def report_fact(self, name: str, value: str) -> None:
+        """Let the server know a fact about this device, now or when it has joined; an empty value takes it away.
+
+        A name has up to 40 characters of a-z, 0-9, ".", "_" and "-", a value up to 200 that can be printed; a device
+        has up to 32 facts. The server keeps the latest of each (``srup devices``), and is told only what is news.
+        ``type`` is the kind of hardware, ``name`` what people call it, ``zone`` its time zone (Europe/Berlin);
+        ``firmware`` (a SHA-256) and ``version`` (a number) say what it runs. To a deployed server it is a value named
+        ``fact.`` and the name. ValueError for anything else.
+        """
+        self._facts.report(name, value)
 
     def send(
         self,

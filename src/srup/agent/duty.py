@@ -13,7 +13,7 @@ from ..records import InboxEntry, OutboxEntry, State
 from ..session.events import Event
 from ..session.exchange import Exchange
 from ..transport.topics import Address
-from .transaction import Transaction
+from .transaction import Cause, Transaction
 
 if TYPE_CHECKING:
     from .inbound import Refusal
@@ -76,6 +76,9 @@ class Duty:
     def close(self, transaction: Transaction, now: float) -> None:
         """Put into the transaction what only its end can say."""
 
+    def keep(self, transaction: Transaction) -> None:
+        """Put into the transaction what a store is to keep and only the end of a turn can say; not without a store."""
+
     def due(self) -> float | None:
         """Return when there is something to do even if nothing arrives; None for never."""
         return None
@@ -96,6 +99,10 @@ class Duty:
 
     def accepted(self, transaction: Transaction, sender: int, at: float) -> None:
         """A message of ``sender`` was genuine and fresh, and the session has taken it at this Unix time."""
+
+    def cause_of(self, peer: int, token: bytes) -> Cause | None:
+        """Return the order from outside that what is under way with ``peer`` under this token belongs to."""
+        return None
 
     def key_withdrawn(self, transaction: Transaction, identity: int) -> None:
         """A key of ``identity`` was removed, replaced or revoked, by us or by the application."""

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from types import NoneType
 from typing import Any, Final, TypeVar
 
 from ..errors import LeaseLostError, PolicyError, SrupError, StoreError, TransportError
@@ -31,10 +32,10 @@ from ..session.events import Event
 from ..session.exchange import Exchange
 from ..session.flow import Output, Send
 from ..store import Store
-from ..transport.base import Deliveries, Delivery, Transport
+from ..transport.base import Transport
 from ..transport.mqtt import MqttTransport
 from ..transport.topics import parse_topic
-from .audit import AuditPruner, AuditQuota, audit_row
+from .audit import Audit, AuditPruner
 from .batch import Batch
 from .clientid import SECRET, client_id, spelled
 from .duty import Duty, Listener
@@ -43,7 +44,7 @@ from .fastpath import FastPath
 from .handlers import Handlers
 from .host import Host
 from .inbound import BATCH, Inbound, Refusal
-from .inbox import Inbox, Work, count
+from .inbox import MESSAGES, Inbox, Work, count
 from .journal import Journal
 from .localtime import STEP, LocalTime
 from .outbound import Outbound
@@ -51,7 +52,7 @@ from .ownkeys import OwnKeys
 from .requests import Requests, end_future
 from .restart import Restart
 from .serving import PartnerKeys, Serving
-from .transaction import Dispatch, EntryNumbers, Transaction
+from .transaction import Cause, Dispatch, EntryNumbers, Transaction
 from .values import Values
 
 __all__ = ["IDLE", "TURN", "Engine"]
@@ -62,7 +63,7 @@ IDLE: Final = 3600.0
 TURN: Final = 1024
 """How many things are done in one turn, and made durable in one commit, at most."""
 
-_FREQUENT: Final = ("accepted", "check_address", "close", "precede", "sender_verified", "tick")
+_FREQUENT: Final = ("accepted", "cause_of", "check_address", "close", "keep", "precede", "sender_verified", "tick")
 """Hooks that are called for each turn or message, and only of the duties that override them."""
 
 Part = TypeVar("Part", bound=Duty)
@@ -90,12 +91,14 @@ class Engine:
         threads: int,
         store: Store | None,
         audit_kept: float | None,
+        audit_values: bool,
         device_of: Callable[[int], int],
     ) -> None:
         self.identity = session.identity
         self.session = session
         self.keys = keys
         self.own_keys = OwnKeys(key)
+        session.signs_with = self.own_keys.fingerprint_for
         self.transport = transport
         self.clock = LocalTime(clock)
         self._lead = 0.0  # what stored times go by
@@ -125,8 +128,8 @@ class Engine:
         self.measuring: tuple[Callable[[str, float], object], ...] = ()
         self.amend_key_changes: Callable[[Changes], object] = lambda changes: None  # of a turn, before they are kept
         self.handlers = Handlers(self.journal, keys, self.inbox, self.numbers, store is not None, self._may_call)
-        self._audit_quota = AuditQuota()
-        self.fast_path = FastPath(self, self._audit_quota)
+        self.audit = Audit(self.identity, self.journal, self._cause_of, session.starts_by_data_id, audit_values)
+        self.fast_path = FastPath(self)
         self.inbound = Inbound(
             *(self.identity, self.journal, self.inbox, keys, self.handlers, self.clock, self.stopping, threads),
             fast_path=self.fast_path,
@@ -139,10 +142,11 @@ class Engine:
             durable=store is not None,
             device_of=device_of,
             undeliverable=self._undeliverable,
+            audit=self.audit,
         )
-        self._audit = None if store is None else AuditPruner(self.journal, store, audit_kept)
-        if (audit := self._audit) is not None:
-            self._dues.append(lambda: audit.due)
+        self._pruner = None if store is None else AuditPruner(self.journal, store, audit_kept)
+        if (pruner := self._pruner) is not None:
+            self._dues.append(lambda: pruner.due)
         self._duties: list[Duty] = []
         self._overriding: dict[str, list[Duty]] = {hook: [] for hook in _FREQUENT}
         self._listeners: dict[type[Event], list[Listener]] = {}
@@ -193,9 +197,9 @@ class Engine:
         self.clock.begin()  # so what a store says in Unix time is in local time
         self.opened = state is not None
         if state is not None:
-            assert self._audit is not None  # noqa: S101 - who has a state has a store
+            assert self._pruner is not None  # noqa: S101 - who has a state has a store
             self.restart.take_over(self._transaction, state)
-            self._audit.begin(self.clock())
+            self._pruner.begin(self.clock())
         if self.host.partition is None:  # else whoever drives us says what it serves
             self._introduce()
         self._name_session(state)
@@ -306,7 +310,10 @@ class Engine:
         self.post(partial(self._link_changed, connected, why))
 
     def decide(self, method: Callable[..., Sequence[Output]], *arguments: Any) -> None:
-        """Carry a decision of the application into the session, in a turn; the method gets the time behind the rest."""
+        """Carry a decision of the application into the session, in a turn; the method gets the time behind the rest.
+
+        That is this turn if an inline handler decides it, and nothing else is to come before.
+        """
 
         def job(transaction: Transaction) -> None:
             try:
@@ -316,7 +323,10 @@ class Engine:
             else:
                 self.perform(transaction, outputs)
 
-        self.inbox.put(job)
+        if (transaction := self.handlers.deciding) is not None:
+            self.journal.log_exceptions(job, transaction)
+        else:
+            self.inbox.put(job)
 
     def _do_late_work(self) -> None:
         """Do what is in the inbox of an agent that has stopped: nothing of it becomes durable."""
@@ -376,15 +386,18 @@ class Engine:
             elif self.store is None:  # nothing has to become durable first, and somebody waits for it
                 self._take_effect(transaction)
                 self.journal.log_exceptions(self.flush)
-            self.handlers.collect_finished(transaction, done)
             now = self.clock()
-            self._heed_clock(transaction, now)
+            if abs(self.session.lead - self._lead) > STEP:
+                self._heed_clock(transaction, now)
             if transaction.due or (due is not None and now >= due):
                 self._tick(transaction, now)
-            self._close(transaction, now)
+            for duty in self._overriding["close"]:
+                duty.close(transaction, now)
+            if self.store is not None:
+                self._keep(transaction, done)
         finally:
             self._turn_thread = None
-        transaction.busy = done > 0 or bool(transaction.effects or transaction.calls)
+        transaction.busy = bool(done or transaction.effects or transaction.calls)
         return transaction
 
     def commit(self, transaction: Transaction) -> Exception | None:
@@ -403,34 +416,39 @@ class Engine:
 
     def finish(self, transaction: Transaction, error: Exception | None) -> bool:
         """Let a transaction take effect outside; if the store refused it nothing happens, and it waits: False."""
-        if isinstance(error, LeaseLostError):
-            self.lose_lease(error)
-            return False
         if error is not None:
-            if not isinstance(error, StoreError):
-                self.journal.counts["faults"] += 1
-            self.journal.counts["not stored"] += 1
-            if str(error) != self.store_error:
-                text = "%s accepts nothing until its store works again: %a"
-                self.journal.log(logging.ERROR, text, str(error), error=error)
-            self.commit_failed, self.store_error = True, str(error)
-            self.turn_began = None
+            self._not_stored(error)
             return False
         if self.store_error is not None:
             self.journal.log(logging.WARNING, "%s: its store works again")
-        self.commit_failed, self.store_error = False, None
+            self.commit_failed, self.store_error = False, None
         self._begin_transaction()
         self._take_effect(transaction)
-        if self._audit is not None:
-            self._audit.prune(self.clock(), self.clock.unix(), self.host.audit_share())
+        if self._pruner is not None:
+            self._pruner.prune(self.clock(), self.clock.unix(), self.host.audit_share())
         self.turn_began = None
         return True
 
+    def _not_stored(self, error: Exception) -> None:
+        """Keep a transaction that the store refused, unless somebody else serves the partners."""
+        if isinstance(error, LeaseLostError):
+            self.lose_lease(error)
+            return
+        if not isinstance(error, StoreError):
+            self.journal.counts["faults"] += 1
+        self.journal.counts["not stored"] += 1
+        if str(error) != self.store_error:
+            text = "%s accepts nothing until its store works again: %a"
+            self.journal.log(logging.ERROR, text, str(error), error=error)
+        self.commit_failed, self.store_error = True, str(error)
+        self.turn_began = None
+
     def _take_effect(self, transaction: Transaction) -> None:
         """Let all take effect outside that the transaction has put off so far."""
-        effects, transaction.effects = transaction.effects, []
-        for effect in effects:
-            self.journal.log_exceptions(effect)
+        if transaction.effects:
+            effects, transaction.effects = transaction.effects, []
+            for effect in effects:
+                self.journal.log_exceptions(effect)
         self.handlers.run_at_once()
         if transaction.calls:
             self.handlers.submit(transaction.calls)
@@ -459,43 +477,36 @@ class Engine:
 
     def _drain(self, transaction: Transaction, limit: int | None = None, patience: float = 0.0) -> int:
         """Do what is in the inbox; messages that stand together are one batch. Return how many things there were."""
-        batch = Batch()
-        done = 0
+        inbox, batch, done = self.inbox, Batch(), 0
         while limit is None or done < limit:
-            item = self.inbox.get(patience)
-            if item is None:
-                if not batch:
-                    break
-                self.inbound.deliver(transaction, batch)
-                batch = Batch()  # and look once more: a handler that is inline has answered, perhaps
-                continue
-            if not done:
+            item = inbox.get(patience)
+            if item is not None and not done:
                 self.turn_began = time.monotonic()
-            done += count(item)
-            patience = 0.0
-            if isinstance(item, Deliveries | Delivery):
-                batch.add(item)
-                if len(batch) < BATCH:
+            if isinstance(item, MESSAGES):
+                done, patience = done + count(item), 0.0
+                if batch.add(item) < BATCH:
                     continue
-            if batch:
-                self.inbound.deliver(transaction, batch)
-                batch = Batch()
-            if not isinstance(item, Deliveries | Delivery):
+            if batch.wires:
+                self.inbound.deliver(transaction, batch, more=not isinstance(item, (NoneType, *MESSAGES)))
+                batch = Batch()  # and look once more: a handler that is inline has answered, perhaps
+            elif item is None:
+                break
+            if item is not None and not isinstance(item, MESSAGES):
+                done, patience = done + 1, 0.0
                 self.journal.log_exceptions(item, transaction)
-        if batch:
+        if batch.wires:
             self.inbound.deliver(transaction, batch)
         return done
 
     def _heed_clock(self, transaction: Transaction, now: float) -> None:
-        """See whether somebody has set the Unix clock."""
+        """Take note that somebody has set the Unix clock."""
         lead = self.session.lead
-        if abs(lead - self._lead) > STEP:
-            text = "%s: the clock was set by %+.0f seconds"
-            self.journal.log(logging.INFO, text, lead - self._lead)
-            self._lead = lead
-            self.guarded_perform(transaction, lambda: self.session.clock_set(now, self.entropy(16)))
-            for duty in self._duties:
-                duty.clock_set(transaction)
+        text = "%s: the clock was set by %+.0f seconds"
+        self.journal.log(logging.INFO, text, lead - self._lead)
+        self._lead = lead
+        self.guarded_perform(transaction, lambda: self.session.clock_set(now, self.entropy(16)))
+        for duty in self._duties:
+            duty.clock_set(transaction)
 
     def _tick(self, transaction: Transaction, now: float) -> None:
         """Do what is due."""
@@ -505,12 +516,11 @@ class Engine:
         for duty in self._overriding["tick"]:
             duty.tick(transaction, now)
 
-    def _close(self, transaction: Transaction, now: float) -> None:
-        """Send what can be sent now, and put together what the store is to keep."""
-        for duty in self._overriding["close"]:
-            duty.close(transaction, now)
-        if self.store is None:
-            return
+    def _keep(self, transaction: Transaction, done: int) -> None:
+        """Put together what the store is to keep of a turn in which so many things were done."""
+        self.handlers.collect_finished(transaction, done)
+        for duty in self._overriding["keep"]:
+            duty.keep(transaction)
         changes, changed = transaction.changes, self.session.changes()
         changes.partners, changes.forgotten = changed.partners, changed.forgotten
         changes.exchanges, changes.ended = changed.exchanges, changed.ended
@@ -572,7 +582,7 @@ class Engine:
         for duty in self._overriding["sender_verified"]:
             duty.sender_verified(transaction, sender)
 
-    def _take(self, transaction: Transaction, topic: str, message: Message) -> None:
+    def _take(self, transaction: Transaction, topic: str, message: Message, wire: bytes) -> None:
         """Let a genuine message have its effect; a SrupError says why it has none."""
         self.check_sender(transaction, message.sender_id)
         self.journal.counts["verified"] += 1
@@ -583,15 +593,14 @@ class Engine:
             self.handlers.backlog.check_quota(message.sender_id)
         now = self.clock()
         signer = transaction.signer
+        assert signer is not None  # noqa: S101 - it is genuine
         retiring = signer is not self.keys.get(message.sender_id)
+        asked = self.store is not None and self.session.asks(message.sender_id, message.token)
         outputs = self.session.receive(message, now, self.entropy(16), signer, retiring=retiring)
         unix = self.clock.unix()
         self.tell_accepted(transaction, message.sender_id, unix)
         if self.store is not None:
-            if self._audit_quota.admits(message.sender_id, now):
-                transaction.changes.audit.append(audit_row(message, outputs, unix))
-            else:
-                self.journal.counts["not audited"] += 1
+            self.audit.receive(transaction, message, wire, signer, asked, outputs, now, unix)
         self.perform(transaction, outputs)
 
     def overriding(self, hook: str) -> list[Callable[..., Any]]:
@@ -602,6 +611,9 @@ class Engine:
         """Tell the duties of a message that the session has taken at this Unix time."""
         for duty in self._overriding["accepted"]:
             duty.accepted(transaction, sender, at)
+
+    def _cause_of(self, peer: int, token: bytes) -> Cause | None:
+        return next((cause for duty in self._overriding["cause_of"] if (cause := duty.cause_of(peer, token))), None)
 
     def _excuses(self, refusal: Refusal) -> bool:
         return any(duty.excuses(refusal) for duty in self._duties)

@@ -5,10 +5,13 @@ from collections.abc import Iterable
 from ..records import Fact
 from .transaction import Transaction
 
-__all__ = ["CLIENT_ID", "LAST_UPDATE", "REPLACED", "TAG", "Facts"]
+__all__ = ["CLIENT_ID", "INVENTORY", "LAST_UPDATE", "REPLACED", "TAG", "Facts"]
 
 CLIENT_ID = "client id"
 """The fact about ourselves that names our session at the broker."""
+
+INVENTORY = "inventory"
+"""The fact about a device that holds what it reports of itself, as JSON."""
 
 LAST_UPDATE = "update"
 """The fact about a device that says how its newest update goes, as JSON."""

@@ -16,7 +16,8 @@ from ..records import AuditRow, InboxEntry
 from ..session.events import DataReceived
 from ..session.fastpath import FastPath as SessionFastPath
 from ..transport.topics import device_topic
-from .audit import ACCEPTED, AuditQuota
+from .audit import ACCEPTED, PLAIN
+from .batch import Batch
 from .dataqueue import pack_name
 from .serving import DATA
 from .transaction import Call, Transaction
@@ -33,15 +34,12 @@ class FastPath:
     ``position`` is which message of the batch is in hand.
     """
 
-    def __init__(self, engine: "Engine", quota: AuditQuota) -> None:
+    def __init__(self, engine: "Engine") -> None:
         self.on = True
         self.position = 0
         self._engine = engine
-        self._quota = quota
 
-    def run(
-        self, transaction: Transaction, topics: Sequence[str], opened: Sequence[Message | SrupError], as_of: int
-    ) -> None:
+    def run(self, transaction: Transaction, batch: Batch, opened: Sequence[Message | SrupError], as_of: int) -> None:
         """Take messages from ``position`` on, up to the first that is not ordinary; they verified ``as_of`` then.
 
         That is how often a key had been withdrawn (:attr:`KeyRing.withdrawn`).
@@ -55,14 +53,14 @@ class FastPath:
             if keys.withdrawn != as_of:
                 return
             try:
-                self._run(transaction, topics, opened, session)
+                self._run(transaction, batch, opened, session)
             finally:
                 engine.journal.counts["verified"] += self.position - begin
 
     def _run(
         self,
         transaction: Transaction,
-        topics: Sequence[str],
+        batch: Batch,
         opened: Sequence[Message | SrupError],
         session: SessionFastPath,
     ) -> None:
@@ -70,12 +68,15 @@ class FastPath:
         engine = self._engine
         handlers, now, unix, durable = engine.handlers, engine.clock(), engine.clock.unix(), engine.store is not None
         handler_of, backlog, again = handlers.values.get, handlers.backlog, handlers.again
+        is_noted = engine.serving.is_noted
         for_all = handler_of(None)
         check_sender, tell_accepted = engine.overriding("sender_verified"), engine.overriding("accepted")
         key_of, pin_of, take = engine.keys.find_key, engine.keys.pin, session.take
-        admits, wake, next_number = self._quota.admits, engine.values.wake, engine.numbers.next
+        topics, wires, changes, note = batch.topics, batch.wires, transaction.changes, engine.audit.signers.note
+        keeps = engine.audit.keeps_values
+        admits, wake, next_number = engine.audit.quota.admits, engine.values.wake, engine.numbers.next
         lead, kind_of_message = engine.session.lead, Data.layout.type
-        add_row, add_entry = transaction.changes.audit.append, transaction.changes.inbox.append
+        signers, add_row, add_entry = changes.signers, changes.audit.append, changes.inbox.append
         add_call, names = transaction.calls.append, dict[str, bytes]()
         number = 0
         for at in range(self.position, len(opened)):
@@ -84,7 +85,7 @@ class FastPath:
                 return
             sender, token, data_id, data = message.sender_id, message.token, message.data_id, message.data
             entry, key = handler_of(data_id) or for_all, key_of(sender)
-            if entry is None or key is None or topics[at] != device_topic(sender):
+            if entry is None or key is None or is_noted(data_id) or topics[at] != device_topic(sender):
                 return
             kind, handler = entry
             try:
@@ -100,8 +101,11 @@ class FastPath:
                 tell(transaction, sender, unix)
             wake(sender)
             if durable:
-                if admits(sender, now):
-                    add_row(AuditRow(unix, sender, message.sequence_id, kind_of_message, token, ACCEPTED))
+                about = unix, sender, message.sequence_id, kind_of_message, token, ACCEPTED, False
+                if keeps and admits(sender, now, len(wires[at]), PLAIN):
+                    add_row(AuditRow(*about, wires[at], note(signers, sender, key, unix)))
+                elif admits(sender, now, 0, PLAIN):
+                    add_row(AuditRow(*about))
                 else:
                     engine.journal.counts["not audited"] += 1
                 if data_id not in names:

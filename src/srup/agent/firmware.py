@@ -63,10 +63,10 @@ class Firmware(Duty):
         for cancellation in list(self._fetching.values()):
             cancellation.cancel("the device is stopped")
 
-    def close(self, transaction: Transaction, now: float) -> None:
-        """See :meth:`Duty.close`."""
+    def keep(self, transaction: Transaction) -> None:
+        """See :meth:`Duty.keep`."""
         engine = self._engine
-        if engine.store is not None and self._session.version_floor is not None:
+        if self._session.version_floor is not None:
             engine.facts.set(transaction, engine.identity, _FLOOR, str(self._session.version_floor))
 
     # Downloads.

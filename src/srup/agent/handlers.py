@@ -93,6 +93,7 @@ class Handlers:
         self.again = False  # what is being told was told before, perhaps, by the process before this one
         self.backlog = Backlog(keys)  # the calls that wait
         self._at_once: list[Call] = []  # inline ones that wait for no commit, but for whoever holds a lock
+        self.decides_now = True  # False lets what inline handlers decide go through the inbox always, for tests
         self.adapt: Callable[[Callable[..., Any]], Callable[..., Any]] = check_plain  # makes a plain function of it
         self.progress: Callable[[], object] = lambda: None  # is called whenever a handler has ended
         self._journal = journal
@@ -104,6 +105,7 @@ class Handlers:
         self._running: Call | None = None
         self._inline: int | None = None  # the thread that makes inline calls now
         self._running_inline: Call | None = None
+        self._open: Transaction | None = None  # that of the turn that makes them
         self._lent = False  # whether the threads are somebody else's
         self._jobs: set[Future[Any]] = set()
         self._line = FairLine()
@@ -207,11 +209,22 @@ class Handlers:
             self._start_job(self.application, partial(self._run_line, len(others)))
         self._run_inline(inline)
 
-    def run_at_once(self) -> None:
-        """Make the calls that wait for no commit; not under a lock that the application may be waiting for."""
+    def run_at_once(self, transaction: Transaction | None = None) -> None:
+        """Make the calls that wait for no commit; not under a lock that the application may be waiting for.
+
+        What they decide belongs to the ``transaction``, if they are the last thing to do now (:attr:`deciding`).
+        """
         if self._at_once:
             calls, self._at_once = self._at_once, []
+            self._open = transaction
             self._run_inline(calls)
+            self._open = None
+
+    @property
+    def deciding(self) -> Transaction | None:
+        """What an inline handler that runs on this thread decides in; None if there is none, or more to do before."""
+        here = self.decides_now and self._inline == threading.get_ident()
+        return self._open if here and not len(self._inbox) else None
 
     def submit_refusal(self, call: Call | None) -> bool:
         """Hand a call about a refused message over, if any; not if many wait: junk must not fill the memory (T9)."""
@@ -288,6 +301,8 @@ class Handlers:
             self._journal.counts["faults"] += 1
             self._journal.log(logging.ERROR, "%s: a handler raised", exc_info=True)
             return failure
+        if result is None:
+            return success
         if isawaitable(result):
             self._journal.counts["faults"] += 1
             text = "%s: %r returned something to await; a handler is a plain function"

@@ -74,7 +74,7 @@ class Inbound:
         stopping: Event,
         threads: int,
         fast_path: FastPath,
-        take: Callable[[Transaction, str, Message], object],
+        take: Callable[[Transaction, str, Message, bytes], object],
         excuses: Callable[[Refusal], bool],
     ) -> None:
         self.measure: Callable[[str, float], object] = lambda name, value: None
@@ -103,26 +103,32 @@ class Inbound:
         else:
             self._inbox.put(delivery)
 
-    def deliver(self, transaction: Transaction, batch: Batch) -> None:
-        """Verify messages together, then let each have its effect; each is acknowledged whatever came of it."""
+    def deliver(self, transaction: Transaction, batch: Batch, *, more: bool = False) -> None:
+        """Verify messages together, then let each have its effect; each is acknowledged whatever came of it.
+
+        ``more`` says that something is to be done behind them that is not in the inbox any more.
+        """
         if self._stopping.is_set():
             return  # unacknowledged: the broker keeps them for the next start
-        self._journal.counts["received"] += len(batch)
+        number = len(batch.wires)
+        self._journal.counts["received"] += number
         as_of = self._keys.withdrawn
         opened = self._journal.log_exceptions(verify_many, batch.wires, self._keys, self._threads)
         if opened is None:  # the keys are not to be had: unacknowledged, the broker sends it again later
-            self._journal.counts["not verified"] += len(batch)
+            self._journal.counts["not verified"] += number
             return
         fast, guard = self._fast_path, self._journal.log_exceptions
         fast.position = 0
-        while fast.position < len(batch):
+        while fast.position < number:
             if type(opened[fast.position]) is Data:
-                guard(fast.run, transaction, batch.topics, opened, as_of)
-            if (at := fast.position) < len(batch):
+                guard(fast.run, transaction, batch, opened, as_of)
+            if (at := fast.position) < number:
                 guard(self._handle, transaction, batch.topics[at], batch.wires[at], opened[at], as_of)
+                # Without the lock of the keys. A deployed peer hears an answer only if it lies above all that it sent.
+                self._handlers.run_at_once(transaction if at + 1 == number and not more else None)
                 fast.position += 1
-        transaction.effects.append(partial(self._acknowledge, len(batch), batch.acks))
-        self.measure("batch", len(batch))
+        transaction.effects.append(partial(self._acknowledge, number, batch.acks))
+        self.measure("batch", number)
 
     def _handle(
         self, transaction: Transaction, topic: str, wire: bytes, opened: Message | SrupError, as_of: int
@@ -134,12 +140,11 @@ class Inbound:
             # Whoever takes a key away does so before this message has its effect, or after it.
             with self._keys.lock:
                 message, transaction.signer = self._genuine(wire, opened, as_of)
-                self._take(transaction, topic, message)
+                self._take(transaction, topic, message, wire)
         except SrupError as error:
             self.refuse(Refusal(topic, wire, error))
         finally:
             transaction.signer = None
-            self._handlers.run_at_once()  # without the lock of the keys
 
     def _genuine(self, wire: bytes, opened: Message | SrupError, as_of: int) -> tuple[Message, PublicKey]:
         """Return what its sender's key has signed, or the one that is retiring, and that key; raise why nothing has."""

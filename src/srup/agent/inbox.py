@@ -3,14 +3,18 @@
 import queue
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from ..transport.base import Deliveries, Delivery
 from .transaction import Transaction
 
-__all__ = ["Inbox", "Item", "Work", "count"]
+__all__ = ["MESSAGES", "Inbox", "Item", "Work", "count"]
 
 Work = Callable[[Transaction], object]
 Item = Deliveries | Delivery | Work
+
+MESSAGES: Final = (Deliveries, Delivery)
+"""The kinds of item that come from the transport."""
 
 
 def _look(transaction: Transaction) -> None:
@@ -20,7 +24,7 @@ def _look(transaction: Transaction) -> None:
 
 def count(item: Item) -> int:
     """Return how many things stand in for this one: each message is one."""
-    return len(item) if isinstance(item, Deliveries) else 1
+    return len(item) if type(item) is Deliveries else 1
 
 
 class Inbox:
@@ -51,9 +55,11 @@ class Inbox:
 
     def put(self, item: Item) -> None:
         """Append messages, or work that is called with the transaction of its turn."""
-        self._note(count(item) - 1)
-        if isinstance(item, Deliveries | Delivery):
-            self._heard += count(item)
+        number = count(item)
+        if number != 1:
+            self._note(number - 1)
+        if isinstance(item, MESSAGES):
+            self._heard += number
         self._queue.put(item)
         if self._ring is not None:
             self._ring()
@@ -64,18 +70,19 @@ class Inbox:
 
     def get(self, patience: float) -> Item | None:
         """Take what is next; None if there is nothing after ``patience`` seconds."""
-        if patience <= 0.0 and not self._queue.qsize():
+        if patience <= 0.0 and self._queue.empty():
             return None
         try:
             item = self._queue.get(patience > 0.0, patience)
         except queue.Empty:
             return None
-        self._note(1 - count(item))
-        if isinstance(item, Deliveries | Delivery):
-            self._taken += count(item)
+        number = count(item)
+        if number != 1:
+            self._note(1 - number)
+        if isinstance(item, MESSAGES):
+            self._taken += number
         return item
 
     def _note(self, more: int) -> None:
-        if more:
-            with self._counting:
-                self._more += more
+        with self._counting:
+            self._more += more

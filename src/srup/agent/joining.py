@@ -179,11 +179,11 @@ class Joining(Duty):
         if now >= self._wonder_at:
             self._wonder(transaction)
 
-    def close(self, transaction: Transaction, now: float) -> None:
-        """See :meth:`Duty.close`."""
+    def keep(self, transaction: Transaction) -> None:
+        """See :meth:`Duty.keep`."""
         engine = self._engine
         known = _SERVER in engine.facts.about(engine.identity)
-        if engine.store is not None and (self.server != self._configured_server or known):
+        if self.server != self._configured_server or known:
             there = f"{self._configured_server:x} {self.server:x}"
             engine.facts.set(transaction, engine.identity, _SERVER, there)
 
@@ -336,7 +336,7 @@ class Joining(Duty):
             engine.handlers.notify(transaction, "joined")
             if not self._session.binds(event.peer):
                 engine.values.hold(event.peer, engine.clock() + 2 * self._session.policy.first_retry)
-            engine.perform(transaction, self._session.hurry(event.peer, engine.clock()))
+            engine.perform(transaction, self._session.repeat_unanswered(event.peer, engine.clock()))
         elif not self._join_observed_instead(transaction):
             why = f": {self.refusal}" if self.refusal else ""
             self._joined.set_exception(PolicyError(f"server {event.peer:x} answers {event.status.name}{why}"))

@@ -13,7 +13,7 @@ from ..session.events import Deregistered, Event, Identified, JoinCommandAnswere
 from ..session.flow import Output
 from ..transport.topics import Address, device_filter, join_filter, join_topic
 from .duty import Duty, Listener
-from .facts import LAST_UPDATE, REPLACED
+from .facts import INVENTORY, LAST_UPDATE, REPLACED
 from .transaction import Transaction
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class Members(Duty):
 
     def peer_replaced(self, transaction: Transaction, peer: int) -> None:
         """See :meth:`Duty.peer_replaced`."""
-        for name in ("description", "firmware", "version", LAST_UPDATE):  # of the former one
+        for name in ("description", "firmware", "version", LAST_UPDATE, INVENTORY):  # of the former one
             self._engine.facts.drop(transaction, peer, name)
 
     def listen(self, device: int) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
+from urllib.parse import quote, unquote
 
 from ..errors import PolicyError, StoreError, UnansweredError, UpdateError
 from ..records import Changes, Fact, OutboxEntry, ReportRecord, State
@@ -23,7 +24,7 @@ from ..update import UpdateState
 from ..wire import Status
 from .duty import Duty
 from .reports import OrderReport
-from .transaction import Transaction
+from .transaction import Cause, Transaction
 from .verbs import ByOrder, Order, Parts, Revoke, Turn, load_order
 
 __all__ = ["MailOrders"]
@@ -37,6 +38,7 @@ _FACT: Final = "order "  # begins the name of the fact that says what an order w
 _REVOKED: Final = "revoked at"  # the fact that names the place of a revocation which has overtaken other orders
 _VOID: Final = "void "  # begins the name of the fact that an order, which still waits, was taken back at a place
 _ADOPTED: Final = "adopted at"  # the fact about ourselves that says when an older copy of the state was taken over
+_LONGEST: Final = 200  # characters of what the audit says about the end of an order
 _ORDER: Final = re.compile("[0-9a-f]{32}")
 
 
@@ -51,11 +53,17 @@ class OrderFuture(ByOrder):
         self.urgent = False
         self.rank = entry.rank if entry.place else (0, 0)
         self.kind = kind
+        self.posted_by = ""
         self.expiry = expiry
         self.device = device
         self.place = ""  # what it waits for: a token, or "#" and the number of a value in the queue
         self.over = False
         self._orders = orders
+
+    @property
+    def cause(self) -> Cause:
+        """What the audit says of messages that belong to it."""
+        return Cause(self.order, self.posted_by)
 
     def waits_under(self, transaction: Transaction, token: bytes) -> None:
         """See :meth:`ReportedFuture.waits_under`."""
@@ -104,6 +112,7 @@ class MailOrders(Duty):
         self._open: dict[bytes, OrderFuture] = {}  # what has begun and waits for something, by id
         self._mail_due = 0.0  # not before: it could not be done yet
         self._values: dict[int, OrderFuture] = {}  # values in the queue that were ordered, by number
+        self._asked: dict[tuple[int, bytes], OrderFuture] = {}  # what waits for an answer, by device and token
         self._engine.amend_key_changes = self._amend_key_changes
         self._sealing: ReportRecord | None = None  # goes with the next change of a key
 
@@ -125,6 +134,11 @@ class MailOrders(Duty):
     def due(self) -> float | None:
         """See :meth:`Duty.due`."""
         return self._mail_due if self._mail or self._urgent else None
+
+    def cause_of(self, peer: int, token: bytes) -> Cause | None:
+        """See :meth:`Duty.cause_of`."""
+        future = self._asked.get((peer, token))
+        return None if future is None else future.cause
 
     def precede(self, transaction: Transaction) -> bool:
         """See :meth:`Duty.precede`."""
@@ -161,6 +175,8 @@ class MailOrders(Duty):
         try:
             order = load_order(entry.order)
             future.kind, future.device, future.urgent = order.verb, order.device, order.urgent
+            future.posted_by = order.posted_by
+            transaction.cause = future.cause
             if entry.rank in self._overtook:
                 return  # it stands in the mailbox twice, and is done
             if not entry.urgent:
@@ -180,6 +196,8 @@ class MailOrders(Duty):
             text, told = "%s does not carry out an order: %s: %a", (type(error).__name__, str(error))
             self._engine.journal.log(logging.WARNING, text, *told, partner=future.device or None, error=error)
             self.end(transaction, future, error)
+        finally:
+            transaction.cause = None
         if entry.urgent:
             self._overtook.add(entry.rank)
         if future.urgent and future.kind == Revoke.verb:
@@ -217,10 +235,12 @@ class MailOrders(Duty):
     def _begin(self, transaction: Transaction, future: OrderFuture, answered: bool, outputs: Sequence[Output]) -> None:
         dispatches = self._engine.perform(transaction, outputs)
         trouble = next((each.error for each in dispatches if each.error is not None), None)
-        if trouble is not None:
+        if future.over:  # that is in the commit of the key's change
+            self._write_down(transaction, future, "DONE")
+        elif trouble is not None:
             self.end(transaction, future, trouble)
         elif not answered:
-            if not future.over and not future.place:
+            if not future.place:
                 self.end(transaction, future, None)
         else:
             token = next(each.message.token for each in outputs if isinstance(each, Send))
@@ -243,7 +263,6 @@ class MailOrders(Duty):
 
     def value_waits(self, transaction: Transaction, future: "OrderFuture", number: int) -> None:
         """Wait for a value in the queue."""
-        self._values[number] = future
         self.wait_for(transaction, future, f"#{number}")
         self.report(transaction, future, "TAKEN")
 
@@ -272,11 +291,12 @@ class MailOrders(Duty):
     def wait_for(self, transaction: Transaction, future: OrderFuture, place: str) -> None:
         """Note, for the process after this one too, what an order waits for."""
         self._open[future.order] = future
-        if not place.startswith("#"):
-            self._forget_value(future)
-        future.place = place
+        self._forget_place(future)
+        self._note_place(future, place)
         name = _FACT + future.order.hex()
         told = f"{future.kind} {future.expiry!r} {place}"
+        if future.posted_by:
+            told += f" {quote(future.posted_by, safe='')}"
         transaction.changes.facts.append(Fact(future.device, name, told))
 
     def end(self, transaction: Transaction, future: OrderFuture, result: object) -> None:
@@ -285,7 +305,7 @@ class MailOrders(Duty):
             return
         self._open.pop(future.order, None)
         if future.place:
-            self._forget_value(future)
+            self._forget_place(future)
             transaction.changes.facts.append(Fact(future.device, _FACT + future.order.hex(), None))
         told = OrderReport(round(self._engine.clock.unix(), 3), future.kind, "DONE", over=True)
         if isinstance(result, Exception):
@@ -299,6 +319,12 @@ class MailOrders(Duty):
             told = told._replace(state=result.name)
         transaction.changes.reports.append(self._record(future, told))
         future.over, future.entry = True, b""
+        self._write_down(transaction, future, f"{told.state}: {told.error}" if told.error else told.value or told.state)
+
+    def _write_down(self, transaction: Transaction, future: OrderFuture, outcome: str) -> None:
+        clock = self._engine.clock
+        what = f"{future.kind or 'order'}: {outcome}"
+        self._engine.audit.end(transaction, future.device, what[:_LONGEST], future.cause, clock(), clock.unix())
 
     def report(self, transaction: Transaction, future: OrderFuture, state: str) -> None:
         """Report which state an order has come to."""
@@ -312,9 +338,18 @@ class MailOrders(Duty):
         kept = min(lasts + KEPT, MAX_KEPT)
         return ReportRecord(future.order, future.entry, report.dump(), kept, urgent=future.urgent)
 
-    def _forget_value(self, future: OrderFuture) -> None:
+    def _note_place(self, future: OrderFuture, place: str) -> None:
+        future.place = place
+        if place.startswith("#"):
+            self._values[int(place[1:])] = future
+        else:
+            self._asked[future.device, place.encode()] = future
+
+    def _forget_place(self, future: OrderFuture) -> None:
         if future.place.startswith("#"):
             self._values.pop(int(future.place[1:]), None)
+        else:
+            self._asked.pop((future.device, future.place.encode()), None)
 
     # What survives a restart.
 
@@ -332,10 +367,11 @@ class MailOrders(Duty):
             rank = rank_of((fact.value or "").encode())
             self._void[fact.identity, fact.name.removeprefix(_VOID)] = rank
         for fact in self._engine.facts.take_all(_FACT):
-            kind, expiry, place = (fact.value or "").split(" ")
+            kind, expiry, place, *by = (fact.value or "").split(" ")
             entry = Entry(b"", 0.0, bytes.fromhex(fact.name.removeprefix(_FACT)), b"")
             future = OrderFuture(self, entry, kind, float(expiry), fact.identity)
-            future.place = place
+            future.posted_by = unquote("".join(by))
+            self._note_place(future, place)
             self._open[future.order] = future
             self._resume(transaction, future)
 
@@ -344,7 +380,7 @@ class MailOrders(Duty):
         update = self._server.updates.find(device, token)
         asked = self._server.session.request(device, token)
         if future.place.startswith("#"):
-            self._values[int(future.place[1:])] = future
+            pass  # its entry of the outbox says what becomes of it
         elif update is not None:
             self._server.updates.report_to(update, future)
         elif asked is not None and future.kind != "update":

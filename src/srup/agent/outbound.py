@@ -14,6 +14,7 @@ from ..session.flow import Send
 from ..transport.base import Transport
 from ..transport.topics import device_topic, join_topic
 from ..wire import KEY_ROTATION
+from .audit import Audit
 from .inbox import Inbox
 from .journal import Journal
 from .localtime import LocalTime
@@ -47,6 +48,7 @@ class Outbound:
         durable: bool,
         device_of: Callable[[int], int],
         undeliverable: Callable[[Transaction, Send, SrupError], object],
+        audit: Audit,
     ) -> None:
         self._session = session
         self._journal = journal
@@ -58,18 +60,22 @@ class Outbound:
         self._durable = durable
         self._device_of = device_of
         self._undeliverable = undeliverable
+        self._audit = audit
         self._handed_over: deque[tuple[int, int]] = deque()  # outbox entries that the broker has
         self._kept: Counter[int] = Counter()  # how many it does not have, by partner,
         self._all_kept = 0  # and in all
 
     def publish(self, transaction: Transaction, send: Send) -> Dispatch:
         """Sign, and send when the transaction is durable. The session sends again what waits for an answer."""
-        topic = self._topic(send)
+        topic, key = self._topic(send), self._keys.signing_for(send.to)
         try:
-            dispatch = Dispatch(topic, encode(send.message, self._keys.signing_for(send.to)))
+            dispatch = Dispatch(topic, encode(send.message, key))
         except SrupError as error:
             self.unsent(send, error)
             return Dispatch(topic, b"", error)
+        if self._durable:
+            about = key.public_key, self._session.asks(send.to, send.message.token)
+            self._audit.send(transaction, send, dispatch.wire, *about, self._clock(), self._clock.unix())
         number = 0
         if self._durable and not self._session.repeats(send) and self._may_keep(send.to):
             number, expiry = self._numbers.next(), self._clock.unix() + self._session.policy.update_lifetime
@@ -120,14 +126,12 @@ class Outbound:
         self._journal.log(logging.WARNING, text, kind, error, partner=send.to, message_type=kind, error=error)
 
     def _topic(self, send: Send) -> str:
-        device = self._device_of(send.to)
-        joins = isinstance(send.message, JOIN_REQUESTS)
-        return join_topic(send.to, device) if joins or self._is_offer_of_no_member(send) else device_topic(device)
-
-    def _is_offer_of_no_member(self, send: Send) -> bool:
-        """Return whether a device offers its key to a server that does not hear the device's own topic."""
-        offers = isinstance(send.message, Data) and send.message.data_id == KEY_ROTATION
-        return offers and self._device_of(send.to) == self._session.identity and not self._session.is_member(send.to)
+        device, message = self._device_of(send.to), send.message
+        joins = isinstance(message, JOIN_REQUESTS)
+        if isinstance(message, Data) and message.data_id == KEY_ROTATION:
+            # A server hears nobody's own topic but those of its members.
+            joins = device == self._session.identity and not self._session.is_member(send.to)
+        return join_topic(send.to, device) if joins else device_topic(device)
 
     def _transmit(self, send: Send, dispatch: Dispatch, number: int) -> None:
         def refused(error: TransportError) -> None:
@@ -140,22 +144,24 @@ class Outbound:
             dispatch.error = error
             self.unsent(send, error)
         else:
-            self._journal.counts["sent"] += dispatch.error is None
+            if dispatch.error is None:
+                self._journal.counts["sent"] += 1
 
     def _hand_over(
         self, partner: int, number: int, topic: str, wire: bytes, refused: Callable[[TransportError], object]
     ) -> None:
         """Publish; forget the outbox entry of this number when the broker has the message, or takes none so large."""
+        settle, refuse = None, refused
+        if number:
 
-        def settle() -> None:
-            if number:
+            def settle() -> None:
                 self._handed_over.append((partner, number))
 
-        def refuse(error: TransportError) -> None:
-            settle()
-            refused(error)
+            def refuse(error: TransportError) -> None:
+                settle()
+                refused(error)
 
         try:
-            self._transport.publish(topic, wire, settle if number else None, refuse)
+            self._transport.publish(topic, wire, settle, refuse)
         except MessageTooLargeError as error:
             refuse(error)

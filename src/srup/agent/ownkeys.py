@@ -17,6 +17,7 @@ class OwnKeys:
         self.current = key
         self.offered: PrivateKey | None = None
         self.taken: Callable[[int], bool] = lambda peer: False
+        self._fingerprints: dict[PrivateKey, str] = {}
         self._former: tuple[PrivateKey, float] | None = None
         self._unanswered: tuple[PrivateKey, float] | None = None
 
@@ -61,6 +62,15 @@ class OwnKeys:
     def signing_for(self, peer: int) -> PrivateKey:
         """Return the key that signs for a partner."""
         return self.offered if self.offered is not None and self.taken(peer) else self.current
+
+    def fingerprint_for(self, peer: int) -> str:
+        """Return the fingerprint of the key that signs for a partner."""
+        key = self.signing_for(peer)
+        known = self._fingerprints.get(key)
+        if known is None:
+            known = key.public_key.signing_fingerprint
+            self._fingerprints = {key: known} | {k: v for k, v in self._fingerprints.items() if k is self.current}
+        return known
 
     def unseal(self, sealed: bytes) -> bytes:
         """Open a value that was sealed to us, before or after a change of our key; SealError if it does not open."""

@@ -232,8 +232,9 @@ class Requests(Duty):
         result: object,
     ) -> None:
         """End a request; whoever made it before a restart has no future, and is told in another way."""
-        inherited = (peer, token) in self._inherited
-        self._inherited.discard((peer, token))
+        inherited = bool(self._inherited) and (peer, token) in self._inherited
+        if inherited:
+            self._inherited.discard((peer, token))
         if future is not None or inherited:
             self.tell_outcome(transaction, future, peer, request, result)
 

@@ -51,7 +51,7 @@ class Restart:
         now = engine.clock()
         again = engine.session.restore(state, now)
         latest = now + engine.session.policy.key_overlap  # whatever the clock said when a key was changed
-        known = [record._replace(until=min(record.until, latest)) for record in state.keys]
+        known = (record._replace(until=min(record.until, latest)) for record in state.keys)
         others = set(engine.keys.keep(known, state.barred, engine.save_keys))
         others |= {fact.identity for fact in state.facts if fact.name == REPLACED}
         others |= {partner for partner in engine.session.partners() if partner not in engine.keys}

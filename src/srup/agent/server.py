@@ -19,7 +19,7 @@ from ..transport.base import Delivery, Transport
 from ..transport.topics import parse_topic
 from ..update import UpdateState
 from ..wire import Status
-from .admission import Admission, AdmissionKind, PendingJoin
+from .admission import Admission, AdmissionKind, ModerationKind, PendingJoin
 from .agent import Agent
 from .answer import Answer
 from .arguments import check_identity, check_type, sequence_origin, transport_to
@@ -28,8 +28,10 @@ from .contacts import Contacts
 from .duty import Duty
 from .engine import Engine
 from .enrolment import EnrolledKeys, broker_transport, load_or_enroll
+from .facts import INVENTORY
 from .handlers import Handler
 from .inbound import Refusal
+from .inventory import Inventory, is_fact, read_inventory
 from .listing import KeyChanges, KeyList
 from .mailreader import MailReader
 from .members import Members
@@ -71,12 +73,16 @@ class Server(Agent):
 
     ``admission`` says what a device that is not a member must go through: a "simple" join, one that a "human" moderates
     (:meth:`on_moderation`), or one that is "observed" by one of the devices ``observers``. A stricter join than that is
-    always possible, if there is somebody to moderate it.
+    always possible, if there is somebody to moderate it. With ``moderation`` by "orders" people may compare in any
+    process that can reach the ``store``, which is needed then and holds the values as long as the joins wait
+    (:meth:`srup.Fleet.joins`, :meth:`srup.Fleet.decide_join`); whoever decides first, there or in a handler, has
+    decided.
 
     With a ``store``, the path of an SQLite database or a :class:`srup.store.Store`, the server goes on after a restart
     where it ended, a crash included: members, keys, replay windows, orders and requests under way, and what handlers
     had not finished (see :attr:`handling`); :attr:`orders` and :meth:`on_outcome` tell of what was ordered before.
-    Audit rows are deleted when they are older than ``audit_kept`` seconds; None keeps them for good.
+    Audit rows are deleted when they are older than ``audit_kept`` seconds; None keeps them for good. They have the
+    signed bytes of all messages but ordinary values, and of these too with ``audit_values``.
 
     With a ``key_service`` the keys that ``devices`` lacks are learned from it when their owners ask to join: whoever is
     registered there may, as ``admission`` says.
@@ -101,13 +107,19 @@ class Server(Agent):
         first_sequence_id: int | None = None,
         admission: AdmissionKind = "simple",
         observers: Collection[int] = (),
+        moderation: ModerationKind = "handler",
         store: Store | str | os.PathLike[str] | None = None,
         audit_kept: float | None = KEPT,
+        audit_values: bool = False,
         key_service: KeyService | None = None,
     ) -> None:
         check_identity(identity)
         if admission not in get_args(AdmissionKind):
             raise ValueError(f"admission is one of {', '.join(get_args(AdmissionKind))}, not {admission!r}")
+        if moderation not in get_args(ModerationKind):
+            raise ValueError(f"moderation is one of {', '.join(get_args(ModerationKind))}, not {moderation!r}")
+        if moderation == "orders" and store is None:
+            raise ValueError("moderation by orders needs a store, where joins wait and decisions are posted")
         for observer in observers:
             check_identity(observer, "an observer")
         check_type(devices, KeyRing, "devices")
@@ -116,18 +128,21 @@ class Server(Agent):
         first = sequence_origin(clock) if first_sequence_id is None else first_sequence_id
         session = self.session_type(identity, policy, first)
         super().__init__(
-            *(session, key, devices, transport, clock, entropy, lambda device: device, threads, store, audit_kept)
+            *(session, key, devices, transport, clock, entropy, lambda device: device, threads, store, audit_kept),
+            audit_values=audit_values,
         )
         engine = self.engine
         self.devices = devices
         self._session = session
         self._members = engine.add(Members(engine, session))
         engine.add(Contacts(engine))
-        self._admission = engine.add(Admission(engine, session, self._members, admission, observers))
+        self._admission = engine.add(Admission(engine, session, self._members, admission, observers, moderation))
         self._updates = engine.add(Updates(engine, session))
+        self._inventory = engine.add(Inventory(engine))
+        engine.serving.is_noted, engine.serving.noted = is_fact, self._inventory.take
         self._key = engine.add(ServerKey(engine))
         self._key_list = engine.add(KeyList(engine, self._members))
-        self.parts: Final = Parts(engine, session, self._members, self._updates)
+        self.parts: Final = Parts(engine, session, self._members, self._updates, self._admission)
         mail = MailOrders(self.parts, lambda: (self.partition, self.partitions))
         opens = getattr(engine.store, "mailbox", None)  # that of a worker is read by the worker
         if opens is not None:
@@ -220,6 +235,13 @@ class Server(Agent):
             return order.checked().start(self.parts, Turn(transaction, now, nonce))
 
         return self.engine.requests.ask(make, order.answered)
+
+    def inventory(self, device: int) -> Mapping[str, str]:
+        """Return the facts that a device reports of itself, by name (:meth:`Device.report_fact`).
+
+        The firmware that it runs is not among them: see :meth:`facts`.
+        """
+        return read_inventory(self.facts(device).get(INVENTORY))
 
     # Updates.
 
@@ -315,7 +337,7 @@ class Server(Agent):
         """Register a handler that shows a :class:`PendingJoin` to a person; it may wait for the answer or not.
 
         It is called for one join at a time, on a thread of its own, and not for those that are over by then. Without a
-        handler human-moderated joins are refused.
+        handler human-moderated joins are refused, unless ``moderation`` is by "orders".
         """
         return self.engine.handlers.register("moderation", handler, 1)
 

@@ -39,11 +39,14 @@ SYNDICATED_DATA: Final = "syndicated data"
 class Serving(Duty):
     """Hands actions and values to their handlers, and answers.
 
-    ``carried`` tells of which partners a value without a handler is not refused: somebody else takes it.
+    ``carried`` tells of which partners a value without a handler is not refused: somebody else takes it. ``noted`` is
+    given each value under a name that ``is_noted``, takes note of it, and tells whether it has.
     """
 
     def __init__(self, engine: "Engine") -> None:
         self.carried: Callable[[int], bool] = lambda peer: False
+        self.is_noted: Callable[[str], bool] = lambda data_id: False
+        self.noted: Callable[[Transaction, int, Value], bool] = lambda transaction, peer, value: False
         self._engine = engine
         self._unknown: deque[tuple[int, bytes]] = deque()  # values of this turn that nobody takes
 
@@ -126,7 +129,9 @@ class Serving(Duty):
         engine.handlers.call_for(transaction, event.peer, event.token, job, inline=inline)
 
     def _data_received(self, transaction: Transaction, event: DataReceived) -> None:
-        if self.take(transaction, event.peer, event.token, Value(event.data_id, event.data)):
+        value = Value(event.data_id, event.data)
+        noted = self.is_noted(event.data_id) and self.noted(transaction, event.peer, value)
+        if self.take(transaction, event.peer, event.token, value) or noted:
             return
         values = self._engine.handlers.values
         handled = event.data_id in values or None in values

@@ -72,6 +72,7 @@ class Threads:
         self._name = f"srup-{engine.identity:x}"
         self._thread: threading.Thread | None = None
         self._lent = False  # whether the transport lends its thread
+        self._until = 0.0  # when the next turn was due when somebody asked last
         self._turn = threading.RLock()  # whoever takes a turn on that thread, or the last one, holds it
 
     @property
@@ -138,7 +139,7 @@ class Threads:
 
     def _take_turn(self) -> None:
         """Take a turn, if there is something to do and nobody takes the last one."""
-        if self._due() > time.monotonic():
+        if not len(self._engine.inbox) and time.monotonic() < self._until:
             return
         while not self._turn.acquire(timeout=_LOOK):
             if self._engine.stopping.is_set():
@@ -152,7 +153,7 @@ class Threads:
             self._turn.release()
 
     def _due(self) -> float:
-        """Return when the next turn is to be taken, on the monotonic clock."""
+        """Return when the next turn is to be taken, on the monotonic clock: only turns change that, and the inbox."""
         engine = self._engine
         if engine.stopping.is_set():
             return math.inf
@@ -164,7 +165,8 @@ class Threads:
             engine.break_off(fault)
             return math.inf
         pause = IDLE if due is None else due - engine.clock()
-        return time.monotonic() + min(IDLE, max(0.0, pause))
+        self._until = time.monotonic() + min(IDLE, max(0.0, pause))
+        return self._until
 
     # On a thread of our own.
 

@@ -12,7 +12,14 @@ from ..errors import SrupError
 from ..keys import PublicKey
 from ..records import Changes
 
-__all__ = ["Call", "Dispatch", "EntryNumbers", "Handling", "Transaction", "after_commit"]
+__all__ = ["Call", "Cause", "Dispatch", "EntryNumbers", "Handling", "Transaction", "after_commit"]
+
+
+class Cause(NamedTuple):
+    """An order of a mailbox: its id, 16 bytes, and who has posted it."""
+
+    order: bytes
+    posted_by: str
 
 
 class Handling(NamedTuple):
@@ -71,21 +78,29 @@ class Dispatch:
 class Transaction:
     """What is put off until ``changes`` are durable: ``effects``, in order, then ``calls`` of handlers.
 
-    ``futures`` are those that the effects end. ``signer`` is the key that has signed the message in hand. ``due`` says
-    that something is to be done for which it may be time, whatever has arrived, ``busy`` that the turn had anything to
-    do.
+    ``futures`` are those that the effects end. ``signer`` is the key that has signed the message in hand, ``cause`` the
+    order that is being carried out. ``due`` says that something is to be done for which it may be time, whatever has
+    arrived, ``busy`` that the turn had anything to do.
     """
 
-    __slots__ = ("busy", "calls", "changes", "due", "effects", "futures", "signer")
+    __slots__ = ("_changes", "busy", "calls", "cause", "due", "effects", "futures", "signer")
 
     def __init__(self) -> None:
-        self.changes = Changes()
+        self._changes: Changes | None = None
         self.effects: list[Callable[[], object]] = []
         self.calls: list[Call] = []
         self.futures: list[Future[Any]] = []
         self.signer: PublicKey | None = None
+        self.cause: Cause | None = None
         self.due = False
         self.busy = False
+
+    @property
+    def changes(self) -> Changes:
+        """What is to become durable; made when somebody asks, for few turns without a store need it."""
+        if self._changes is None:
+            self._changes = Changes()
+        return self._changes
 
 
 def after_commit(transaction: Transaction | None, effect: Callable[[], object]) -> None:

@@ -181,9 +181,13 @@ class Updates(Duty):
         found = (self._orders.get((device, asked.token)) for asked in self._session.asked_of(device))
         return next((order for order in found if order is not None and wanted(order._done)), None)
 
-    def check_activable(self, order: UpdateOrder) -> bytes:
-        """Return the token of an order that can be activated; PolicyError for another one."""
-        if order.state is not UpdateState.READY or order._token is None:
+    def check_activable(self, order: UpdateOrder, *, told: bool = False) -> bytes:
+        """Return the token of an order that can be activated; PolicyError for another one.
+
+        With ``told`` the device may have been told before.
+        """
+        states = {UpdateState.READY, UpdateState.ACTIVATING} if told else {UpdateState.READY}
+        if order.state not in states or order._token is None:
             raise PolicyError(f"there is nothing to activate: the order is in state {order.state.name}")
         return order._token
 

@@ -98,6 +98,8 @@ class Values(Duty):
 
     def close(self, transaction: Transaction, now: float) -> None:
         """See :meth:`Duty.close`: send what can be sent now."""
+        if self._queue.is_quiet and not self._goes_on:
+            return
         for partner in self._queue.held():
             if self._engine.session.binds(partner):
                 self._queue.release(partner)
@@ -136,7 +138,7 @@ class Values(Duty):
             sends: Sequence[Send]
             left = waiting.expiry - now
             if binds:
-                if not session.has_room(partner):
+                if not session.may_send_confirmed(partner):
                     break  # a receipt will wake the queue
                 if left <= 0:  # since the queue was looked at: it is taken out at once
                     self._queue.wake(partner)

@@ -14,7 +14,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, NamedTuple, Self, get_type_hints
 
@@ -28,6 +28,7 @@ from ..session.policy import check_seconds
 from ..store.mailbox import MAX_ORDER_SIZE
 from ..update import UpdateState, check_order
 from ..wire import Status
+from .admission import DECISIONS, Admission, Decision
 from .arguments import check_identity, check_type
 from .dataqueue import Value
 from .facts import TAG
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 __all__ = [
+    "LONGEST_NAME",
     "MAX_LIFETIME",
     "VERBS",
     "AboutUpdate",
@@ -47,6 +49,7 @@ __all__ = [
     "ByOrder",
     "Cancel",
     "CommandJoin",
+    "DecideJoin",
     "Deregister",
     "DoAction",
     "Identify",
@@ -61,6 +64,7 @@ __all__ = [
     "Terminate",
     "Turn",
     "Update",
+    "check_name",
     "load_order",
 ]
 
@@ -68,9 +72,22 @@ _HEADER: Final[dict[str, Any]] = {"sequence_id": 1, "sender_id": 0, "token": b"-
 
 _TAG: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _LONGEST_TAG: Final = 200
+_JOIN: Final = re.compile("[0-9a-f]{32}")
+_LONGEST_NAME: Final = 100
+
+LONGEST_NAME: Final = 100
+"""How many characters the name of whoever posts an order may have."""
 
 MAX_LIFETIME: Final = 10**10
 """The longest lifetime of an order, in seconds: some 300 years, which is what a Redis can keep a report for."""
+
+
+def check_name(posted_by: str) -> str:
+    """Return the name of whoever posts an order; TypeError or ValueError for what is none."""
+    check_type(posted_by, str, "posted_by")
+    if len(posted_by) > LONGEST_NAME or not posted_by.isprintable():
+        raise ValueError(f"posted_by has up to {LONGEST_NAME} characters, which can be printed")
+    return posted_by
 
 
 class Shown(NamedTuple):
@@ -81,6 +98,7 @@ class Shown(NamedTuple):
     least: int | None = None
     most: int | None = None
     is_identity: bool = False
+    is_version: bool = False
 
 
 class Parts(NamedTuple):
@@ -90,6 +108,7 @@ class Parts(NamedTuple):
     session: ServerSession
     members: Members
     updates: Updates
+    admission: Admission
 
 
 class ByOrder(ReportedFuture):
@@ -126,7 +145,7 @@ Lifetime = Annotated[float | None, Shown("After this time the order is not begun
 
 @dataclass(frozen=True)
 class Order:
-    """Something that is to be done with ``device``."""
+    """Something that is to be done with ``device``; ``posted_by`` says who wants it, for the audit."""
 
     verb: ClassVar[str] = ""
     """What it is called in Python and in a mailbox,"""
@@ -142,6 +161,7 @@ class Order:
     """Whether it is carried out before all that was ordered earlier."""
 
     device: int
+    posted_by: str = field(default="", kw_only=True)
 
     def check(self) -> None:
         """Raise what the server's method of this name would raise at once: EncodeError, ValueError, TypeError, ..."""
@@ -153,6 +173,7 @@ class Order:
     def checked(self) -> Self:
         """Return it; raise what is wrong with it."""
         check_identity(self.device, "device")
+        check_name(self.posted_by)
         lifetime = getattr(self, "lifetime", None)
         if lifetime is not None:
             check_seconds(lifetime, "lifetime")
@@ -164,6 +185,8 @@ class Order:
     def dump(self) -> bytes:
         """Return it as a mailbox keeps it; ValueError when it is too long for one."""
         details = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "device"}
+        if not self.posted_by:
+            del details["posted_by"]  # then a server of an earlier version takes it too
         written = {name: _written(value) for name, value in details.items() if value is not None}
         content = json.dumps({"order": self.verb, "device": f"{self.device:x}"} | written).encode()
         if len(content) > MAX_ORDER_SIZE:
@@ -206,7 +229,7 @@ class Update(Order):
     url: Annotated[str, Shown("URL from which the device downloads the firmware.")]
     digest: str
     hold: Annotated[bool, Shown("Do not activate the firmware before srup order activate.")] = False
-    version: Annotated[int | None, Shown("Version of the firmware: a number that grows.")] = None
+    version: Annotated[int | None, Shown("Version of the firmware, such as 42 or 4.2.0.", is_version=True)] = None
     lifetime: Lifetime = None
 
     def check(self) -> None:
@@ -246,11 +269,19 @@ class Activate(AboutUpdate):
 
     verb, command = "activate", "activate"
 
+    lifetime: Annotated[
+        float | None, Shown("After this time the device is not told, and does not obey.", "SECONDS")
+    ] = None
+
     def start(self, server: Parts, turn: Turn) -> Sequence[Output]:
         update = self.look_up(server)
         if update is None:
             raise PolicyError(f"there is no update of {self.device:x} under way with this id or token")
-        return server.session.activate(self.device, server.updates.check_activable(update), turn.now)
+        until = None
+        if self.lifetime is not None and turn.lifetime is not None:
+            until = server.session.unix(turn.now) + turn.lifetime
+        token = server.updates.check_activable(update, told=until is not None)
+        return server.session.activate(self.device, token, turn.now, until)
 
 
 @dataclass(frozen=True)
@@ -301,6 +332,31 @@ class CommandJoin(Order):
 
     def start(self, server: Parts, turn: Turn) -> Sequence[Output]:
         return server.members.command_join(self.device, self.server, turn.now, turn.nonce)
+
+
+@dataclass(frozen=True)
+class DecideJoin(Order):
+    """Decide about a join that waits for a person; srup join shows which do."""
+
+    verb, command = "decide_join", "decide"
+
+    join: Annotated[str, Shown("ID of the join, which stands for the value that was compared.", "JOIN")]
+    decision: Annotated[Decision, Shown("What was seen: accept, refuse or fail.", "DECISION")]
+    by: Annotated[str, Shown("Who decides, for the log.", "NAME")] = ""
+
+    def check(self) -> None:
+        check_type(self.join, str, "join")
+        check_type(self.decision, str, "decision")
+        check_type(self.by, str, "by")
+        if not _JOIN.fullmatch(self.join):
+            raise ValueError(f"{self.join!r:.80} is no id of a join, which has 32 hex digits")
+        if self.decision not in DECISIONS:
+            raise ValueError(f"a decision is {', '.join(DECISIONS)}, not {self.decision!r:.80}")
+        if len(self.by) > _LONGEST_NAME or not self.by.isprintable():
+            raise ValueError(f"the name of who decides has up to {_LONGEST_NAME} characters, which can be printed")
+
+    def start(self, server: Parts, turn: Turn) -> Sequence[Output]:
+        return server.admission.decide(turn.transaction, self.device, self.join, self.decision, self.by)
 
 
 @dataclass(frozen=True)
@@ -398,7 +454,7 @@ class Deregister(Order):
 VERBS: Final[Mapping[str, type[Order]]] = {
     each.verb: each
     for each in (
-        *(DoAction, Identify, Update, Activate, Cancel, SendData, CommandJoin),
+        *(DoAction, Identify, Update, Activate, Cancel, SendData, CommandJoin, DecideJoin),
         *(Register, Remove, Revoke, Terminate, Deregister, Tag),
     )
 }

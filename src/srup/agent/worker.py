@@ -153,7 +153,7 @@ class Worker:
         self._process: int | None = None  # in which it was started
         self._stopping = threading.Event()
         self._stopped = threading.Event()
-        self._hurry = threading.Event()  # the next look at the leases is due
+        self._leases_due = threading.Event()  # the next look at the leases is due
         self._threads = [
             threading.Thread(target=self._take_turns, name=f"srup-{identity:x}-turns", daemon=True),
             threading.Thread(target=self._keep_leases, name=f"srup-{identity:x}-leases", daemon=True),
@@ -243,7 +243,7 @@ class Worker:
             return
         deadline = time.monotonic() + timeout
         self._stopping.set()
-        self._hurry.set()
+        self._leases_due.set()
         self._wakes.put(lambda: None)
         for thread in self._threads:
             if thread.ident is not None:
@@ -380,7 +380,7 @@ class Worker:
         self._abandon(server)
         wait(server.engine.handlers.running())  # never two at once: the lease is kept until the handler has ended
         self._given_up.put(server.lease)
-        self._hurry.set()
+        self._leases_due.set()
 
     @staticmethod
     def _abandon(server: PartitionServer) -> None:
@@ -418,8 +418,8 @@ class Worker:
                 self._look_at_leases()
             except Exception:  # the thread must not end
                 log.exception("%r: a fault with its leases", self)
-            self._hurry.wait(self._leases.period)
-            self._hurry.clear()
+            self._leases_due.wait(self._leases.period)
+            self._leases_due.clear()
 
     def _look_at_leases(self) -> None:
         while not self._given_up.empty():
@@ -516,7 +516,7 @@ class Worker:
             wait(server.engine.handlers.running())  # never two at once: the lease is kept until the handler has ended
         self._given_up.put(lease)
         self._leaving.pop(lease.partition, None)
-        self._hurry.set()
+        self._leases_due.set()
 
     def __repr__(self) -> str:
         return f"<Worker {self.name} of {self.identity:x}>"

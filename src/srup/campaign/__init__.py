@@ -3,9 +3,10 @@
 :mod:`srup.fleet.campaigns` keeps their state in the store of a server and posts what is decided.
 """
 
-from .decision import Decision, Facts, Outcome, Posting, decide
+from .decision import Course, decide
 from .document import CampaignFileError, Document, read
 from .eligibility import Candidate
+from .facts import Decision, Facts, Outcome, Posting
 from .state import At, Campaign, Member, State
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Campaign",
     "CampaignFileError",
     "Candidate",
+    "Course",
     "Decision",
     "Document",
     "Facts",

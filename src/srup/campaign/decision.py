@@ -7,66 +7,20 @@ import heapq
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final
 
-from .document import Document
-from .eligibility import Candidate, ineligible, rank, targeted
+from .document import OF_DEVICE, Document
+from .eligibility import ineligible, rank, targeted
+from .facts import Decision, Facts, Outcome, Posting
 from .schedule import iso
 from .state import OVER, UNDER_WAY, At, Campaign, Member, State
 
-__all__ = ["Candidate", "Course", "Decision", "Facts", "Outcome", "Posting", "decide"]
+__all__ = ["Course", "decide"]
 
 _MINUTE: Final = 60.0
 _HELD: Final = 30 * 86400.0  # seconds for which firmware may wait for its activation when a campaign has no end
 _TOLERANCE: Final = 1e-9
-
-
-class Outcome(NamedTuple):
-    """What an order has come to ``at`` a Unix time: a state of updates, and an ``error`` with its ``text`` when over.
-
-    The errors are names, as in a report on an order; "lost" means that nobody knows of the order any more.
-    """
-
-    at: float
-    state: str
-    over: bool = False
-    error: str | None = None
-    text: str = ""
-
-
-class Facts(NamedTuple):
-    """What is known: all devices of the fleet, what became of orders, by id, and who is in which other campaign.
-
-    ``room`` is how many orders the mailbox takes now.
-    """
-
-    devices: Mapping[int, Candidate] = {}
-    outcomes: Mapping[bytes, Outcome] = {}
-    busy: Mapping[int, str] = {}
-    room: int = 10**9
-
-
-class Posting(NamedTuple):
-    """An order to post: "update", "activate" or "cancel"; the latter two are ``about`` the update with that id."""
-
-    verb: str
-    device: int
-    id: bytes
-    about: bytes = b""
-    lifetime: float | None = None
-
-
-class Decision(NamedTuple):
-    """What to post, the campaign's new state, the devices that have changed, and when to decide again at the latest.
-
-    ``events`` say in words what has happened to the campaign as a whole.
-    """
-
-    postings: tuple[Posting, ...]
-    campaign: Campaign
-    changed: Mapping[int, Member]
-    deadline: float | None
-    events: tuple[str, ...]
+_FULL: Final = 1.0  # seconds until a mailbox without room is looked at again
 
 
 def decide(document: Document, campaign: Campaign, members: Mapping[int, Member], facts: Facts, now: float) -> Decision:
@@ -93,7 +47,7 @@ class Course:
         self._at: dict[At, set[int]] = {At.WAITING: set(), At.ORDERED: set(), At.READY: set()}
         self._again: set[int] = set()  # those that wait for another try
         self._queue: list[tuple[int, int, float, int]] = []  # who waits, in the order in which they are served
-        self._openings: dict[str, float] = {}
+        self._openings: dict[str, tuple[float, float]] = {}
         self._ordered = [each.ordered for each in self.members.values() if each.ordered is not None]
         for device, member in self.members.items():
             self._count(device, member)
@@ -211,7 +165,7 @@ class Course:
         """Give up what takes too long; without ``hold`` the lifetime of the order does that."""
         if not self.document.held or (too_late := self._too_late(member)) is None:
             return
-        if self.now < too_late or not self._has_room:
+        if self.now < too_late or not self._mailbox_has_room:
             return
         if member.at is At.ORDERED:
             self._cancel(device, member, At.UNANSWERED, member.reason)
@@ -223,10 +177,12 @@ class Course:
         """Return when a device has taken too long over what it was told last; None for what is being taken back."""
         fetching = None if member.gives_up else member.ordered
         since = {At.ORDERED: fetching, At.READY: member.activated}.get(member.at)
-        return None if since is None else since + self.document.pace.timeout
+        too_late = None if since is None else since + self.document.pace.timeout
+        until = member.activates_until if member.at is At.READY else None
+        return too_late if too_late is None or until is None or too_late < until else None  # it will be told again
 
     @property
-    def _has_room(self) -> bool:
+    def _mailbox_has_room(self) -> bool:
         return len(self.postings) < self.facts.room
 
     def _cancel(self, device: int, member: Member, then: At, reason: str) -> None:
@@ -253,7 +209,9 @@ class Course:
         if self.campaign.admitted and not self.document.target.late:
             return
         fresh = []
-        for device, known in sorted(self.facts.devices.items()):
+        looked = self.facts.devices.values() if self.facts.look is None else self.facts.look
+        for known in sorted(looked, key=lambda each: each.identity):
+            device = known.identity
             member = self.members.get(device)
             if member is not None and (member.at is not At.SKIPPED or member.orders):
                 continue
@@ -310,7 +268,7 @@ class Course:
                 self._set(device, replace(member, at=At.CANCELLED, since=self.now, reason=reason))
             elif (
                 member.at in UNDER_WAY
-                and self._has_room
+                and self._mailbox_has_room
                 and not (member.gives_up or finishes or self._is_told(device, member))
             ):
                 self._cancel(device, member, At.CANCELLED, reason)
@@ -367,18 +325,26 @@ class Course:
 
     def _opening(self, device: int) -> float:
         """Return when the daily window of a device opens; now or before if it is open, or there is none."""
+        return self._hours(device)[0]
+
+    def _hours(self, device: int) -> tuple[float, float]:
+        """Return from when to when the daily window of a device is open, now or the next time."""
         daily = self.document.window.daily
         if daily is None:
-            return self.now
-        known = self.facts.devices.get(device)
-        tags = {} if known is None else known.tags
-        of = tags.get("zone", "")
+            return self.now, float("inf")
+        of = self._zone(device) if self.document.window.zone == OF_DEVICE else ""
         if of not in self._openings:
             try:
-                self._openings[of] = daily.opening(self.now, self.document.zone_of(tags))[0]
+                self._openings[of] = daily.opening(self.now, self.document.zone_of({"zone": of}))
             except ValueError:
-                self._openings[of] = float("inf")
+                self._openings[of] = float("inf"), float("inf")
         return self._openings[of]
+
+    def _zone(self, device: int) -> str:
+        if self.facts.zones is not None:
+            return self.facts.zones.get(device, "")
+        known = self.facts.devices.get(device)
+        return "" if known is None else known.tags.get("zone", "")
 
     def _is_open(self, device: int) -> bool:
         return self.members[device].group <= self.campaign.group
@@ -399,7 +365,8 @@ class Course:
 
     def _recent(self) -> list[float]:
         """Return when devices were told to update within the last minute, the earliest first."""
-        self._ordered = sorted(at for at in self._ordered if at > self.now - _MINUTE)
+        # What lies ahead was ordered before the clock was set back, and must not hold the campaign up until then.
+        self._ordered = sorted(at for at in self._ordered if abs(self.now - at) < _MINUTE)
         return self._ordered if self.document.pace.per_minute is not None else []
 
     def _order(self) -> bool:
@@ -450,18 +417,23 @@ class Course:
             return
         for device in sorted(self._at[At.READY]):
             member = self.members[device]
-            if not self._has_room:
+            if not self._mailbox_has_room:
                 return
-            if not self._holds(member) or self._opening(device) > self.now:
+            opens, closes = self._hours(device)
+            if not self._holds(member) or opens > self.now:
                 continue
             about = self.campaign.order_id(device, member.orders)
-            identity = self.campaign.order_id(device, member.orders, "activate")
-            self.postings.append(Posting("activate", device, identity, about))
-            self._set(device, replace(member, activated=self.now))
+            verb = "activate" + (f" {member.told + 1}" if member.told else "")
+            until = None if closes == float("inf") else closes
+            lifetime = None if until is None else until - self.now
+            identity = self.campaign.order_id(device, member.orders, verb)
+            self.postings.append(Posting("activate", device, identity, about, lifetime))
+            self._set(device, replace(member, activated=self.now, activates_until=until, told=member.told + 1))
 
-    @staticmethod
-    def _holds(member: Member) -> bool:
-        return member.at is At.READY and member.activated is None and not member.gives_up
+    def _holds(self, member: Member) -> bool:
+        """Return whether a device has firmware that it is not told to activate, or not in time any more."""
+        told = member.activated is not None and (member.activates_until is None or self.now < member.activates_until)
+        return member.at is At.READY and not told and not member.gives_up
 
     def _finish(self) -> None:
         """End when nothing more can happen: nobody is left, and nobody can come late."""
@@ -473,7 +445,7 @@ class Course:
     def _deadline(self) -> float | None:
         """Return when to decide again though nobody has answered; None if only an answer can change anything."""
         window, state = self.document.window, self.campaign.state
-        times: list[float | None] = []
+        times: list[float | None] = [] if self._mailbox_has_room or self.campaign.settled else [self.now + _FULL]
         if state not in OVER:
             times += [window.start if state is State.SCHEDULED else None, window.end]
         if self.document.held:
@@ -485,6 +457,7 @@ class Course:
             waiting = self._at[At.WAITING] if every else self._again & self._at[At.WAITING]
             times += [self._may_order_at(device, self.members[device]) for device in waiting if self._is_open(device)]
             times += [self._opening(device) for device in self._at[At.READY] if self._holds(self.members[device])]
+            times += [self.members[device].activates_until for device in self._at[At.READY]]
             times += [at + _MINUTE for at in (self._recent()[:1] if self._at[At.WAITING] else [])]
         return min((at for at in times if at is not None and self.now < at < float("inf")), default=None)
 

@@ -17,10 +17,12 @@ from ..errors import EncodeError
 from ..identity import parse_identity
 from ..images import file_digest
 from ..update import check_order
+from ..versions import parse_version, version_field
 from .schedule import ALL, Daily, Size, as_share, duration, zone
 from .tomlfile import CampaignFileError, SourceFile, Table
 
 __all__ = [
+    "OF_DEVICE",
     "Activation",
     "Approval",
     "CampaignFileError",
@@ -186,6 +188,9 @@ def _plain(value: Any) -> Any:
             return [f"{each:x}" for each in sorted(value)]
         case tuple():
             return [_plain(each) for each in value]
+        case Firmware():
+            told = {each: _plain(getattr(value, each)) for each in asdict(value)}
+            return told | {"version": version_field(value.version)}
         case str() | int() | float() | None:
             return value
     return {each: _plain(getattr(value, each)) for each in asdict(value)}
@@ -222,8 +227,10 @@ def _name(value: object) -> str:
 
 
 def _version(value: object) -> int:
+    if isinstance(value, str):
+        return parse_version(value)
     if type(value) is not int:
-        raise ValueError(f"{value!r:.60} is no version: a number that grows, such as 42")
+        raise ValueError(f'{value!r:.60} is no version: a number that grows, such as 42, or text such as "4.2.0"')
     return value
 
 

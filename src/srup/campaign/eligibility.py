@@ -5,6 +5,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
+from ..versions import shown_version
 from .document import Document
 
 __all__ = ["Candidate", "ineligible", "rank", "targeted"]
@@ -54,7 +55,7 @@ def ineligible(document: Document, device: Candidate | None, busy: Mapping[int, 
     if device.digest == firmware.digest:
         return "it has this firmware already"
     if firmware.version is not None and device.version is not None and device.version >= firmware.version:
-        return f"it has version {device.version}"
+        return f"it has version {shown_version(device.version)}"
     if (other := busy.get(device.identity)) is not None:
         return f"it takes part in campaign {other}"
     if document.window.daily is not None:

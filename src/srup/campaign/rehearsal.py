@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Final, NamedTuple
 
-from .decision import Course, Facts, Outcome, Posting
+from .decision import Course
 from .document import Document
 from .eligibility import Candidate
+from .facts import Facts, Outcome, Posting
 from .state import ENDED, UNDER_WAY, At, Campaign, Member, State
 
 __all__ = ["Chances", "Moment", "Rehearsal", "Sample", "rehearse", "synthetic"]

@@ -54,7 +54,8 @@ class Member:
     """A device of a ``group``, from 0, ``at`` a state ``since`` a Unix time; ``reason`` says why it is not further.
 
     ``orders`` counts all that it was ever sent, and with them names the last; ``tries`` those that count now.
-    ``ordered`` and ``activated`` say when it was last told to update and to activate; it is not told again before
+    ``ordered`` and ``activated`` say when it was last told to update and to activate, the latter until the time
+    ``activates_until`` if that has an end, and so often as ``told`` says; it is not told to update before
     ``not_before``. ``fetched``: it was READY in this try. ``follows``: the outcome of the last order is still to come.
     ``gives_up``: that was taken back, and this is the state it leads to. ``result`` is how the last try ended.
     """
@@ -72,6 +73,8 @@ class Member:
     follows: bool = False
     gives_up: str = ""
     result: str = ""
+    activates_until: float | None = None
+    told: int = 0
 
     @property
     def failing(self) -> bool:

@@ -6,9 +6,10 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import typer
+from typer.completion import completion_init, get_completion_script  # type: ignore[attr-defined] # it has no __all__
 
 from . import logs
 from .apps import SETTINGS, App, lazy_group
@@ -19,10 +20,16 @@ from .version import installed, version_line
 __all__ = ["app"]
 
 COMMANDS: Final = (
-    *("init", "keygen", "broker", "server", "device", "devices", "order", "campaign", "store", "inspect"),
-    *("keyex", "demo", "simulate", "bench"),
+    *("init", "keygen", "broker", "server", "device", "devices", "order", "join", "campaign", "firmware", "console"),
+    *("audit", "store", "inspect", "keyex", "demo", "simulate", "bench"),
 )
 """The commands, each of which is a module of this package."""
+
+_COMPLETE: Final = "_SRUP_COMPLETE"
+"""The environment variable by which a shell asks for completions."""
+
+if _COMPLETE in os.environ:
+    completion_init()  # the shells that Typer knows
 
 app = App(
     cls=lazy_group(__package__, COMMANDS),
@@ -36,6 +43,12 @@ def version(
 ) -> None:
     """Show the version and which backend is in use."""
     typer.echo(json.dumps(installed()) if as_json else version_line())
+
+
+def _show_completion(shell: str | None) -> None:
+    if shell is not None:
+        typer.echo(get_completion_script(prog_name="srup", complete_var=_COMPLETE, shell=shell))
+        raise typer.Exit
 
 
 def _show_version(wanted: bool) -> None:
@@ -52,6 +65,15 @@ def _options(
         typer.Option(metavar="FILE", help=f"Settings for all commands; default: {FILE}, if there is one here."),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log.")] = False,
+    _completion: Annotated[
+        Literal["bash", "zsh", "fish"] | None,
+        typer.Option(
+            "--show-completion",
+            callback=_show_completion,
+            is_eager=True,
+            help="Show the script that completes commands and options in this shell, and exit.",
+        ),
+    ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,

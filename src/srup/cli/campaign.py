@@ -1,6 +1,5 @@
 """The commands for campaigns: one firmware for many devices, in groups, at a pace, within windows."""
 
-import getpass
 import json
 import threading
 import time
@@ -19,11 +18,12 @@ from ..campaign.schedule import as_share, duration, shown_duration
 from ..fetch import HttpFetcher
 from ..fleet import Campaigns, CampaignView, check_download, load_document
 from ..printable import printable
+from ..versions import shown_version
 from .apps import App
 from .downloads import FetchCa
 from .endings import told_to_end
 from .fleets import OfServer, StoreOfServer, choose, chosen
-from .options import Json, identity
+from .options import Json, identity, this_user
 from .rehearsals import lines, report
 from .tables import ago, iso, table
 from .terminal import explained, show, tell
@@ -112,7 +112,7 @@ def apply(
         if download:
             plain = document.firmware.url.lower().startswith("http:")
             check_download(document, HttpFetcher(srup.FetchPolicy(allow_http=plain, ca_file=fetch_ca)))
-        view = planned if dry_run else fleet.campaigns.apply(document, by or _user())
+        view = planned if dry_run else fleet.campaigns.apply(document, by or this_user(), planned=planned)
     if as_json:
         print(json.dumps(fields(planned if dry_run else view, devices=dry_run) | {"dry_run": dry_run}))
         return
@@ -240,19 +240,19 @@ def _steer(context: typer.Context, as_json: bool, change: Callable[[Campaigns], 
 @app.command()
 def pause(context: typer.Context, name: _Name, by: _By = None, as_json: Json = False) -> None:
     """Order nothing more for now; what was ordered goes on."""
-    _steer(context, as_json, lambda campaigns: campaigns.pause(name, by or _user()))
+    _steer(context, as_json, lambda campaigns: campaigns.pause(name, by or this_user()))
 
 
 @app.command()
 def resume(context: typer.Context, name: _Name, by: _By = None, as_json: Json = False) -> None:
     """Go on with a campaign that is paused."""
-    _steer(context, as_json, lambda campaigns: campaigns.resume(name, by or _user()))
+    _steer(context, as_json, lambda campaigns: campaigns.resume(name, by or this_user()))
 
 
 @app.command()
 def abort(context: typer.Context, name: _Name, by: _By = None, as_json: Json = False) -> None:
     """End a campaign, and cancel what is not being activated."""
-    _steer(context, as_json, lambda campaigns: campaigns.abort(name, by or _user()))
+    _steer(context, as_json, lambda campaigns: campaigns.abort(name, by or this_user()))
 
 
 @app.command()
@@ -272,7 +272,7 @@ def retry(
 @app.command()
 def approve(context: typer.Context, name: _Name, by: _By = None, as_json: Json = False) -> None:
     """Approve a campaign that somebody else has applied."""
-    _steer(context, as_json, lambda campaigns: campaigns.approve(name, by or _user()))
+    _steer(context, as_json, lambda campaigns: campaigns.approve(name, by or this_user()))
 
 
 @app.command()
@@ -350,7 +350,7 @@ def _heading(view: CampaignView, state: str | None = None) -> None:
     by = f", applied by {campaign.by}" if campaign.by else ""
     why = f": {campaign.reason}" if campaign.reason else ""
     _note(f"{view.name} {state or campaign.state}{why}{by}", bold=True)
-    version = "" if firmware.version is None else f"version {firmware.version}, "
+    version = "" if firmware.version is None else f"version {shown_version(firmware.version)}, "
     size = "" if firmware.size is None else f"{firmware.size:,} bytes, "
     _fact("firmware", f"{version}{size}{firmware.digest[:8]}, {firmware.url}")
     limits = [
@@ -423,10 +423,3 @@ def _fact(label: str, text: str) -> None:
 
 def _note(text: str, *, bold: bool = False) -> None:
     show(text, "bold" if bold else "")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # no such user in this container
-        return ""

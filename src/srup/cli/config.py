@@ -36,8 +36,8 @@ SHARED: Final = (
 
 PATHS: Final = frozenset(
     {
-        *("ca", "cert", "cert_key", "devices", "enrolled", "fetch_ca", "file", "firmware", "folder", "key", "output"),
-        *("plugin", "server_key", "store", "witness"),
+        *("ca", "cert", "cert_key", "devices", "enrolled", "fetch_ca", "file", "firmware", "folder", "images", "key"),
+        *("output", "plugin", "server_key", "store", "tls_cert", "tls_key", "users", "witness"),
     }
 )
 """The options that name a file or a folder."""

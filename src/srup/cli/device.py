@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import typer
@@ -29,10 +30,11 @@ from .downloads import (
     fetch_policy,
 )
 from .enrolled import Enrolled, OurIdentity, party, server_of
-from .hooks import Hooks, HookTimeout, OnAction, OnActivate, OnUpdate, OnValue, Reports
+from .hooks import Facts, Hooks, HookTimeout, OnAction, OnActivate, OnUpdate, OnValue, Reports, facts_of
 from .joins import VALUE_FORMS, ValueBoard
 from .options import (
     AuditDays,
+    AuditValues,
     Broker,
     BrokerUser,
     CaFile,
@@ -49,6 +51,7 @@ from .options import (
     log_as,
     monitoring,
     policy,
+    reload_files,
 )
 from .systemd import Notifier, works
 from .terminal import Scene, Terminal, explained
@@ -101,9 +104,11 @@ def device(
     report: Reports = None,
     hook_timeout: HookTimeout = 300.0,
     description: Annotated[str, typer.Option(help="Description that the device reports to the server.")] = "",
+    fact: Facts = None,
     store: Annotated[Path | None, typer.Option(metavar="PATH", help="SQLite file to keep state in.")] = None,
     adopt: Annotated[bool, typer.Option("--adopt", help="Accept a store that may be an old copy.")] = False,
     audit_days: AuditDays = 30.0,
+    audit_values: AuditValues = False,
     join_timeout: JoinTimeout = None,
     password: HasPassword = False,
     broker_user: BrokerUser = None,
@@ -114,31 +119,34 @@ def device(
     log_format: LogFormat = None,
 ) -> None:
     """Run a device until Ctrl-C: join, show the value to be compared if there is one, and take updates."""
-    terminal = Terminal(log_as(log_format))
+    terminal = Terminal(log_as(log_format), lambda: reload_files([link], terminal.say))
     with explained():
         if join != "simple" or observe or reader is not None:
             require(*VALUE_FORMS)
         rules = policy(join_timeout)
         files: dict[str, Any] = {"password": password, "broker_user": broker_user}
         ours = party(enrolled, identity, key, broker, **files, ca=ca, cert=cert, cert_key=cert_key)
+        link = ours.link()
         target = server_of(ours.enrolment, server, server_key)
         running = srup.Device(
             ours.identity,
             ours.key,
             server=target.identity,
             server_key=target.key,
-            broker=ours.link(),
+            broker=link,
             firmware=firmware,
             keep_images=keep_images,
             fetch=fetch_policy(
                 allow_http, fetch_ca, fetch_host, fetch_max_size, fetch_max_time, fetch_timeout, fetch_proxy
             ),
             description=description,
+            inventory=facts_of(fact or ()),
             policy=rules,
             join=join,
             observer=observer,
             store=None if store is None else srup.SqliteStore(store, adopt=adopt),
             audit_kept=audit_kept(audit_days),
+            audit_values=audit_values,
         )
         command = None if reader is None else srup.CommandReader(shlex.split(reader), rules.join_lifetime)
         if join != "simple" and not terminal.shows:
@@ -164,14 +172,13 @@ def device(
         if command is not None:
             stack.callback(command.close)
         stack.callback(panel.close)
-        enter = "; press Enter to ask again" if terminal.asks else ""
-        terminal.say(f"device {ours.identity:x}: asking server {target.identity:x} to join ({join} join){enter}")
         if monitor is not None:
             stack.enter_context(monitor)
             terminal.say(f"metrics at {monitor.url}/metrics")
         stack.callback(hooks.close)  # before the device ends, which waits for them
         with explained():
             stack.enter_context(running)
+        panel.announce()
         stack.enter_context(hooks)
         stack.enter_context(Notifier(lambda: works(running.vitals())))
         terminal.run(panel.look, panel.again)
@@ -203,10 +210,11 @@ class Panel:
         self._reading: _Reading | None = None
         self._mistake = ""
         self.step: Callable[[str, srup.Status, str], object] = lambda digest, status, why: None  # of an update
-        self._in = self._closed = False
+        self._in = self._closed = self._announced = False
+        self._announcing = Lock()
         self._refusals = refusals = RefusalLines(terminal)
         say = terminal.say
-        device.on_link(lambda connected, why: say(why if connected else f"not connected: {why}", "dim"))
+        device.on_link(self._linked)
         if terminal.shows:
             device.on_join_value(self._show)
         device.on_joined(self._joined)
@@ -224,6 +232,19 @@ class Panel:
         device.on_refused(refusals)
         for action_id in range(256):
             device.on_action(action_id)(partial(self._act, action_id))
+
+    def announce(self) -> None:
+        """Say whom we ask, once the device has started: before all that comes of it, and not if it could not start."""
+        with self._announcing:
+            if not self._announced:
+                ours, server = self._device.identity, self._device.server
+                enter = "; press Enter to ask again" if self._terminal.asks else ""
+                self._terminal.say(f"device {ours:x}: asking server {server:x} to join ({self._join} join){enter}")
+            self._announced = True
+
+    def _linked(self, connected: bool, why: str) -> None:
+        self.announce()
+        self._terminal.say(why if connected else f"not connected: {why}", "dim")
 
     def look(self) -> Scene | None:
         """Return what is to be read from another device, else the value that is to be shown."""

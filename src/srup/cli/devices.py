@@ -7,10 +7,14 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from ..fleet import FleetDevice
+from ..fleet import FleetDevice, LastUpdate
+from ..fleet.auditfile import fields_of
 from ..fleet.where import where
 from ..printable import printable
+from ..versions import shown_version, version_field
 from .apps import App
+from .audit import GIVE_WAY as AUDIT_GIVES_WAY
+from .audit import audit_row
 from .fleets import OfServer, StoreOfServer, choose, chosen
 from .options import IdentityArgument, Json
 from .tables import ago, iso, table
@@ -20,7 +24,7 @@ __all__ = ["app"]
 app = App(help="Show the devices of a server, whether it runs or not.", no_args_is_help=False)
 
 _USAGE: Final = "srup devices --store PATH|URL --identity HEX"
-_GIVE_WAY: Final = ("TAGS", "DESCRIPTION", "UPDATE", "FIRMWARE")  # in a narrow window, in this order
+_GIVE_WAY: Final = ("TAGS", "DESCRIPTION", "UPDATE", "NAME", "TYPE", "FIRMWARE")  # in a narrow window, in this order
 
 
 @app.callback(invoke_without_command=True)
@@ -60,12 +64,19 @@ def _list(
 
 
 @app.command()
-def show(context: typer.Context, device: IdentityArgument, as_json: Json = False) -> None:
-    """Show everything that is known about a device."""
+def show(
+    context: typer.Context,
+    device: IdentityArgument,
+    exchanges: Annotated[int, typer.Option(min=0, help="Number of the last exchanges to show.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Show everything that is known about a device, and the last exchanges, the newest first."""
     with chosen(context, _USAGE) as fleet:
         found = fleet.device(device)
+        last = [(record, fleet.verify(record)[0]) for record in islice(fleet.audit(device), exchanges)]
     if as_json:
-        print(json.dumps(_fields(found)))
+        told = [fields_of(record) | {"signature": str(verdict)} for record, verdict in last]
+        print(json.dumps(_fields(found) | {"exchanges": told}))
         return
     now = time.time()
     update = found.update
@@ -75,14 +86,20 @@ def show(context: typer.Context, device: IdentityArgument, as_json: Json = False
         "key": found.fingerprint or "none: it was removed or revoked",
         "last contact": ago(found.last_contact, now),
         "firmware": found.firmware or "-",
-        "version": "-" if found.version is None else str(found.version),
+        "version": "-" if found.version is None else shown_version(found.version),
         "update": "-" if update is None else f"{_state(found)}, {ago(update.at, now)}, to {update.digest}",
         **{f"tag {name}": value for name, value in found.tags.items()},
-        **found.facts,
+        **{name: value for name, value in found.facts.items() if name == "description"},
+        **{f"fact {name}": value for name, value in found.facts.items() if name != "description"},
     }
     width = max(map(len, known))
     for name, value in known.items():
         print(f"{printable(name, 100, words=True):{width}}  {printable(value, 1000, words=True)}")
+    rows = [audit_row(record, verdict) for record, verdict in last]
+    if rows:
+        print()
+    for line in table([{name: row[name] for name in row if name != "PEER"} for row in rows], AUDIT_GIVES_WAY):
+        print(line)
 
 
 def _fields(device: FleetDevice) -> dict[str, Any]:
@@ -93,17 +110,26 @@ def _fields(device: FleetDevice) -> dict[str, Any]:
         "fingerprint": device.fingerprint,
         "last_contact": iso(device.last_contact),
         "firmware": device.firmware,
-        "version": device.version,
-        "update": None if update is None else update.__dict__ | {"at": iso(update.at)},
+        "version": version_field(device.version),
+        "update": None if update is None else _update(update),
+        "type": device.type,
+        "name": device.name,
         "tags": dict(device.tags),
-        **device.facts,
+        "description": device.facts.get("description"),
+        "facts": {name: value for name, value in device.facts.items() if name != "description"},
     }
 
 
+def _update(update: LastUpdate) -> dict[str, Any]:
+    return update.__dict__ | {"at": iso(update.at), "version": version_field(update.version)}
+
+
 def _row(device: FleetDevice, now: float) -> dict[str, str]:
-    version = "" if device.version is None else f"{device.version} "
+    version = "" if device.version is None else f"{shown_version(device.version)} "
     row = {
         "IDENTITY": f"{device.identity:x}",
+        "NAME": device.name or "-",
+        "TYPE": device.type or "-",
         "MEMBER": "yes" if device.member else "no",
         "FIRMWARE": "-" if device.firmware is None else f"{version}{device.firmware[:8]}",
         "LAST CONTACT": ago(device.last_contact, now),

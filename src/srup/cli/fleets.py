@@ -1,5 +1,6 @@
 """Which server a command is about that works through its store: the options, and the fleet that they name."""
 
+import getpass
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -8,10 +9,12 @@ import typer
 
 import srup
 
+from ..agent.verbs import LONGEST_NAME
+from ..printable import printable
 from .options import identity
 from .terminal import explained, fail
 
-__all__ = ["OfServer", "StoreOfServer", "choose", "chosen"]
+__all__ = ["OfServer", "StoreOfServer", "choose", "chosen", "login_name"]
 
 StoreOfServer = Annotated[
     str | None,
@@ -34,5 +37,13 @@ def chosen(context: typer.Context, usage: str) -> "Iterator[srup.Fleet]":
     store, server = context.obj
     if store is None or server is None:
         fail(f"which server? {usage}")
-    with explained(), srup.Fleet(store, server) as fleet:
+    with explained(), srup.Fleet(store, server, posted_by=login_name()) as fleet:
         yield fleet
+
+
+def login_name() -> str:
+    """Return the user of this machine, by whom orders are posted; "" where nobody can tell."""
+    try:
+        return printable(getpass.getuser(), LONGEST_NAME, words=True)[:LONGEST_NAME]
+    except (OSError, KeyError):  # neither the environment nor the system knows
+        return ""

@@ -20,9 +20,10 @@ from ..printable import printable
 from ..program import Program
 from ..tokens import parse
 from ..update import RestartPending
+from ..versions import shown_version
 from ..wire import Status
 
-__all__ = ["HookTimeout", "Hooks", "OnAction", "OnActivate", "OnUpdate", "OnValue", "Reports"]
+__all__ = ["Facts", "HookTimeout", "Hooks", "OnAction", "OnActivate", "OnUpdate", "OnValue", "Reports", "facts_of"]
 
 RESTART_PENDING: Final = 75
 """The exit status of an ``--on-activate`` program whose firmware runs after a restart (EX_TEMPFAIL of sysexits.h)."""
@@ -76,10 +77,31 @@ Reports = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+Facts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fact",
+        metavar="NAME=VALUE",
+        help="A fact that the server is to know, such as type=lock, name=front-door or serial=A17. Repeatable.",
+    ),
+]
 HookTimeout = Annotated[
     float,
     typer.Option(min=0.1, metavar="SECONDS", help="Time limit for each of these programs.", rich_help_panel=_PANEL),
 ]
+
+
+def facts_of(texts: Sequence[str]) -> dict[str, str]:
+    """Return the facts of these options; ValueError for what is none."""
+    facts: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--fact {text!r}: a name, '=' and a value are expected, as in type=lock")
+        if name in facts:
+            raise ValueError(f"--fact {text!r}: {name!r} has a value already")
+        facts[name] = value
+    return facts
 
 
 class _Report(NamedTuple):
@@ -177,7 +199,7 @@ class Hooks:
         handling = self._device.handling
         version = _version(handling.id) if handling is not None else None
         again = {"SRUP_AGAIN": "1" if handling is not None and handling.again else "0"}
-        told = str(path), path.name, "" if version is None else str(version)
+        told = str(path), path.name, "" if version is None else shown_version(version)
         outcome = program.run(*told, environment=again)
         if outcome.status == RESTART_PENDING:
             self._say(f"firmware {path.name} runs after a restart", "")

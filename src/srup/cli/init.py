@@ -67,7 +67,8 @@ def init(
         ("srup server", f"server {made.server:x}; in another terminal"),
         ("srup keyex token d1", "prints a token with which device d1 can enrol"),
         (f"srup keyex enroll {made.service} d1 --folder d1 --token TOKEN", "on the device"),
-        ("srup device --enrolled d1", "on the device"),
+        ("srup device --enrolled d1 --store d1.db --fetch-ca d1/ca.pem", "on the device"),
+        (f"srup firmware serve {made.made[3].name}", "devices fetch updates there; in another terminal"),
     ):
         _then(command, what)
     if (shut := _shut_out(made.made[1].absolute().parent)) is not None:

@@ -1,19 +1,26 @@
 """How the value of a join looks in a terminal: words, number groups and a QR code, the same on both sides."""
 
 import sys
+from collections.abc import Mapping
 from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..agent.admission import Decision
 from ..joinvalue import JoinValue
 from .terminal import console
 
-__all__ = ["VALUE_FORMS", "ValueBoard"]
+__all__ = ["ANSWERS", "ASKED", "VALUE_FORMS", "ValueBoard", "time_left"]
 
 VALUE_FORMS: Final = ("mnemonic", "segno")
 """The optional packages that make words and QR codes of a value."""
+
+ANSWERS: Final[Mapping[str, Decision]] = {"a": "accept", "r": "refuse", "f": "fail"}
+"""What is decided about a join, by what is typed."""
+
+ASKED: Final = "a accept, r refuse, f fail (cannot be compared), then Enter:"
 
 _A_ROW: Final = 4  # words, and groups of digits
 _WORD: Final = 9  # columns; the longest word of the list has eight letters
@@ -54,6 +61,12 @@ class ValueBoard:
         if rows >= used + self._forms.plain.count("\n") + 1 + height and columns >= width:
             return Group(top, self._forms, self._code)
         return Group(top, self._forms, Text("(a larger window shows a QR code as well)", "dim"))
+
+
+def time_left(seconds: float) -> str:
+    """Say how much time is left, in minutes and seconds."""
+    left = max(0, round(seconds))
+    return f"{left // 60}:{left % 60:02} left"
 
 
 def _rows(parts: list[str], width: int) -> str:

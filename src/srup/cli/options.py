@@ -1,8 +1,10 @@
 """The options that the commands share, and what they mean."""
 
+import getpass
 import logging
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -10,10 +12,12 @@ import typer
 
 import srup
 
+from ..errors import TransportError
 from ..extras import require
 from ..identity import parse_identity
 from ..logs import Limiter
 from ..transport import MqttTransport
+from ..versions import parse_version
 from . import logs
 from .terminal import Terminal, secret
 
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BROKER_PASSWORD",
     "AuditDays",
+    "AuditValues",
     "Broker",
     "BrokerKind",
     "BrokerUser",
@@ -46,7 +51,10 @@ __all__ = [
     "log_as",
     "monitoring",
     "policy",
+    "reload_files",
+    "this_user",
     "transport_of",
+    "version",
 ]
 
 BROKER_PASSWORD: Final = "SRUP_BROKER_PASSWORD"  # noqa: S105 - the name of a variable
@@ -60,6 +68,14 @@ def identity(text: str) -> int:
     """Read an identity in hex, as topics and key files spell it."""
     try:
         return parse_identity(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def version(text: str) -> int:
+    """Read a firmware version, plain or dotted."""
+    try:
+        return parse_version(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -84,6 +100,9 @@ CertFile = Annotated[Path | None, typer.Option("--cert", help="Our client certif
 CertKeyFile = Annotated[Path | None, typer.Option("--cert-key", help="The key of --cert, if it is in another file.")]
 AuditDays = Annotated[
     float, typer.Option(min=0.0, metavar="DAYS", help="Days to keep audit rows; 0 keeps them forever.")
+]
+AuditValues = Annotated[
+    bool, typer.Option("--audit-values", help="Keep the signed bytes of ordinary values in the audit too.")
 ]
 JoinTimeout = Annotated[
     float | None,
@@ -114,6 +133,14 @@ def _asked(question: str, variable: str) -> str:
     return password
 
 
+def this_user() -> str:
+    """Return the name of the user who types this; empty where the machine knows none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # no such user in this container
+        return ""
+
+
 def audit_kept(days: float) -> float | None:
     """Return for how many seconds audit rows are kept; None for good."""
     return days * 86400.0 if days else None
@@ -122,6 +149,17 @@ def audit_kept(days: float) -> float | None:
 def policy(join_timeout: float | None) -> srup.Policy:
     """Return what we insist on."""
     return srup.Policy() if join_timeout is None else srup.Policy(join_lifetime=join_timeout)
+
+
+def reload_files(links: "Iterable[MqttTransport]", say: Callable[[str, str], object]) -> None:
+    """Let connections go by the certificates that the files hold now, and tell the operator; a mistake changes none."""
+    try:
+        changed = [link.reload() for link in links]
+    except TransportError as error:
+        say(f"the certificates are not reloaded: {error}", "yellow")
+        return
+    if any(changed):
+        say("the certificates have changed: connecting anew", "")
 
 
 def transport_of(

@@ -1,7 +1,7 @@
 """The commands that post orders for devices, one for each verb (srup.agent.verbs), and show what became of them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -11,25 +11,31 @@ import typer
 
 import srup
 
-from ..agent.verbs import VERBS, AboutUpdate, Order
+from ..agent.verbs import VERBS, AboutUpdate, DecideJoin, Order, Register
 from ..messages import Data, DataKind
 from ..printable import printable
 from .apps import App
 from .fleets import OfServer, StoreOfServer, choose, chosen
-from .options import IdentityArgument, Json, identity
-from .terminal import LONGEST_LINE, console, explained, fail, tell
+from .following import follow, told
+from .options import IdentityArgument, Json, identity, version
+from .selection import Devices, Where, Yes, select
+from .terminal import console, explained, fail, tell
 
 __all__ = ["app"]
 
 app = App(help="Command the devices of a server. It need not run now: it carries orders out when it does.")
 
 _USAGE: Final = "srup order --store PATH|URL --identity HEX, and then the command"
-_FAILED: Final = ("ACTION_UNKNOWN", "ACTION_FAIL", "JOIN_REFUSED")  # what an order came to that was answered
+_FOR_ONE: Final = (Register, DecideJoin)  # what cannot be the same for several devices
 
-_Wait = Annotated[bool, typer.Option("--wait", help="Wait until the order has ended, and show its result.")]
+_Wait = Annotated[bool, typer.Option("--wait", help="Wait until all is over, and show what it came to.")]
 _Timeout = Annotated[
     float | None,
-    typer.Option(min=0.0, metavar="SECONDS", help="Stop waiting (--wait) after this time; the order stays."),
+    typer.Option(
+        min=0.0,
+        metavar="SECONDS",
+        help="Stop waiting (--wait) after this time, with status 3; what was ordered stands.",
+    ),
 ]
 _WAITING: Final = {"wait": (_Wait, False), "timeout": (_Timeout, None), "as_json": (Json, False)}
 
@@ -85,6 +91,8 @@ def _typed(name: str, hint: Any, default: Any) -> Parameter:
     options: dict[str, Any] = {"help": shown.help, "metavar": shown.name, "min": shown.least, "max": shown.most}
     if shown.is_identity:
         options |= {"parser": identity, "metavar": "HEX"}
+    if shown.is_version:
+        options |= {"parser": version, "metavar": "VERSION"}
     is_argument = default is Parameter.empty and shown.name is not None
     if is_argument:
         return _parameter(name, Annotated[kind, typer.Argument(**options)], default)
@@ -97,31 +105,59 @@ def _parameter(name: str, hint: Any, default: Any = Parameter.empty) -> Paramete
 
 
 def _add_command(verb: type[Order]) -> None:
-    """Make the command of a verb: its details, and whether to wait for the end."""
+    """Make the command of a verb: for which devices, its details, and whether to wait for the end."""
     hints = get_type_hints(verb, include_extras=True)
-    defaults = {each.name: Parameter.empty if each.default is MISSING else each.default for each in fields(verb)}
+    defaults = {
+        each.name: Parameter.empty if each.default is MISSING else each.default
+        for each in fields(verb)
+        if each.name != "posted_by"
+    }
     about = verb if issubclass(verb, AboutUpdate) else None  # then the order that it is about names the device
     made = {} if about else {name: make for name, make in _MADE.items() if name in defaults}
-    parameters = [_parameter("context", typer.Context)] + ([] if about else [_parameter("device", IdentityArgument)])
+    parameters = [_parameter("context", typer.Context)]
+    if about is None:
+        parameters.append(
+            _parameter("device", IdentityArgument) if verb in _FOR_ONE else _parameter("device", Devices, None)
+        )
     for name, default in defaults.items():
         if name in made:
             parameters += signature(made[name]).parameters.values()
         elif name != "device":
             parameters.append(_typed(name, hints[name], default))
+    if about is None and verb not in _FOR_ONE:
+        parameters += [_parameter("where", Where, None), _parameter("yes", Yes, False)]
     parameters += [_parameter(name, *each) for name, each in _WAITING.items()]
 
+    def orders(fleet: "srup.Fleet", typed: dict[str, Any]) -> Iterator["srup.PostedOrder"]:
+        if about is not None:
+            yield fleet.post_about(about, **typed)
+            return
+        devices, conditions, confirmed = typed.pop("device"), typed.pop("where", None), typed.pop("yes", False)
+        if verb in _FOR_ONE:
+            selected = [devices]
+        else:
+            verb(1, **typed).checked()  # before anybody is asked
+            selected = select(fleet, verb.command, devices or (), conditions, confirmed=confirmed)
+        for device in selected:
+            yield fleet.post(verb(device, **typed))
+
     def command(context: typer.Context, wait: bool, timeout: float | None, as_json: bool, **typed: Any) -> None:
-        details = {
-            name: make(**{each: typed.pop(each) for each in signature(make).parameters}) for name, make in made.items()
-        }
+        for name, make in made.items():
+            typed[name] = make(**{each: typed.pop(each) for each in signature(make).parameters})
         with chosen(context, _USAGE) as fleet:
-            posted = fleet.post_about(about, **typed) if about else fleet.post(verb(**typed, **details))
+            posted: list[srup.PostedOrder] = []
+            try:
+                for order in orders(fleet, typed):
+                    posted.append(order)
+                    if not wait:
+                        print(json.dumps({"id": order.id, "state": "POSTED"}) if as_json else order.id)
+            except srup.StoreError as error:
+                if not posted:
+                    raise
+                tell(f"{error}; orders were posted for the first {len(posted)} devices only", "yellow")
+                raise typer.Exit(1) from None
             if wait:
-                _follow(posted, timeout, as_json)
-            elif as_json:
-                print(json.dumps({"id": posted.id, "state": "POSTED"}))
-            else:
-                print(posted.id)
+                raise typer.Exit(follow(posted, timeout, as_json))
 
     by_keyword = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters]
     command.__signature__ = Signature(by_keyword)  # type: ignore[attr-defined]
@@ -146,8 +182,8 @@ def result(
     with chosen(context, _USAGE) as fleet:
         posted = fleet.find(order)
         if not wait:
-            raise typer.Exit(_told(posted, posted.report(), as_json))
-        _follow(posted, timeout, as_json)
+            raise typer.Exit(told(posted, posted.report(), as_json))
+        raise typer.Exit(follow([posted], timeout, as_json))
 
 
 @app.command()
@@ -160,33 +196,3 @@ def waiting(context: typer.Context, as_json: Json = False) -> None:
         return
     for partition, count in counts.items():
         console.print(f"partition {partition}: {count}", highlight=False)
-
-
-def _follow(posted: "srup.PostedOrder", timeout: float | None, as_json: bool) -> None:
-    """Tell each report as it comes; status 1 when the order failed, or is not over in time."""
-    status = 0
-    try:
-        for report in posted.reports(timeout):
-            status = _told(posted, report, as_json)
-    except TimeoutError as error:
-        tell(str(error), "yellow")
-        status = 1
-    except srup.StoreError as error:
-        tell(f"{error}; the order stands: srup order result {posted.id}", "yellow")
-        status = 1
-    except KeyboardInterrupt:
-        tell(f"the order stands: srup order result {posted.id}", "yellow")
-        status = 130
-    raise typer.Exit(status)
-
-
-def _told(posted: "srup.PostedOrder", report: "srup.OrderReport", as_json: bool) -> int:
-    """Print a report; return the status of a command that ends with it."""
-    failed = report.error is not None or report.value in _FAILED
-    if as_json:
-        print(json.dumps({"id": posted.id} | json.loads(report.dump())), flush=True)
-    else:
-        came_to = f"{report.error}: {report.text}" if report.error is not None else report.value
-        known = [posted.id, report.state, None if came_to == report.state else came_to]
-        print(" ".join(printable(each, LONGEST_LINE, words=True) for each in known if each), flush=True)
-    return int(failed)

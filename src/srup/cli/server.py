@@ -4,6 +4,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from weakref import WeakSet
 
 import typer
 
@@ -23,9 +25,10 @@ from ..printable import printable
 from . import logs
 from .apps import App
 from .enrolled import Enrolled, OurIdentity, Party, party, required
-from .joins import VALUE_FORMS, ValueBoard
+from .joins import ANSWERS, ASKED, VALUE_FORMS, ValueBoard, time_left
 from .options import (
     AuditDays,
+    AuditValues,
     Broker,
     BrokerUser,
     CaFile,
@@ -42,6 +45,7 @@ from .options import (
     log_as,
     monitoring,
     policy,
+    reload_files,
 )
 from .store import is_redis
 from .systemd import Notifier, works
@@ -49,7 +53,8 @@ from .terminal import Scene, Terminal, explained, fail, tell
 from .workers import Supervisor, application, end_with_supervisor
 
 if TYPE_CHECKING:
-    from ..monitor import Monitor
+    from ..monitor import FleetCollector, Monitor
+    from ..transport import MqttTransport, Reactor
 
 __all__ = ["app", "server"]
 
@@ -75,6 +80,10 @@ def server(
         list[int] | None,
         typer.Option(parser=identity, metavar="HEX", help="A device trusted to observe joins; repeatable."),
     ] = None,
+    moderation: Annotated[
+        Literal["terminal", "orders"],
+        typer.Option(help="Where people compare values: on this terminal, or elsewhere (srup join); needs --store."),
+    ] = "terminal",
     join_timeout: JoinTimeout = None,
     store: Annotated[
         str | None, typer.Option(metavar="PATH|URL", help="Where to keep state: an SQLite file, or redis://...")
@@ -92,6 +101,7 @@ def server(
         ),
     ] = None,
     audit_days: AuditDays = 30.0,
+    audit_values: AuditValues = False,
     adopt: Annotated[bool, typer.Option("--adopt", help="Accept a store that may be an old copy.")] = False,
     witness: Annotated[
         Path | None,
@@ -117,10 +127,14 @@ def server(
         skipped = None if _WORKER in os.environ else partial(_tell_skipped, logs.say if logged else tell)
         keys = srup.KeyRing.load(required(devices, "--devices"), skipped) if service is None else srup.KeyRing()
         options: dict[str, Any] = {"devices": keys, "policy": policy(join_timeout), "admission": admission}
-        options["audit_kept"] = audit_kept(audit_days)
+        options |= {"audit_kept": audit_kept(audit_days), "audit_values": audit_values}
+        if moderation == "orders":
+            if store is None:
+                raise ValueError("--moderation orders needs --store: there joins wait, and decisions are posted")
+            options["moderation"] = "orders"
         if is_redis(store):
-            if admission != "simple" and setup is None:
-                fail("workers have no terminal for comparing values: --app must moderate the joins")
+            if admission != "simple" and setup is None and moderation == "terminal":
+                fail("workers have no terminal for comparing values: --moderation orders, or --app must do it")
             if service is not None:
                 fail("--workers needs --devices; further devices are registered with srup order register")
             say = logs.say if logged else tell
@@ -136,10 +150,11 @@ def server(
             fail("--workers needs a shared store: --store redis://host:port/db")
         if witness is not None:
             fail("--witness is only for --store redis://host:port/db; an SQLite store has its witness beside it")
+        link = ours.link()
         running = srup.Server(
             ours.identity,
             ours.key,
-            broker=ours.link(),
+            broker=link,
             key_service=service,
             observers=observer or (),
             store=None if store is None else srup.SqliteStore(store, adopt=adopt),
@@ -147,15 +162,21 @@ def server(
         )
         changes = None if devices is None else running.reload_keys(keys)  # before it starts
         monitor = monitoring(metrics, running)
-    terminal = Terminal(logged, None if devices is None else lambda: listed.reload(running))
+
+    def reload() -> None:
+        if devices is not None:
+            listed.reload(running)
+        reload_files([link], terminal.say)
+
+    terminal = Terminal(logged, reload)
     running.on_fault(lambda fault: terminal.end(1))
     listed = ListedKeys(devices or Path(), terminal.say)
-    if terminal.asks:
+    if terminal.asks and moderation == "terminal":
         require(*VALUE_FORMS)
     with ExitStack() as stack:
         stack.enter_context(terminal)
-        moderation = Moderation(running, terminal)
-        stack.callback(moderation.close)
+        panel = Panel(running, terminal, moderates=moderation == "terminal")
+        stack.callback(panel.close)
         if setup is not None:
             with explained():
                 setup(running)  # what it handles, the terminal does not tell
@@ -163,7 +184,9 @@ def server(
         terminal.say(
             f"server {ours.identity:x}: {known if service is None else f'devices registered at {service.url}'}"
         )
-        if not terminal.asks:
+        if moderation == "orders":
+            terminal.say("joins that people compare wait for a decision from elsewhere: srup join")
+        elif not terminal.asks:
             terminal.say("not a terminal: nobody can compare values here, so human-moderated joins are refused")
         if monitor is not None:
             stack.enter_context(monitor)
@@ -173,10 +196,12 @@ def server(
         if store is not None:
             fleet = stack.enter_context(srup.Fleet(store, ours.identity))
             stack.enter_context(CampaignRunner(fleet))
+            if monitor is not None:
+                monitor.show(stack.enter_context(_fleet_metrics(fleet)))
         if changes is not None:
             changes.add_done_callback(lambda done: listed.tell(done.result()))
         stack.enter_context(Notifier(lambda: works(running.vitals())))
-        terminal.run(moderation.look)
+        terminal.run(panel.look)
     raise typer.Exit(terminal.status)
 
 
@@ -270,10 +295,19 @@ def _share(
         if setup is not None:
             setup(server)
 
+    links: WeakSet[MqttTransport] = WeakSet()
+    adding = threading.Lock()
+
+    def connect(_client_id: str, reactor: "Reactor") -> "MqttTransport":
+        link = ours.link(reactor=reactor)
+        with adding:  # on a thread of the worker's, while the main thread reloads
+            links.add(link)
+        return link
+
     worker = srup.Worker(
         ours.identity,
         ours.key,
-        broker=lambda _client_id, reactor: ours.link(reactor=reactor),
+        broker=connect,
         store=store,
         setup=hear,
         ttl=lease,
@@ -287,6 +321,9 @@ def _share(
     def reload(_signal: int, _frame: object) -> None:
         if (keys := folder.load()) is not None:
             worker.reload_keys(keys, folder.tell)
+        with adding:
+            present = list(links)
+        reload_files(present, say)
 
     signal.signal(signal.SIGHUP, reload)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the supervisor has let it wait until now
@@ -294,8 +331,19 @@ def _share(
     with nullcontext() if monitor is None else monitor:
         if monitor is not None:
             say(f"metrics at {monitor.url}/metrics", "")
-        worker.run()
+        with ExitStack() as stack:
+            fleet = stack.enter_context(srup.Fleet(store, ours.identity, lease=lease))
+            stack.enter_context(CampaignRunner(fleet))
+            if monitor is not None and os.environ[_WORKER] == "0":  # once for all workers
+                monitor.show(stack.enter_context(_fleet_metrics(fleet)))
+            worker.run()
     return 0
+
+
+def _fleet_metrics(fleet: srup.Fleet) -> "FleetCollector":
+    from ..monitor import FleetCollector
+
+    return FleetCollector(fleet)
 
 
 def _metrics_address(first: str, number: int) -> str:
@@ -317,20 +365,13 @@ def _worker_monitor(address: str, worker: "srup.Worker") -> "Monitor":
     )
 
 
-_ANSWERS: Final[dict[str, tuple[str, Callable[[srup.PendingJoin], None]]]] = {
-    "a": ("accept", lambda join: join.accept()),
-    "r": ("refuse", lambda join: join.refuse()),
-    "f": ("fail (cannot be compared)", lambda join: join.fail()),
-}
-_PROMPT: Final = ", ".join(f"{letter} {what}" for letter, (what, _) in _ANSWERS.items()) + ", then Enter:"
-
-
-class Moderation:
+class Panel:
     """What the operator of a server sees: news, and the joins that wait, one at a time and the oldest first."""
 
-    def __init__(self, server: srup.Server, terminal: Terminal) -> None:
+    def __init__(self, server: srup.Server, terminal: Terminal, *, moderates: bool) -> None:
         self._server = server
         self._terminal = terminal
+        self._moderates = moderates
         self.close = (refusals := RefusalLines(terminal)).close
         self._shown: tuple[srup.PendingJoin, ValueBoard] | None = None
         self._answered: srup.PendingJoin | None = None
@@ -354,21 +395,21 @@ class Moderation:
         if self._shown is not None and self._shown[0] not in waiting:
             self._gone(self._shown[0])
             self._shown = None
-        if not waiting or not self._terminal.asks:
+        if not waiting or not self._terminal.asks or not self._moderates:
             return None
         if self._shown is None:
             self._shown = waiting[0], ValueBoard(waiting[0].value)
         join, board = self._shown
-        left = max(0, round(join.expires - time.time()))
         more = f"; {len(waiting) - 1} more waiting" if len(waiting) > 1 else ""
-        heading = f"Is this what {join.device:x} shows? {left // 60}:{left % 60:02} left{more}"
-        return Scene(join, partial(board.body, heading), _PROMPT, partial(self._answer, join))
+        heading = f"Is this what {join.device:x} shows? {time_left(join.expires - time.time())}{more}"
+        return Scene(join, partial(board.body, heading), ASKED, partial(self._answer, join))
 
     def _answer(self, join: srup.PendingJoin, line: str) -> str | None:
-        if line.lower() not in _ANSWERS:
+        decision = ANSWERS.get(line.lower())
+        if decision is None:
             return "type a, r or f"
         try:
-            _ANSWERS[line.lower()][1](join)
+            join.decide(decision)
         except srup.PolicyError as error:
             return str(error)  # if it has just ended, that is told next
         self._answered = join
@@ -384,7 +425,9 @@ class Moderation:
         )
 
     def _moderate(self, join: srup.PendingJoin) -> None:
-        if self._terminal.asks:
+        if not self._moderates:
+            self._terminal.say(f"{join.device:x} waits to be compared: srup join")
+        elif self._terminal.asks:
             self._terminal.wake()
         else:
             self._terminal.say(

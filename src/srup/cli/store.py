@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +14,7 @@ from ..printable import printable
 from ..store.partition import MAX_PARTITIONS
 from .apps import App
 from .options import Identity, identity
-from .terminal import console, explained
+from .terminal import console, explained, fail, tell
 
 __all__ = ["app", "is_redis"]
 
@@ -40,18 +41,36 @@ def create(
 
 
 @app.command()
+def backup(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The SQLite database of a server or device.")],
+    target: Annotated[Path, typer.Argument(metavar="DEST", help="The file to write, which must not exist.")],
+) -> None:
+    """Copy the database of a server that runs, or of one that does not, as it is at one moment."""
+    if is_redis(source):
+        fail("a Redis is backed up with its own means, see docs/durability.md: BGSAVE, or a replica")
+    with explained():
+        from ..store.sqlitebackup import back_up
+
+        copied = back_up(source, target)
+    shown = printable(str(target))
+    tell(
+        f"{shown} has the state of {copied.owner:x} after {copied.commits} commits; to use it: --store {shown} --adopt"
+    )
+
+
+@app.command()
 def audit(
     path: Annotated[str, typer.Argument(metavar="PATH", help="An SQLite database that is not in use, or a copy.")],
     identity: Annotated[
         int | None,
         typer.Option(parser=identity, metavar="HEX", help="Identity that it must belong to; default: any."),
     ] = None,
-    since: Annotated[float, typer.Option(help="Unix time of the first row.")] = 0.0,
+    since: Annotated[float, typer.Option(metavar="TIME", help="Unix time of the first row.")] = 0.0,
     partner: Annotated[
         int | None, typer.Option(parser=identity, metavar="HEX", help="Only messages from this peer.")
     ] = None,
 ) -> None:
-    """Print the messages that were accepted, one JSON object a line, the oldest first; nothing is changed."""
+    """Print the rows of a database that is not in use, one JSON object a line; srup audit shows more."""
     names = {cls.layout.type: cls.__name__ for cls in SCHEMA[:]}
     with explained():
         store = srup.SqliteStore(path, read_only=True)
@@ -65,6 +84,7 @@ def audit(
                     "type": names.get(row.type, row.type),
                     "token": printable(row.token.decode("ascii", "backslashreplace")),
                     "outcome": row.outcome,
+                    "direction": "sent" if row.sent else "received",
                 }
                 print(json.dumps(shown))
         finally:

@@ -188,6 +188,7 @@ class Scenario:
     ) -> tuple[Server, _Fleet]:
         ring = KeyRing({identity: keys[identity].public_key for identity in self._identities})
         server = stage.enter_context(Server(_SERVER, keys[_SERVER], devices=ring, broker=url))
+        self._await_connection(server)  # a join that the broker has nobody to pass on to is asked again after seconds
         fleet = _Fleet()
         fleet.watch(server)
         stage.enter_context(self._stopping(fleet))
@@ -205,6 +206,13 @@ class Scenario:
             fleet.add(device)
             device.start()
         return server, fleet
+
+    def _await_connection(self, server: Server) -> None:
+        deadline = time.monotonic() + self._patience
+        while not server.connected:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the server could not connect to the broker")
+            time.sleep(0.01)
 
     @staticmethod
     @contextmanager

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any, Self
 
 from ..agent.contacts import HEARD
-from ..agent.facts import LAST_UPDATE, TAG
+from ..agent.facts import INVENTORY, LAST_UPDATE, TAG
+from ..agent.inventory import read_inventory
 from ..keys import PublicKey
 from ..store.directory import KnownDevice
 
@@ -31,7 +32,8 @@ class FleetDevice:
 
     ``key`` is the one that counts, as PEM, None when it has none: it was removed or revoked. ``last_contact`` is when
     the newest message with a valid signature was accepted, in Unix time and to a minute, None for never. ``firmware``
-    is the digest, and ``version`` the version, of what it has activated last. ``tags`` were given by an operator.
+    is the digest, and ``version`` the version, of what it has activated last, or says that it runs. ``tags`` were given
+    by an operator, ``facts`` are reported by the device: its ``description``, and its inventory.
     """
 
     identity: int
@@ -49,6 +51,20 @@ class FleetDevice:
         """The fingerprint of the key, to compare with what the device shows; InvalidKeyError for what is no key."""
         return None if self.key is None else PublicKey.from_pem(self.key).fingerprint
 
+    @property
+    def type(self) -> str | None:
+        """The kind of hardware: the tag ``type``, or else what the device reports."""
+        return self.label("type")
+
+    @property
+    def name(self) -> str | None:
+        """What people call it: the tag ``name``, or else what the device reports."""
+        return self.label("name")
+
+    def label(self, name: str) -> str | None:
+        """Return the tag of this name, or else the fact that the device reports; what an operator says counts more."""
+        return self.tags.get(name) or self.facts.get(name)
+
     @classmethod
     def of(cls, known: KnownDevice) -> Self:
         """Return what these records say. A fact that cannot be read is left out: the rest counts all the same."""
@@ -63,7 +79,8 @@ class FleetDevice:
             version=int(version) if version.isdecimal() else None,
             update=_last_update(facts.pop(LAST_UPDATE, "")),
             tags={name.removeprefix(TAG): value for name, value in sorted(facts.items()) if name.startswith(TAG)},
-            facts={name: value for name, value in facts.items() if name in ("description",)},
+            facts=read_inventory(facts.get(INVENTORY))
+            | {name: value for name, value in facts.items() if name == "description"},
         )
 
 
@@ -72,6 +89,8 @@ def _number(text: str) -> float | None:
 
 
 def _last_update(text: str) -> LastUpdate | None:
+    if not text:
+        return None
     try:
         told: dict[str, Any] = json.loads(text)
         return LastUpdate(**told)

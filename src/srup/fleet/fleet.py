@@ -1,18 +1,23 @@
 """The control plane of a server: what is posted here, the running server carries out."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from secrets import token_bytes
 from threading import Lock
 from typing import Any, Final, Self
 
+from ..agent.admission import Decision
 from ..agent.arguments import check_identity
+from ..agent.joinboard import BOARD, load_joins
 from ..agent.reports import OrderReport
 from ..agent.verbs import (
     AboutUpdate,
     Activate,
     Cancel,
     CommandJoin,
+    DecideJoin,
     Deregister,
     DoAction,
     Identify,
@@ -24,16 +29,20 @@ from ..agent.verbs import (
     Tag,
     Terminate,
     Update,
+    check_name,
 )
 from ..errors import PolicyError
 from ..keys import PublicKey
 from ..messages import Data, DataKind
+from ..store.auditing import AuditReader, span_of
 from ..store.directory import Directory
 from ..store.mailbox import CAPACITY
-from ..store.mailboxes import campaigns_at, directory_at, mailbox_at
+from ..store.mailboxes import audit_at, campaigns_at, directory_at, mailbox_at
 from ..tokens import parse
+from .audit import AuditRecord, Verdict, judge
 from .campaigns import Campaigns
 from .devices import FleetDevice
+from .joins import WaitingJoin
 from .posted import PostedOrder, parse_id
 
 __all__ = ["Fleet"]
@@ -41,6 +50,7 @@ __all__ = ["Fleet"]
 PAGE: Final = 500
 """How many devices are read at a time."""
 
+_KEYS: Final = 1024  # that are remembered while an audit is verified
 _LARGEST: Final = (1 << 64) - 1
 
 
@@ -54,17 +64,25 @@ class Fleet:
     ``lifetime`` only while that lasts, counted from now; it is at most 10**10 seconds. What became of it can be asked
     for a week after its end.
 
+    ``posted_by`` is who posts here, at most 100 characters, for the audit; an order may name somebody else.
     ``capacity`` is how many orders may wait in the mailbox of a partition: with so many in it a post is a StoreError.
+    ``lease`` is after how many seconds somebody else carries campaigns out when whoever did so, with a Redis, is gone.
     StoreError also if the store cannot be reached or holds no state of this server. Threads may share one of these.
     """
 
-    def __init__(self, store: Any, identity: int, *, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self, store: Any, identity: int, *, capacity: int = CAPACITY, lease: float = 15.0, posted_by: str = ""
+    ) -> None:
         check_identity(identity)
+        self.posted_by: Final = check_name(posted_by)
         self.identity: Final = identity
         self._capacity = capacity
+        self._lease = lease
         self._mailbox = mailbox_at(store, identity)
         self._store = store
         self._directory: Directory | None = None
+        self._reader: AuditReader | None = None
+        self._key_of: Callable[[bytes, int], bytes | None] = lambda fingerprint, partner: None
         self._campaigns: Campaigns | None = None
         self._opening = Lock()
 
@@ -124,6 +142,15 @@ class Fleet:
         """See :meth:`Server.command_join`; the result is a Status."""
         return self.post(CommandJoin(device, server))
 
+    def decide_join(self, device: int, decision: Decision, join: WaitingJoin | str, *, by: str = "") -> PostedOrder:
+        """Decide about a join that waits for a person: "accept", "refuse" or "fail" if it could not be compared.
+
+        ``join`` names which one, itself or by its id (:meth:`joins`): a device that has asked anew shows another value,
+        and that is another join. ``by`` says in the server's log who has decided. The result is PolicyError when that
+        join does not wait any more: its time was up, it was withdrawn, or somebody else has decided.
+        """
+        return self.post(DecideJoin(device, join.id if isinstance(join, WaitingJoin) else join, decision, by))
+
     def register(self, device: int, key: PublicKey) -> PostedOrder:
         """Register the key of a device, which may join from then on; PolicyError if another one is registered."""
         return self.post(Register(device, key))
@@ -157,6 +184,8 @@ class Fleet:
 
     def post(self, order: Order) -> PostedOrder:
         """Post an order that was made elsewhere, checked as by its own method."""
+        if not order.posted_by and self.posted_by:
+            order = replace(order, posted_by=self.posted_by)
         order.checked()
         posted = PostedOrder(self._mailbox, order.device, token_bytes(16))
         report = OrderReport(round(time.time(), 3), order.verb, "POSTED")
@@ -205,17 +234,57 @@ class Fleet:
     def device(self, identity: int) -> FleetDevice:
         """Return what is known about a device; PolicyError when nothing is."""
         check_identity(identity, "device")
-        found = self._known().page(identity, 1)
-        if not found or found[0].identity != identity:
+        return self.find_device(identity)
+
+    def find_device(self, identity: int, names: Sequence[str] | None = None) -> FleetDevice:
+        """Return a device as :meth:`device` does; with ``names``, only these of its facts are read."""
+        if (found := self._known().one(identity, names)) is None:
             raise PolicyError(f"nothing is known about {identity:x}: no key was ever registered for it")
-        return FleetDevice.of(found[0])
+        return FleetDevice.of(found)
+
+    def joins(self) -> list[WaitingJoin]:
+        """Return the joins that wait for somebody's word now, the oldest first.
+
+        Only a server whose ``moderation`` is by "orders" lets others know of them.
+        """
+        now = time.time()
+        records = (each for fact in self._known().facts(self.identity, BOARD) for each in load_joins(fact))
+        waiting = [WaitingJoin.of(record) for record in records if record.expires > now]
+        return sorted(waiting, key=lambda join: (join.since, join.device))
+
+    def audit(
+        self,
+        device: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        newest_first: bool = True,
+    ) -> Iterator[AuditRecord]:
+        """Return what was heard and signed, with one device or all, from ``since`` on and before ``until`` (Unix time).
+
+        It is read in pages, beside the server, which is not kept waiting. ValueError for what is no time.
+        """
+        if device is not None:
+            check_identity(device, "device")
+        span = span_of(0.0 if since is None else since, device, until, newest_first)
+        return (AuditRecord.of(row, self.identity) for row in self._audited().rows(span))
+
+    def verify(self, record: AuditRecord) -> tuple[Verdict, str]:
+        """Return what there is to say about the signature of a record, by the keys that the store has kept, and why."""
+        return judge(record, self.signer_key(record))
+
+    def signer_key(self, record: AuditRecord) -> bytes | None:
+        """Return the key that a record names, as PEM; None if the store has not kept it."""
+        if record.fingerprint is None:
+            return None
+        self._audited()
+        return self._key_of(bytes.fromhex(record.fingerprint), record.peer)
 
     @property
     def campaigns(self) -> Campaigns:
-        """The campaigns of these devices; StoreError where the store keeps none, which is a Redis."""
+        """The campaigns of these devices; StoreError where the store keeps none, which is one in memory."""
         with self._opening:
             if self._campaigns is None:
-                self._campaigns = Campaigns(self, campaigns_at(self._store, self.identity))
+                self._campaigns = Campaigns(self, campaigns_at(self._store, self.identity, self._lease))
             return self._campaigns
 
     def close(self) -> None:
@@ -226,6 +295,8 @@ class Fleet:
                 self._campaigns.close()
             if self._directory is not None:
                 self._directory.close()
+            if self._reader is not None:
+                self._reader.close()
 
     def _known(self) -> Directory:
         """Return what reads the devices, which is opened when it is first needed: to post, nobody needs it."""
@@ -233,6 +304,13 @@ class Fleet:
             if self._directory is None:
                 self._directory = directory_at(self._store, self.identity)
             return self._directory
+
+    def _audited(self) -> AuditReader:
+        with self._opening:
+            if self._reader is None:
+                self._reader = audit_at(self._store, self.identity)
+                self._key_of = lru_cache(_KEYS)(self._reader.key)
+            return self._reader
 
     def __enter__(self) -> Self:
         return self

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from ..versions import parse_version
 from .devices import FleetDevice
 
 __all__ = ["FIELDS", "where"]
@@ -27,13 +28,6 @@ def _age(text: str) -> float:
     return float(match[1]) * _AGES[match[2]]
 
 
-def _number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is no number") from None
-
-
 def _identity(text: str) -> int:
     try:
         return int(text, 16)
@@ -55,13 +49,16 @@ FIELDS: Final[Mapping[str, tuple[Callable[[str], Any], Callable[[FleetDevice, fl
     "identity": (_identity, lambda device, now: device.identity),
     "member": (_truth, lambda device, now: device.member),
     "firmware": (str, lambda device, now: device.firmware),
-    "version": (_number, lambda device, now: device.version),
+    "version": (parse_version, lambda device, now: device.version),
+    "firmware.version": (parse_version, lambda device, now: device.version),
     "last_contact": (_age, lambda device, now: _since(device.last_contact, now)),
     "update": (str.upper, lambda device, now: None if device.update is None else device.update.state),
     "fingerprint": (str, lambda device, now: device.fingerprint),
+    "type": (str, lambda device, now: device.type),
+    "name": (str, lambda device, now: device.name),
     "description": (str, lambda device, now: device.facts.get("description")),
 }
-"""What can be compared, how the value is read, and what it is compared with; ``tag.NAME`` as well."""
+"""What can be compared, how the value is read, and what it is compared with; ``tag.NAME`` and ``fact.NAME`` as well."""
 
 
 def where(text: str) -> Callable[[FleetDevice, float], bool]:
@@ -82,8 +79,10 @@ def _condition(text: str) -> Callable[[FleetDevice, float], bool]:
     compared = _COMPARED[sign]
     if name.startswith("tag."):
         return lambda device, now: compared(device.tags.get(name[4:]), value)
+    if name.startswith("fact."):
+        return lambda device, now: compared(device.facts.get(name[5:]), value)
     if name not in FIELDS:
-        raise ValueError(f"{name} cannot be compared; what can is {', '.join(FIELDS)} and tag.NAME")
+        raise ValueError(f"{name} cannot be compared; what can is {', '.join(FIELDS)}, tag.NAME and fact.NAME")
     read, of = FIELDS[name]
     try:
         wanted = read(value)

@@ -29,10 +29,11 @@ from ..errors import InvalidKeyError, KeyServiceError, TransportError
 from ..files import complaint, write_file
 from ..identity import parse_identity
 from ..keys import PrivateKey, PublicKey
-from ..transport.mqtt import parse_url
+from ..transport.endpoint import parse_url
 from .certificates import is_certifiable, tls_pem
 from .client import KeyService
 from .folders import locked
+from .forms import whole_token
 
 __all__ = ["Enrolment", "broker_url", "changing", "enroll", "rotate"]
 
@@ -188,13 +189,21 @@ def enroll(
     Whom to believe is said by ``ca``, the PEM of the authorities behind ``url``, else by the token, which names one,
     else by the system. Without a token the operator must have approved or added the key: KeyServiceError (403) says so.
     ``kind`` is the type to register as, ``server`` whom to join instead of the server that the service names. What was
-    done once can be done again with the same key, and then needs no token.
+    done once can be done again with the same key, and then needs no token. A token that is not whole is a
+    KeyServiceError before anything is sent.
     """
+    token = None if token is None else whole_token(token)
     if ca is None and token is not None and "." in token and not url.startswith("http:"):
         service = KeyService.pinned(url, token)
     else:
         service = KeyService(url, ca=ca, allow_http=allow_http)
-    welcome = service.register(identity, key, kind, token)
+    try:
+        welcome = service.register(identity, key, kind, token)
+    except TransportError as error:
+        if ca is None and token is not None and "." not in token:
+            hint = "the token has no part behind a dot, which says whom to trust: is it whole?"
+            raise TransportError(f"{error}; {hint}") from error
+        raise
     service.validate(identity, key, welcome.service_key)
     tls_key = key if is_certifiable(key.scheme) else PrivateKey.generate("p256")
     access = service.access(identity, key, tls_key)

@@ -25,12 +25,13 @@ from ..errors import InvalidKeyError, KeyServiceError
 from ..identity import parse_identity as number_of
 from ..keys import PublicKey
 
-__all__ = ["FORMS", "MAX_BODY", "Form", "Identity", "parse_identity", "parse_key", "parse_type", "read"]
+__all__ = ["FORMS", "MAX_BODY", "Form", "Identity", "parse_identity", "parse_key", "parse_type", "read", "whole_token"]
 
 MAX_BODY: Final = 32768
 """The longest request in bytes; the largest that is of use has about half of that."""
 
 _TYPE: Final = re.compile(r"(?=.{1,32}\Z)[A-Za-z0-9_.-]+(?: [A-Za-z0-9_.-]+)*")
+_WHOLE_TOKEN: Final = 76
 _TOKEN: Final = re.compile(r"([A-Za-z0-9_-]{32})(?:\.[A-Za-z0-9_-]{43})?")
 
 
@@ -79,6 +80,17 @@ def _parse_base64(text: str, field: str) -> bytes:
     if not content:
         raise _bad(field, "is empty")
     return content
+
+
+def whole_token(text: str) -> str:
+    """Return an enrolment token without the blanks around it; KeyServiceError when a part of it is missing."""
+    token = "".join(text.split())
+    if _TOKEN.fullmatch(token) is None:
+        length = f"it has {len(token)} characters, a whole one {_WHOLE_TOKEN}"
+        if len(token) == _WHOLE_TOKEN:
+            length = "there is a character in it that no token has"
+        raise KeyServiceError(0, "token", f"is damaged: {length}; copy it again as srup keyex token has printed it")
+    return token
 
 
 def _parse_token(text: str, field: str) -> str:

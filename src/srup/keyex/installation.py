@@ -21,6 +21,8 @@ from .proof import sign
 __all__ = ["Installation", "install"]
 
 _SETTINGS: Final = "srup.toml"
+_FIRMWARE: Final = "firmware"
+_FIRMWARE_PORT: Final = 8444
 _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - devices come from other machines
 
 
@@ -97,8 +99,9 @@ def install(
         configuration = place.write_broker(authority, names, time.time(), port=broker_port, address=address, user=user)
     finally:
         authority.close()
-    made = [place.path, configuration, folder / "server", folder / _SETTINGS]
+    made = [place.path, configuration, folder / "server", folder / _FIRMWARE, folder / _SETTINGS]
     try:
+        (folder / _FIRMWARE).mkdir()
         settings = _settings(identity, names, broker, address, broker_port, service_port)
         write_file(folder / _SETTINGS, settings, PUBLIC)
         if systemd:
@@ -135,6 +138,16 @@ identity = "{identity:x}"
 [order]                     # srup order action d1 3
 store = "server.db"
 identity = "{identity:x}"
+
+[campaign]                  # srup campaign apply FILE
+store = "server.db"
+identity = "{identity:x}"
+
+[firmware.serve]            # srup firmware serve: devices fetch firmware there, with --fetch-ca and the ca.pem they got
+cert = "authority/https.pem"
+cert_key = "authority/https.key"
+host = "{address or _EVERYWHERE}"
+port = {_FIRMWARE_PORT}
 
 [keyex.serve]               # srup keyex serve: devices enrol there, and certificates are renewed
 folder = "authority"
@@ -194,6 +207,7 @@ def _write_units(folder: Path, configuration: Path) -> list[Path]:
             f"ExecStart=/usr/sbin/mosquitto -c {configuration}\nExecReload=kill -HUP $MAINPID",
         ),
         "srup-keyex": ("SRUP key exchange service", f"{srup} keyex serve"),
+        "srup-firmware": ("Firmware for SRUP devices", f"{srup} firmware serve {_FIRMWARE}"),
         "srup-server": (
             "SRUP server",
             f"Type=notify\n{srup} server\nExecReload=kill -HUP $MAINPID\nWatchdogSec=120",

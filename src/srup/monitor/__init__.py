@@ -7,7 +7,18 @@ from ..extras import missing_named
 
 with missing_named():
     from .endpoint import Address, Monitor
+    from .fleetmetrics import FleetCollector
     from .health import STUCK_AFTER, Problem, liveness, readiness, trouble_by_reason
     from .metrics import Collector
 
-__all__ = ["STUCK_AFTER", "Address", "Collector", "Monitor", "Problem", "liveness", "readiness", "trouble_by_reason"]
+__all__ = [
+    "STUCK_AFTER",
+    "Address",
+    "Collector",
+    "FleetCollector",
+    "Monitor",
+    "Problem",
+    "liveness",
+    "readiness",
+    "trouble_by_reason",
+]

@@ -91,7 +91,7 @@ class Monitor:
             self.collector.watch(agent)
         self._stuck_after = stuck_after
         self._healthy, self._ready = dict(healthy or {}), dict(ready or {})
-        registry = CollectorRegistry()
+        registry = self._registry = CollectorRegistry()
         registry.register(self.collector)
         ProcessCollector(registry=registry)
         handler = type("Handler", (_Handler,), {"monitor": self, "registry": registry})
@@ -107,6 +107,10 @@ class Monitor:
     def url(self) -> str:
         """``http://host:port``."""
         return f"http://{self.address}"
+
+    def show(self, collector: Any) -> None:
+        """Show the metrics of another collector, too."""
+        self._registry.register(collector)
 
     def start(self) -> Self:
         """Begin to answer, on threads that end with the process."""

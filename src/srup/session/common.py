@@ -27,7 +27,7 @@ class CommonSession(Session):
     data = command(Values, Values.data)
     check_data = command(Values, Values.check_data)
     confirmed_data = command(Values, Values.confirmed_data)
-    has_room = command(Values, Values.has_room)
+    may_send_confirmed = command(Values, Values.may_send_confirmed)
     refuse_data = command(Values, Values.refuse_data)
     receipts_due = command(Receipts, Receipts.receipts_due)
     receipt = command(Receipts, Receipts.receipt)

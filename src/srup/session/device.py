@@ -2,9 +2,9 @@
 
 from collections.abc import Collection
 
-from .. import tokens
 from ..errors import PolicyError
 from ..messages import Action, IdRequest, Message
+from ..versions import MAX_VERSION
 from .common import COMMON_FLOWS, CommonSession
 from .engine import command
 from .flow import Output
@@ -41,7 +41,7 @@ class DeviceSession(CommonSession):
     ) -> None:
         super().__init__(identity, policy, first_sequence_id)
         if version_floor is not None:
-            check_number(version_floor, "version_floor", 0, tokens.MAX_VERSION)
+            check_number(version_floor, "version_floor", 0, MAX_VERSION)
         self.joins = self.flow(DeviceJoins)
         self.leaving = self.flow(DeviceLeaving)
         self.version_floor = version_floor

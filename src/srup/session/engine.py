@@ -74,6 +74,7 @@ class Session:
     """The rows of all flows."""
     starts: ClassVar[Mapping[type[Message], ExchangeStart]] = {}
     starts_by_data_id: ClassVar[Mapping[str, ExchangeStart]] = {}
+    causes_by_data_id: ClassVar[Mapping[str, type[Message]]] = {}
     allowed_before_join: ClassVar[frozenset[type[Message]]] = frozenset()
     idempotent: ClassVar[frozenset[type[Message]]] = frozenset()
     volatile: ClassVar[frozenset[Enum]] = frozenset()
@@ -96,6 +97,9 @@ class Session:
         cls.starts_by_data_id = {
             name: start for flow in cls.flow_types for name, start in flow.starts_by_data_id.items()
         }
+        cls.causes_by_data_id = {
+            name: cause for flow in cls.flow_types for name, cause in flow.causes_by_data_id.items()
+        }
 
     def __init__(self, identity: int, policy: Policy | None = None, first_sequence_id: int = 1) -> None:
         check_number(first_sequence_id, "first_sequence_id", 1, MAX_SEQUENCE_ID)
@@ -114,6 +118,7 @@ class Session:
         self._flows_by_type = {kind: flow for flow in self.flows for kind in type(flow).__mro__}
         self._first_sequence_id = first_sequence_id
         self._facts_changed: dict[tuple[int, str], str | None] = {}
+        self.signs_with: Callable[[int], str] = lambda partner: ""  # the fingerprint of the key that does, if known
         self._last_sent: dict[int, int] = {}  # the last id that was sent to an identity when it had another key
 
     def flow(self, kind: type[FlowType]) -> FlowType:
@@ -177,7 +182,7 @@ class Session:
                 texts.append((exchange, kept.body))
         states = {state for state, _ in self.table} | {to.state for to in self.table.values()}
         for exchange, text in texts:
-            persistence.read_exchange(exchange, text, found, states, self.horizons)
+            persistence.read_exchange(exchange, text, found, states, self._horizon_of_key)
         for exchange in sorted(found.values(), key=_age):  # what is sent again is so in its order
             exchange.retry = retry.resumed_pause(self.policy, exchange.retry)
             if exchange.began > now:
@@ -264,15 +269,15 @@ class Session:
             position = StreamPosition(*bound.place)
             repeated = not self.streams.is_next(peer.identity, position, bound.after)
         if repeated:
-            horizon.accept(message.sequence_id)
+            horizon.record(message.sequence_id)
             outputs = [DataRepeated(peer.identity, message.token)]
         elif exchange is None or cause is None or (exchange.state, cause) not in self.table:
-            horizon.accept(message.sequence_id)
+            horizon.record(message.sequence_id)
             outputs = [Unexpected(peer.identity, message.token, type(message), _why(peer, exchange, message))]
         else:
             # Deployed peers hear only what lies above their own message: it counts before the answer to it is made.
             before = horizon.highest, horizon.seen
-            horizon.accept(message.sequence_id)
+            horizon.record(message.sequence_id)
             bound_before, peer.binds = peer.binds, binds  # so does what is said in the answer
             try:
                 outputs = self.step(exchange, cause, message, at)
@@ -292,6 +297,10 @@ class Session:
         self._keep(peer)
         return outputs
 
+    def _horizon_of_key(self, peer: Peer, key: int) -> Horizon:
+        """Return what is known of a key that a store names; 0 for the one that counts."""
+        return peer.horizon if key in (0, peer.horizon.key) else self.horizons.peek(peer.identity, key)
+
     def horizon_of(self, peer: Peer, signer: Signer | None, *, retiring: bool) -> Horizon:
         """Return what is known of the key that has signed; the key that counts is the peer's from now on."""
         if signer is None or (signer is peer.signer and not retiring):
@@ -301,7 +310,8 @@ class Session:
         if retiring:
             if current:  # its successor has not been heard yet
                 horizons.put(peer.identity, peer.horizon)
-                peer.horizon, peer.signer = Horizon(), None
+                self._change_horizon(peer, Horizon())
+                peer.signer = None
                 self._mark_horizon(peer)
             return horizons.peek(peer.identity, key)
         peer.signer = signer
@@ -310,7 +320,7 @@ class Session:
         if peer.horizon.key or horizons.knows(peer.identity, key):
             if peer.identity in self.known.peers:
                 horizons.put(peer.identity, peer.horizon)
-            peer.horizon = horizons.peek(peer.identity, key)
+            self._change_horizon(peer, horizons.peek(peer.identity, key))
         peer.horizon.key = key
         self._mark_horizon(peer)
         return peer.horizon
@@ -320,8 +330,13 @@ class Session:
         self.known.mark_freshness(peer.identity)
         if peer.identity in self.known.peers:
             self.known.mark_peer(peer)
+
+    def _change_horizon(self, peer: Peer, horizon: Horizon) -> None:
+        """Have another key count; a store is told which exchanges were begun under the former one."""
+        peer.horizon = horizon
         for exchange in peer.exchanges.values():
-            self.known.mark(exchange)  # it is written with its key, if another one counts
+            if not exchange.mine:
+                self.known.mark(exchange)
 
     def _keep(self, peer: Peer) -> None:
         """Remember a peer, and that it has changed."""
@@ -339,11 +354,12 @@ class Session:
         start = self.starts.get(type(message))
         if isinstance(message, Data):
             start = self.starts_by_data_id.get(message.data_id, start)
+            return self.causes_by_data_id.get(message.data_id, Data), start
         return type(message), start
 
     def tick(self, now: float) -> list[Output]:
         """Do what time demands, or the first part of that: send again, give up, forget."""
-        self.spent.sweep(self.freshness.expired(self.unix(now)))
+        self.spent.sweep(self.freshness.expired(self.unix(now)), now, self.lead)
         outputs: list[Output] = []
         while len(outputs) < MAX_DUE and (exchange := self.known.pop_due(now)) is not None:
             if now >= exchange.expiry:
@@ -352,7 +368,7 @@ class Session:
                     with suppress(SrupError):  # the trouble of one peer must not cost the others their turn
                         outputs += self.step(exchange, Trigger.EXPIRE, None, Now(now, b""))
             else:
-                outputs += self.send_again(exchange)
+                outputs += self.send_again(exchange, now)
                 self.known.schedule(exchange, now)
         return outputs
 
@@ -384,13 +400,13 @@ class Session:
         """Return whether a partner binds its tokens, and so is no deployed peer."""
         return self.binds_tokens(self.peer(partner))
 
-    def hurry(self, partner: int, now: float) -> list[Output]:
+    def repeat_unanswered(self, partner: int, now: float) -> list[Output]:
         """Send again what this partner has not answered, for it is here now; not what was just sent (T9)."""
         peer = self.known.peers.get(partner)
         late: list[Exchange] = []
         for exchange in list(peer.exchanges.values()) if peer else ():
             sent = exchange.due - exchange.retry
-            if exchange.mine and exchange.retry and retry.may_hurry(self.policy, sent, now):
+            if exchange.mine and exchange.retry and retry.may_repeat(self.policy, sent, now):
                 exchange.retry = self.policy.first_retry
                 late.append(exchange)
         return self.send_all_again(late, now)
@@ -432,6 +448,11 @@ class Session:
         """
         exchange = self.known.find(partner, token)
         return exchange is not None and not exchange.mine and self.known.is_open(exchange)
+
+    def asks(self, partner: int, token: bytes) -> bool:
+        """Return whether we have asked a partner something under this token that is still to be answered."""
+        exchange = self.known.find(partner, token)
+        return exchange is not None and exchange.mine and self.known.is_open(exchange)
 
     def calls_handler(self, message: Message) -> bool:
         """Return whether a message, if it is taken, has the application called: not an answer, nor a repetition."""
@@ -547,9 +568,12 @@ class Session:
         """Return whether a sequence id is left for a peer."""
         return max(peer.last_sent, peer.window.highest) < MAX_SEQUENCE_ID
 
-    def send_again(self, exchange: Exchange) -> list[Output]:
+    def send_again(self, exchange: Exchange, now: float) -> list[Output]:
         """Return the request of an exchange once more, if it has a retry."""
         if exchange.request is None or not exchange.retry:
+            return []
+        if not self._flow_of[type(exchange.state)].goes_on_asking(exchange, self.unix(now)):
+            exchange.retry = 0.0
             return []
         fields = {name: value for name, value in exchange.request if name not in ("sequence_id", "sender_id", "token")}
         try:
@@ -558,14 +582,14 @@ class Session:
             exchange.retry = 0.0
             return []
         exchange.retry = retry.next_pause(self.policy, exchange.retry)
-        return [send]
+        return [send._replace(again=True)]
 
     def send_all_again(self, exchanges: Iterable[Exchange], now: float) -> list[Output]:
         """Send requests to one partner again: the first few now, the rest in order by the next ticks (T25)."""
         outputs: list[Output] = []
         for number, exchange in enumerate(exchanges):
             if number < AT_ONCE:
-                outputs += self.send_again(exchange)
+                outputs += self.send_again(exchange, now)
                 self.known.schedule(exchange, now)
             else:
                 self.known.hasten(exchange, now)
@@ -581,6 +605,7 @@ class Session:
         lifetime: float | None,
         *,
         resend: bool = True,
+        remembered: bool = True,
         before_join: bool = False,
         detail: Any = None,
         version: int | None = None,
@@ -588,14 +613,16 @@ class Session:
         place: StreamPosition | None = None,
         **fields: Any,
     ) -> list[Send]:
-        """Begin an exchange of our own and send its request."""
+        """Begin an exchange of our own and send its request; ``remembered`` says whether the partner remembers it."""
         if lifetime is not None:
             check_seconds(lifetime, "lifetime")
         peer = self.peer(partner)
         if not peer.member and not before_join and cls not in self.allowed_before_join:
             raise PolicyError(f"{partner:x} is not joined: it would not take {cls.__name__}")
         expiry = now + (self.policy.lifetime if lifetime is None else lifetime)
-        token = tokens.bind(self.identity, partner, self.token_expiry(peer, expiry), nonce, version, receipt, place)
+        key = self.signs_with(partner)[: tokens.KEY_DIGITS] if remembered else ""  # for the floors of what is forgotten
+        until = self.token_expiry(peer, expiry)
+        token = tokens.bind(self.identity, partner, until, nonce, version, receipt, place, key=key)
         exchange = Exchange(peer, token, state, expiry, mine=True, began=now, detail=detail)
         self.known.check_room(exchange)
         send = self.send(exchange, cls, **fields)

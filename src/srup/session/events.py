@@ -99,11 +99,12 @@ class HumanJoinRequested(Event):
 class ObservedJoinRequested(Event):
     """Server: a device wants to join and to be observed; call ``show_value`` and ``observe``, then ``answer_join``.
 
-    ``signer`` is that of HumanJoinRequested.
+    ``signer`` and ``expires`` are those of HumanJoinRequested.
     """
 
     observer: int
     signer: str = ""
+    expires: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

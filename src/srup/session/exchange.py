@@ -170,20 +170,19 @@ class ExchangeTable:
             return new
         return next(iter(room.answered)) if len(room.answered) >= MAX_REMEMBERED else None
 
-    def _place(self, exchange: Exchange) -> dict[Exchange, None]:
-        """Return where an exchange is counted."""
-        room = exchange.peer.room(exchange.mine)
-        if self.is_open(exchange):
+    def _place(self, exchange: Exchange, room: Room) -> dict[Exchange, None]:
+        """Return where in its room an exchange is counted."""
+        if exchange.state in self._open_states:
             return room.open
         return room.answered if exchange.single_use else room.disposable
 
     def _enter(self, exchange: Exchange) -> None:
-        self._place(exchange)[exchange] = None
+        self._place(exchange, exchange.peer.room(exchange.mine))[exchange] = None
 
     def _leave(self, exchange: Exchange) -> None:
-        self._place(exchange).pop(exchange, None)
         peer = exchange.peer
         room = peer.room(exchange.mine)
+        self._place(exchange, room).pop(exchange, None)
         if not (room.open or room.answered or room.disposable):  # a quiet peer costs no memory
             if exchange.mine:
                 peer.ours = None
@@ -201,16 +200,16 @@ class ExchangeTable:
 
     def remember(self, exchange: Exchange) -> bool:
         """Remember an exchange if there is room; PolicyError if it must be remembered and there is none."""
-        if exchange.token not in exchange.peer.exchanges:
-            oldest = self.check_room(exchange)
-            if oldest is exchange:
-                self.on_forget(exchange)
-                return False
-            if oldest is not None:
-                self.forget(oldest)
-            self.add(exchange)
-        else:
+        if exchange.token in exchange.peer.exchanges:
             self.mark(exchange)
+            return True
+        oldest = self.check_room(exchange)
+        if oldest is exchange:
+            self.on_forget(exchange)
+            return False
+        if oldest is not None:
+            self.forget(oldest)
+        self.add(exchange)
         return True
 
     def forget(self, exchange: Exchange) -> None:
@@ -244,13 +243,14 @@ class ExchangeTable:
 
     def move(self, exchange: Exchange, state: Enum) -> None:
         """Let an exchange be in another state."""
-        same_room = (exchange.state in self._open_states) is (state in self._open_states)
-        if same_room or not self.holds(exchange):
+        same_place = (exchange.state in self._open_states) is (state in self._open_states)
+        if same_place or not self.holds(exchange):
             exchange.state = state
             return
-        self._leave(exchange)
+        room = exchange.peer.room(exchange.mine)
+        self._place(exchange, room).pop(exchange, None)
         exchange.state = state
-        self._enter(exchange)
+        self._place(exchange, room)[exchange] = None
 
     def holds(self, exchange: Exchange) -> bool:
         """Return whether this exchange is remembered."""

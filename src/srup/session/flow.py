@@ -17,10 +17,11 @@ __all__ = ["Flow", "Now", "Output", "Send"]
 
 
 class Send(NamedTuple):
-    """A message to sign and publish for partner ``to``."""
+    """A message to sign and publish for partner ``to``; ``again`` if it repeats a request of ours under its token."""
 
     to: int
     message: Message
+    again: bool = False
 
 
 Output = Send | Event
@@ -47,6 +48,8 @@ class Flow:
     """Messages that begin an exchange."""
     starts_by_data_id: ClassVar[Mapping[str, ExchangeStart]] = {}
     """Values that begin one, by their ``data_id``."""
+    causes_by_data_id: ClassVar[Mapping[str, type[Message]]] = {}
+    """Values that say the same as a message of another type, and more: they take its rows."""
     volatile: ClassVar[frozenset[Enum]] = frozenset()
     """States that do not outlast the process: whoever waits asks again."""
     allowed_before_join: ClassVar[frozenset[type[Message]]] = frozenset()
@@ -60,6 +63,10 @@ class Flow:
     def calls_handler(self, peer: Peer, message: Message) -> bool:
         """Return whether the application has a handler called for a message that begins an exchange here."""
         return False
+
+    def goes_on_asking(self, exchange: Exchange, unix: float) -> bool:
+        """Return whether a request is to be sent again at this Unix time, though it is not answered or expired."""
+        return True
 
     # What other flows let it know. Each returns what follows from it here.
 

@@ -7,7 +7,10 @@ membership: what is known of a key stays known when it is removed, rotated or re
    tokens passes on some messages under the token of whoever gave them to it: that one names two others.
 2. The sequence id has not been seen under this key, and is not too old (T1, T2).
 3. What begins an exchange does not do so under a token that was spent (:mod:`.spent`). Whatever forgets a spent token
-   raises a floor below which no token begins anything: an expiry, or a sequence id for tokens that never expire.
+   raises a floor below which no token begins anything: an expiry, or a sequence id for tokens that never expire. Each
+   key of an identity has floors of its own, and a token must lie above those of all of them, unless it says that it
+   was made under the key that has signed: so nothing is done again that comes under a later key, and a key that was
+   stolen locks out no token of its successor.
 4. A message about being joined or not counts only if its sender has said nothing newer about that.
 """
 
@@ -113,6 +116,10 @@ class Horizon(ReplayWindow):
     activated_sequence_id: int = 0  # of the newest update order whose firmware was activated
     offers: Offers | None = None  # of a home server, if that has said something
 
+    def made(self, bound: tokens.BoundToken) -> bool:
+        """Return whether this token says that it was made under this key."""
+        return bound.key != "" and bound.key == key_text(self.key)[: tokens.KEY_DIGITS]
+
     def refuse_below_floor(self, bound: tokens.BoundToken, sequence_id: int) -> None:
         """Raise PolicyError if this token may have been spent and forgotten."""
         dated, number = self._order(bound, sequence_id)
@@ -162,6 +169,10 @@ class Horizons:
 
     def __init__(self) -> None:
         self._former: dict[int, dict[int, Horizon]] = {}
+
+    def of(self, identity: int) -> Collection[Horizon]:
+        """Return what is known of all these keys of an identity."""
+        return self._former.get(identity, {}).values()
 
     def knows(self, identity: int, key: int) -> bool:
         """Return whether something is known of this key."""

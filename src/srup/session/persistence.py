@@ -16,7 +16,7 @@ from ..messages import SCHEMA, Message
 from ..records import Changes, ExchangeRecord, Fact, PartnerRecord
 from ..wire import Status
 from .exchange import Exchange, ExchangeTable, Peer
-from .freshness import Horizon, Horizons, key_text
+from .freshness import Horizon, key_text
 
 __all__ = [
     "LAST_SENT_ID",
@@ -129,8 +129,8 @@ _STORED: Final[Mapping[str, str]] = {
     "began": "began",
     "detail": "detail",
 }
+_KEY: Final = "key"  # that the exchange was begun under, if it is not the one that counts
 _ATTRIBUTES: Final = {stored: name for name, stored in _STORED.items()}
-_KEY: Final = "key"  # that it was begun under, if that is not the one that counts
 
 _RENAMED: Final[Mapping[str, str]] = {
     "DeviceState.ANSWERED": "IdentificationState.ANSWERED",
@@ -153,9 +153,8 @@ def write_exchange(exchange: Exchange, lead: float = 0.0) -> ExchangeRecord:
     text |= {stored: getattr(exchange, name) for name, stored in _STORED.items()}
     if exchange.began:
         text["began"] += lead
-    signed = exchange.horizon
-    if signed is not None and signed is not exchange.peer.horizon:
-        text[_KEY] = key_text(signed.key) or None
+    if exchange.horizon not in (None, exchange.peer.horizon) and exchange.horizon.key:
+        text[_KEY] = key_text(exchange.horizon.key)
     # An action may have the number 0.
     text = {name: value for name, value in text.items() if value not in (None, False, 0.0) or type(value) is int}
     return ExchangeRecord(exchange.peer.identity, exchange.token, exchange.expiry + lead, dump(text, _named))
@@ -166,33 +165,25 @@ def read_exchange(
     text: str,
     known: Mapping[tuple[int, bytes], Exchange],
     states: Collection[Enum],
-    horizons: Horizons,
+    horizon_of: Callable[[Peer, int], Horizon],
 ) -> None:
     """Give an exchange what is written about it; ``known`` are those that it may name, ``states`` all that exist here.
 
-    ``horizons`` are of the keys that do not count. StoreError for a text that this version cannot have written.
+    ``horizon_of`` tells what is known of a key of its peer. StoreError for a text that this version cannot have
+    written.
     """
     kept = load(text, lambda partner, token: known.get((partner, token)))
-    name, key = (str(kept.pop(each, "")) for each in ("state", _KEY)) if type(kept) is dict else ("", "")
+    name = str(kept.pop("state", "")) if type(kept) is dict else ""
     kind, _, which = name.partition(".")
     name = _RENAMED.get(name) or f"{_RENAMED.get(kind, kind)}.{which}"
     state = next((each for each in states if _state_name(each) == name), None)
+    key = kept.pop(_KEY, "0") if state is not None else ""
     if state is None or not kept.keys() <= _ATTRIBUTES.keys():
         raise StoreError(f"an exchange of {exchange.peer.identity:x} is in a state that this version does not know")
     exchange.state = state
+    exchange.horizon = horizon_of(exchange.peer, int(key, 16))
     for stored, value in kept.items():
         setattr(exchange, _ATTRIBUTES[stored], value)
-    if not exchange.mine:
-        exchange.horizon = _signed(exchange.peer, key, horizons)
-
-
-def _signed(peer: Peer, key: str, horizons: Horizons) -> Horizon:
-    """Return what is known of the key that began an exchange."""
-    try:
-        number = int(key or "0", 16)
-    except ValueError:
-        raise StoreError(f"an exchange of {peer.identity:x} names no key: {key[:80]!r}") from None
-    return peer.horizon if number in (0, peer.horizon.key) else horizons.peek(peer.identity, number)
 
 
 def _state_name(state: Enum) -> str:

@@ -6,7 +6,7 @@ until it is answered or expires. 0 stands for no retransmission at all.
 
 from .policy import Policy
 
-__all__ = ["due", "first_pause", "may_hurry", "next_pause", "resumed_pause"]
+__all__ = ["due", "first_pause", "may_repeat", "next_pause", "resumed_pause"]
 
 
 def first_pause(policy: Policy, *, wanted: bool, safe: bool) -> float:
@@ -32,6 +32,6 @@ def due(expiry: float, pause: float, now: float) -> float:
     return min(expiry, now + pause) if pause else expiry
 
 
-def may_hurry(policy: Policy, sent: float, now: float) -> bool:
+def may_repeat(policy: Policy, sent: float, now: float) -> bool:
     """Return whether what was last sent at ``sent`` may be sent again at once, for its partner is here now (T9)."""
     return now >= sent + policy.first_retry

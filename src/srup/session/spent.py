@@ -2,8 +2,8 @@
 
 Whoever forgets an exchange that a partner has begun leaves its token here: as a number, its expiry above a digest. It
 is dropped when the token has expired, or when there are too many. Whatever is dropped raises the floor of the key that
-it was spent under, so that it begins nothing from then on either (docs/protocol/flows.md#f-31). A token that never
-expires, for its maker has no clock, raises the floor at once: such tokens say which came first.
+it was spent under, so that it begins nothing from then on either, whatever key signs it (docs/protocol/flows.md#f-31).
+A token that never expires, for its maker has no clock, raises the floor at once: such tokens say which came first.
 """
 
 from bisect import bisect_left, insort
@@ -30,6 +30,11 @@ SWEPT: Final = 8
 DROPPED: Final = 256
 """and how many tokens under one key are dropped in it."""
 
+BELIEVED_AFTER: Final = 3600.0
+"""Seconds for which Unix time must have gone on without a jump before a token counts as expired for good."""
+
+_JUMP: Final = 1.0  # seconds: Unix time that has gained or lost more from one sweep to the next was set
+
 _DIGEST_BITS: Final = 64
 _MARK: Final = b"srup5:"  # no token is named so: it would be malformed
 _NAME_SIZE: Final = len(_MARK) + 16
@@ -42,6 +47,9 @@ class SpentTokens:
         self._known = known
         self._horizons = horizons
         self._expired = -1  # what expires up to then has expired; with no clock nothing is known to have
+        self._lead = 0.0  # how far Unix time was ahead of local time at the last sweep,
+        self._steady_since: float | None = None  # and since when, in local time, it has been about that
+        self._believed: float | None = None  # the last lead that had been so long enough
         self._numbers: OrderedDict[int, dict[int, list[int]]] = OrderedDict()  # by identity and key, in order
         self._changed: dict[tuple[int, int], None] = {}
 
@@ -58,6 +66,9 @@ class SpentTokens:
         ``horizon`` is that of the key which has signed the message with this ``sequence_id``.
         """
         horizon.refuse_below_floor(token, sequence_id)
+        if not horizon.made(token):  # it may have been spent under any other key
+            for other in (peer.horizon, *self._horizons.of(peer.identity)):
+                other.refuse_below_floor(token, sequence_id)
         keys = self._numbers.get(peer.identity)
         if keys and self._key_of(peer.identity, _number(token, text)) is not None:
             raise PolicyError("the token is spent")
@@ -74,15 +85,29 @@ class SpentTokens:
         elif token.expiry > horizon.dated_floor:
             self._add(peer.identity, horizon.key, _number(token, exchange.token))
 
-    def sweep(self, expired: int) -> None:
-        """Drop some of the tokens that expire at or before this Unix time, for they would be refused as expired."""
-        self._expired = expired
+    def sweep(self, expired: int, now: float, lead: float) -> None:
+        """Drop some of the tokens that expire at or before this Unix time, for they would be refused as expired.
+
+        ``lead`` is how far Unix time is ahead of local time, which is ``now``. Unix time that was set is not believed
+        at first: while it is wrong nothing would be lost, but the floor would stay where it was raised to.
+        """
+        self._expired = expired = self._expired_for_good(expired, now, lead)
         for _ in range(min(SWEPT, len(self._numbers))):
             identity, keys = next(iter(self._numbers.items()))
             self._numbers.move_to_end(identity)
             for key, numbers in list(keys.items()):
                 count = bisect_left(numbers, expired + 1 << _DIGEST_BITS, hi=min(DROPPED, len(numbers)))
                 self._drop(identity, key, count)
+
+    def _expired_for_good(self, expired: int, now: float, lead: float) -> int:
+        if self._steady_since is None or abs(lead - self._lead) > _JUMP:
+            self._steady_since = now
+        self._lead = lead
+        if now - self._steady_since >= BELIEVED_AFTER:
+            self._believed = lead
+        if self._believed is None:
+            return -1
+        return int(expired - max(0.0, lead - self._believed))
 
     def _add(self, identity: int, key: int, number: int) -> None:
         keys = self._numbers.setdefault(identity, {})

@@ -34,11 +34,24 @@ class Store(Protocol):
         be any more.
         """
 
-    def audit(self, since: float = 0.0, partner: int | None = None) -> Iterator[AuditRow]:
-        """Return the audit rows from ``since`` on, the oldest first; of one partner or of all."""
+    def audit(
+        self,
+        since: float = 0.0,
+        partner: int | None = None,
+        until: float | None = None,
+        *,
+        newest_first: bool = False,
+    ) -> Iterator[AuditRow]:
+        """Return the audit rows from ``since`` on and before ``until``, read in pages; of one partner or of all."""
+
+    def signer(self, fingerprint: bytes) -> bytes | None:
+        """Return the key with this fingerprint that has signed rows, as PEM; None if it is not kept."""
 
     def prune(self, before: float, limit: int | None = None) -> int:
-        """Delete the audit rows that are older than that, the oldest first, ``limit`` at most; return how many."""
+        """Delete the audit rows that are older than that, the oldest first, ``limit`` at most; return how many.
+
+        When there are no more, keys go that have signed none of the others.
+        """
 
     def close(self) -> None:
         """Let go of the files and connections. A second call does nothing."""

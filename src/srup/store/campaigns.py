@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from .mailbox import CAPACITY, Post
 
@@ -26,6 +26,9 @@ class CampaignStore(Protocol):
     the same time only one has an effect.
     """
 
+    def revision(self) -> int:
+        """Return the revision; each save makes it one more."""
+
     def campaigns(self) -> tuple[int, Sequence[KeptCampaign]]:
         """Return the revision and all campaigns by name, without their devices."""
 
@@ -45,12 +48,28 @@ class CampaignStore(Protocol):
     ) -> bool:
         """Write this and post the orders, all of it or nothing; ``document`` makes a new campaign.
 
-        False, and nothing has changed, if the revision is another one by now or the name of a new campaign is taken.
-        StoreError when the mailbox has no room.
+        False, and nothing has changed, if the revision is another one by now or the name of a new campaign is taken,
+        or there is no such campaign.
+        Orders for which a mailbox has no room wait in front of it, or are a StoreError, and then nothing has changed.
         """
 
-    def last_reports(self, orders: Iterable[bytes]) -> Mapping[bytes, bytes]:
-        """Return the last report on each order of which there is one."""
+    def flush(self, capacity: int = CAPACITY) -> int:
+        """Put orders that wait in front of the mailboxes into these; return how many go on waiting."""
+
+    def news(self, orders: Mapping[bytes, int], since: Any = None) -> tuple[Any, Mapping[bytes, bytes]]:
+        """Return the last report on each of these ``orders``, which have their devices beside them, and a mark.
+
+        With ``since``, a mark, orders may be left out of which nothing new has been reported.
+        """
+
+    def claim(self) -> bool:
+        """Return whether this is who carries campaigns out now: for a while, so it must be asked again and again.
+
+        It saves others the work and decides nothing: saves are told apart by revisions.
+        """
+
+    def release(self) -> None:
+        """Let somebody else carry campaigns out at once."""
 
     def await_change(self, patience: float) -> bool:
         """Wait ``patience`` seconds at most; return whether anything in the store has changed since the last call."""

@@ -3,12 +3,17 @@
 =============================  =======  ==================================================================
 ``{srup:5e}:meta``             hash     version, store id, number of partitions; ``ready`` when all was made
 ``{srup:5e}:workers``          zset     live workers, by the time (Redis' own clock, ms) when they count as dead
+``{srup:5e}:campaigns:head``   hash     store id and number of saves; ``records`` and ``documents`` (hashes by name)
+``{srup:5e}:campaigns:posts``  stream   orders of campaigns on their way to the mailboxes
+``{srup:5e}:campaigns:lease``  string   who carries campaigns out; ends by itself
+``{srup:5e}:campaign:<name>``  hash     the devices of a campaign
 ``{srup:5e:7}:meta``           hash     partition 7: version, store id, lease epoch, number of the last commit, ...
 ``{srup:5e:7}:lease``          string   its holder and epoch; ends by itself
 ``{srup:5e:7}:partners``       hash     windows and sequence ids
 ``{srup:5e:7}:busy``           set      the partners that have entries
 ``{srup:5e:7}:entries:<hex>``  hash     exchanges, inbox and outbox of one partner
 ``{srup:5e:7}:keys``           hash     and ``barred`` (set), ``facts`` (hash), ``audit`` (zset by time)
+``{srup:5e:7}:signers``        hash     the keys that have signed what the audit keeps, by fingerprint
 ``{srup:5e:7}:orders``         stream   what was ordered from outside and not taken yet (srup.store.mailbox)
 ``{srup:5e:7}:urgent``         stream   those of them that are carried out first, under the same ids
 ``{srup:5e:7}:order:<id>``     stream   what became of such an order; ends by itself
@@ -147,6 +152,10 @@ class Keyspace:
     def workers(self) -> str:
         """The key of the live workers."""
         return f"{{srup:{self.owner:x}}}:workers"
+
+    def shared(self, name: str) -> str:
+        """The key of a part that is not one partition's."""
+        return f"{{srup:{self.owner:x}}}:{name}"
 
     def key(self, partition: int, name: str) -> str:
         """The key of a part of a partition."""

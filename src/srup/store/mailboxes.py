@@ -1,16 +1,17 @@
-"""Which mailbox, which directory of devices, and which campaigns belong to a store."""
+"""Which mailbox, which directory of devices, which audit, and which campaigns belong to a store."""
 
 import os
 from typing import Any
 
 from ..errors import StoreError
 from ..extras import missing_named
+from .auditing import AuditReader
 from .campaigns import CampaignStore
 from .directory import Directory
 from .mailbox import Mailbox
 from .memory import MemoryStore
 
-__all__ = ["campaigns_at", "directory_at", "mailbox_at"]
+__all__ = ["audit_at", "campaigns_at", "directory_at", "mailbox_at"]
 
 
 def _is_path(store: Any) -> bool:
@@ -49,10 +50,32 @@ def directory_at(store: Any, identity: int) -> Directory:
     return RedisDirectory(Keyspace(store, identity, timeout=5.0))
 
 
-def campaigns_at(store: Any, identity: int) -> CampaignStore:
-    """Return the campaigns of server ``identity`` in a store, which must be an SQLite database; StoreError if not."""
-    if not _is_path(store):
-        raise StoreError("campaigns are kept in the SQLite database of a server, not in a Redis and not in memory")
-    from .sqlitecampaigns import SqliteCampaigns
+def audit_at(store: Any, identity: int) -> AuditReader:
+    """Return what reads the audit of server ``identity`` in a store, named as for :func:`mailbox_at`."""
+    if isinstance(store, MemoryStore):
+        return store
+    if _is_path(store):
+        from .sqliteaudit import SqliteAudit
 
-    return SqliteCampaigns(store, identity)
+        return SqliteAudit(store, identity)
+    with missing_named():
+        from .keyspace import Keyspace
+        from .redisaudit import RedisAudit
+    return RedisAudit(Keyspace(store, identity, timeout=5.0))
+
+
+def campaigns_at(store: Any, identity: int, ttl: float = 15.0) -> CampaignStore:
+    """Return the campaigns of server ``identity`` in a store, named as for :func:`mailbox_at`.
+
+    A claim on carrying them out lasts ``ttl`` seconds. StoreError for a MemoryStore, which keeps none.
+    """
+    if isinstance(store, MemoryStore):
+        raise StoreError("campaigns are kept in the SQLite database of a server or in a Redis, not in memory")
+    if _is_path(store):
+        from .sqlitecampaigns import SqliteCampaigns
+
+        return SqliteCampaigns(store, identity)
+    with missing_named():
+        from .keyspace import Keyspace
+        from .rediscampaigns import RedisCampaigns
+    return RedisCampaigns(Keyspace(store, identity, timeout=5.0), ttl=ttl)

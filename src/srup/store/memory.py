@@ -3,11 +3,12 @@
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from ..errors import StoreError
 from ..records import (
+    SIGNER_PRECISION,
     AuditRow,
     Changes,
     ExchangeRecord,
@@ -16,8 +17,10 @@ from ..records import (
     KeyRecord,
     OutboxEntry,
     PartnerRecord,
+    SignerRecord,
     State,
 )
+from .auditing import Span, span_of
 from .bounds import MAX_TIME, check_int, check_time
 from .directory import KnownDevice
 from .memorymail import MemoryMail, MemoryMailbox
@@ -69,14 +72,37 @@ class MemoryStore:
             self._adopted = False
             self._lock.notify_all()
 
-    def audit(self, since: float = 0.0, partner: int | None = None) -> Iterator[AuditRow]:
-        """Return the audit rows from ``since`` on, the oldest first."""
-        since = check_time(since, "since")
-        if partner is not None:
-            check_int(partner, "partner", 0, _UNSIGNED - 1)
+    def audit(
+        self,
+        since: float = 0.0,
+        partner: int | None = None,
+        until: float | None = None,
+        *,
+        newest_first: bool = False,
+    ) -> Iterator[AuditRow]:
+        """See :meth:`Store.audit`."""
+        return self.rows(span_of(since, partner, until, newest_first))
+
+    def rows(self, span: Span) -> Iterator[AuditRow]:
+        """See :meth:`srup.store.auditing.AuditReader.rows`."""
         with self._lock:
-            rows = [row for row in self._contents.audit if row.at >= since and partner in (None, row.partner)]
-        return iter(sorted(rows, key=lambda row: row.at))
+            rows = [
+                row
+                for row in self._contents.audit
+                if span.since <= row.at < span.until and span.partner in (None, row.partner)
+            ]
+        rows.sort(key=lambda row: row.at)
+        return reversed(rows) if span.newest_first else iter(rows)
+
+    def signer(self, fingerprint: bytes) -> bytes | None:
+        """See :meth:`Store.signer`."""
+        with self._lock:
+            record = self._contents.signers.get(fingerprint)
+        return None if record is None else record.key
+
+    def key(self, fingerprint: bytes, partner: int) -> bytes | None:
+        """See :meth:`srup.store.auditing.AuditReader.key`."""
+        return self.signer(fingerprint)
 
     def prune(self, before: float, limit: int | None = None) -> int:
         """Delete the audit rows that are older, the oldest first, ``limit`` at most; return how many."""
@@ -88,6 +114,10 @@ class MemoryStore:
             old = sorted((place for place, row in enumerate(rows) if row.at < before), key=lambda place: rows[place].at)
             gone = set(old[:limit])
             self._contents.audit = [row for place, row in enumerate(rows) if place not in gone]
+            if limit is None or len(gone) < limit:
+                signers = self._contents.signers
+                for record in [each for each in signers.values() if each.used < before - SIGNER_PRECISION]:
+                    del signers[record.fingerprint]
         return len(gone)
 
     def mailbox(self, owner: int, clock: Callable[[], float] = time.time) -> MemoryMailbox:
@@ -111,6 +141,16 @@ class MemoryStore:
                 KnownDevice(each, contents.keys.get(each), contents.partners.get(each), facts[each])
                 for each in identities
             ]
+
+    def one(self, identity: int, names: Sequence[str] | None = None) -> KnownDevice | None:
+        """See :meth:`srup.store.directory.Directory.one`."""
+        return next((known for known in self.page(identity, 1) if known.identity == identity), None)
+
+    def facts(self, identity: int, names: Sequence[str]) -> list[str]:
+        """See :meth:`srup.store.directory.Directory.facts`."""
+        with self._lock:
+            found = [self._contents.facts.get((identity, name)) for name in names]
+        return [fact.value for fact in found if fact is not None and fact.value is not None]
 
     def close(self) -> None:
         """Do nothing: what is kept stays, for the next agent."""
@@ -145,6 +185,7 @@ class _Contents:
         self.barred: dict[str, None] = {}
         self.facts: dict[tuple[int, str], Fact] = {}
         self.audit: list[AuditRow] = []
+        self.signers: dict[bytes, SignerRecord] = {}
         self.mail = MemoryMail()
 
     def apply(self, changes: Changes) -> None:
@@ -167,6 +208,7 @@ class _Contents:
             else:
                 self.facts[fact.identity, fact.name] = fact
         self.audit += changes.audit
+        self.signers.update((record.fingerprint, record) for record in changes.signers)
         for exchange in changes.ended:
             self.exchanges.pop(exchange, None)
         for entry in changes.finished:
@@ -196,6 +238,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
     "keys": KeyRecord,
     "facts": Fact,
     "audit": AuditRow,
+    "signers": SignerRecord,
     "barred": str,
     "forgotten": int,
     "ended": tuple,

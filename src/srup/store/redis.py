@@ -19,6 +19,7 @@ in memory, at the next start by a witness.
 import logging
 import marshal
 import os
+import re
 import secrets
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ from redis.exceptions import ResponseError
 
 from ..errors import LeaseLostError, StoreError
 from ..records import (
+    SIGNER_PRECISION,
     AuditRow,
     Changes,
     ExchangeRecord,
@@ -43,12 +45,14 @@ from ..records import (
     ReportRecord,
     State,
 )
-from .bounds import MAX_TIME, check_int, check_seconds, check_time
+from .auditing import span_of
+from .bounds import check_int, check_seconds, check_time
 from .directory import KnownDevice
 from .keyspace import VERSION, Call, Keyspace, Script
 from .lease import Lease, RedisArbiter
 from .mailbox import MAX_KEPT
-from .partition import PARTITIONS
+from .partition import PARTITIONS, partition_of
+from .redisaudit import at_of, audit_value, partition_key, partition_rows, parts, signer_value, split
 from .redismail import report_key
 from .witness import Position, Witness
 
@@ -176,8 +180,21 @@ if old > 0 then redis.call('ZREMRANGEBYRANK', KEYS[3], 0, old - 1) end
 return {'ok', old}
 """)
 
+# KEYS: meta, lease, signers. ARGV: store id, lease, time, how many at a time, where to go on.
+# The record of a key begins with the time at which it was used, a double.
+_PRUNE_SIGNERS: Final = Script("""
+if redis.call('HGET', KEYS[1], 'id') ~= ARGV[1] then return {'store', ''} end
+local lease = redis.call('GET', KEYS[2])
+if lease ~= ARGV[2] then return {'lease', lease or ''} end
+local found = redis.call('HSCAN', KEYS[3], ARGV[5], 'COUNT', ARGV[4])
+for at = 1, #found[2], 2 do
+    if struct.unpack('>d', found[2][at + 1]) < tonumber(ARGV[3]) then redis.call('HDEL', KEYS[3], found[2][at]) end
+end
+return {'ok', found[1]}
+""")
+
 # The keys of a partition, in KEYS' order.
-_WHOLE: Final = ("partners", "busy", "keys", "barred", "facts", "audit", "orders", "urgent")
+_WHOLE: Final = ("partners", "busy", "keys", "barred", "facts", "audit", "orders", "urgent", "signers")
 
 
 class RedisStore:
@@ -272,29 +289,23 @@ class RedisStore:
         if error is not None:
             raise error
 
-    def audit(self, since: float = 0.0, partner: int | None = None) -> Iterator[AuditRow]:
+    def audit(
+        self,
+        since: float = 0.0,
+        partner: int | None = None,
+        until: float | None = None,
+        *,
+        newest_first: bool = False,
+    ) -> Iterator[AuditRow]:
         """See :class:`~srup.store.Store`."""
-        since = check_time(since, "since")
-        if partner is not None:
-            check_int(partner, "partner", 0, _LARGEST)
+        span = span_of(since, partner, until, newest_first)
         self._check_open()
-        return self._rows(since, partner)
+        return partition_rows(self.keyspace, self.lease.partition, span, _PAGE)
 
-    def _rows(self, since: float, partner: int | None) -> Iterator[AuditRow]:
-        skip = 0
-        while True:
-            with self.keyspace.asking():
-                page = self.keyspace.client.zrangebyscore(
-                    self._keys["audit"], since, "+inf", start=skip, num=_PAGE, withscores=True
-                )
-            for row, at in page:
-                skip = skip + 1 if at == since else 1
-                since = at
-                found = self._decoded("audit", _audit_row, at, row)
-                if partner is None or found.partner == partner:
-                    yield found
-            if len(page) < _PAGE:
-                return
+    def signer(self, fingerprint: bytes) -> bytes | None:
+        """See :class:`~srup.store.Store`."""
+        self._check_open()
+        return partition_key(self.keyspace, self.lease.partition, fingerprint)
 
     def prune(self, before: float, limit: int | None = None) -> int:
         """See :class:`~srup.store.Store`."""
@@ -302,17 +313,30 @@ class RedisStore:
         if limit is not None:
             check_int(limit, "limit", 0, _LARGEST)
         self._check_open()
-        keys = [self._keys[each] for each in ("meta", "lease", "audit")]
         pruned = 0
         while True:
-            self.lease.check()
             most = _PAGE if limit is None else min(_PAGE, limit - pruned)
-            word, count = self.keyspace.run(_PRUNE, keys, [self._store, self.lease.token, repr(before), most])
-            if word != b"ok":
-                raise self._refusal(word, count)
-            pruned += int(count)
-            if count < most or pruned == limit:
+            count = int(self._pruned(_PRUNE, "audit", repr(before), most))
+            pruned += count
+            if count < most:
+                self._prune_signers(before - SIGNER_PRECISION)
                 return pruned
+            if pruned == limit:
+                return pruned
+
+    def _prune_signers(self, before: float) -> None:
+        cursor: bytes = b"0"
+        while (cursor := self._pruned(_PRUNE_SIGNERS, "signers", repr(before), _PAGE, cursor)) != b"0":
+            pass
+
+    def _pruned(self, script: Script, key: str, *arguments: Any) -> Any:
+        """Run a script that deletes; return what it answers."""
+        self.lease.check()
+        keys = [self._keys[each] for each in ("meta", "lease", key)]
+        word, told = self.keyspace.run(script, keys, [self._store, self.lease.token, *arguments])
+        if word != b"ok":
+            raise self._refusal(word, told)
+        return told
 
     def close(self) -> None:
         """See :class:`~srup.store.Store`. The lease is not given back: that is for :class:`Leases`."""
@@ -602,7 +626,6 @@ def commit_many(pairs: Iterable[tuple[RedisStore, Changes]]) -> list[StoreError 
 _BITS: Final = 1024  # of a replay window
 _ALL: Final = (1 << _BITS) - 1
 _MEMBER, _BINDS, _GAPS = 1, 2, 4  # flags of a partner; _GAPS: what follows are the ids that were not seen
-_NONE: Final = 0xFFFF_FFFF
 
 
 class _Content(NamedTuple):
@@ -660,6 +683,44 @@ class RedisDirectory:
         page, self._rest = found[:limit], found[limit:]
         return page
 
+    def one(self, identity: int, names: Sequence[str] | None = None) -> KnownDevice | None:
+        """See :meth:`Directory.one`. Without ``names`` the names of all facts of the partition are looked through."""
+        partition, name = partition_of(identity, self._partitions), _bytes(identity)
+        key = self._keyspace.key(partition, "facts")
+        with self._keyspace.asking():
+            client = self._keyspace.client
+            pipe = client.pipeline(transaction=False)
+            pipe.hget(self._keyspace.key(partition, "keys"), name)
+            pipe.hget(self._keyspace.key(partition, "partners"), name)
+            pipe.hmget(key, [name + each.encode() for each in names or ("",)])
+            known, partner, values = pipe.execute()
+            told = zip(names or (), values, strict=False)
+            found = {name + each.encode(): value for each, value in told if value is not None}
+            if names is None:
+                pattern = re.sub(rb"([\\*?\[\]^-])", rb"\\\1", name) + b"*"
+                found = dict(client.hscan_iter(key, match=pattern, count=_PAGE))
+        if known is None and partner is None:
+            return None
+        try:
+            facts = [_fact(each, value) for each, value in found.items()]
+            return KnownDevice(
+                identity,
+                None if known is None else _key_record(name, known),
+                None if partner is None else _partner(name, partner),
+                {fact.name: fact.value or "" for fact in facts},
+            )
+        except (struct.error, ValueError, IndexError) as error:
+            raise StoreError(f"{self._keyspace}: partition {partition} is damaged: {error}; restore it") from None
+
+    def facts(self, identity: int, names: Sequence[str]) -> list[str]:
+        """See :meth:`Directory.facts`."""
+        fields = [_bytes(identity) + name.encode() for name in names]
+        with self._keyspace.asking():
+            pipe = self._keyspace.client.pipeline(transaction=False)
+            for partition in range(self._partitions):
+                pipe.hmget(self._keyspace.key(partition, "facts"), fields)
+            return [value.decode() for values in pipe.execute() for value in values if value is not None]
+
     def _known(self, partition: int, first: int) -> list[KnownDevice]:
         with self._keyspace.asking():
             pipe = self._keyspace.client.pipeline(transaction=False)
@@ -704,10 +765,10 @@ def _content(changes: Changes, entries: Callable[[int], str], reports: Callable[
         value = struct.pack(">d", exchange.expiry) + exchange.body.encode()
         put.setdefault(exchange.partner, {})[b"e" + exchange.token] = value
     for entry in changes.inbox:
-        value = _parts(entry.token, entry.kind.encode(), entry.body)
+        value = parts(entry.token, entry.kind.encode(), entry.body)
         put.setdefault(entry.partner, {})[b"i" + _bytes(entry.number)] = value
     for mail in changes.outbox:
-        value = struct.pack(">d", mail.expiry) + _parts(mail.topic.encode(), mail.body)
+        value = struct.pack(">d", mail.expiry) + parts(mail.topic.encode(), mail.body)
         put.setdefault(mail.partner, {})[b"o" + _bytes(mail.number)] = value
     for partner, token in changes.ended:
         out.setdefault(partner, []).append(b"e" + token)
@@ -731,6 +792,7 @@ def _content(changes: Changes, entries: Callable[[int], str], reports: Callable[
         ("SADD", _key("barred"), [each.encode() for each in changes.barred]),
         ("HSET", _key("facts"), _flat(known)),
         ("HDEL", _key("facts"), [name for name, value in facts.items() if value is None]),
+        ("HSET", _key("signers"), _flat({each.fingerprint: signer_value(each) for each in changes.signers})),
     ]
     commands: list[tuple[str, int, list[bytes]]] = [("DEL", place[each], []) for each in sorted(forgotten)]
     for name, key, values in wanted:
@@ -742,14 +804,8 @@ def _content(changes: Changes, entries: Callable[[int], str], reports: Callable[
         partners=[part for each in partners for part in (_bytes(each.identity), _window(each))],
         checked=len(latest.keys() - forgotten),
         commands=commands,
-        audit=[(_at(row), _audit_value(row)) for row in changes.audit],
+        audit=[(at_of(row), audit_value(row)) for row in changes.audit],
     )
-
-
-def _at(row: AuditRow) -> float:
-    if not 0 <= row.at <= MAX_TIME:
-        raise ValueError(f"{row.at!r} is no time of an audit row")
-    return float(row.at)
 
 
 def _told(report: ReportRecord, place: dict[bytes, int]) -> Iterator[tuple[str, int, list[bytes]]]:
@@ -784,26 +840,6 @@ def _u64(content: bytes) -> int:
     return int(struct.unpack(">Q", content)[0])
 
 
-def _parts(*parts: bytes | None) -> bytes:
-    """Parts of any length, or None, one behind the other."""
-    return b"".join(struct.pack(">I", _NONE) if part is None else struct.pack(">I", len(part)) + part for part in parts)
-
-
-def _split(content: bytes, start: int = 0) -> list[bytes | None]:
-    parts: list[bytes | None] = []
-    while start < len(content):
-        (length,) = struct.unpack_from(">I", content, start)
-        start += 4
-        if length == _NONE:
-            parts.append(None)
-            continue
-        if start + length > len(content):
-            raise ValueError("a value ends too early")
-        parts.append(content[start : start + length])
-        start += length
-    return parts
-
-
 def _window(partner: PartnerRecord) -> bytes:
     """Flags, reserved, highest: where the script looks for them; then the window, by what is shorter."""
     if not 0 <= partner.seen <= _ALL:
@@ -828,10 +864,10 @@ def _entry(partner: int, name: bytes, value: bytes) -> ExchangeRecord | InboxEnt
             (expiry,) = struct.unpack_from(">d", value)
             return ExchangeRecord(partner, name[1:], expiry, value[8:].decode())
         case b"i":
-            token, kind, body = _split(value)
+            token, kind, body = split(value)
             return InboxEntry(_u64(name[1:]), partner, token or b"", (kind or b"").decode(), body or b"")
         case b"o":
-            topic, body = _split(value, 8)
+            topic, body = split(value, 8)
             (expiry,) = struct.unpack_from(">d", value)
             return OutboxEntry(_u64(name[1:]), partner, (topic or b"").decode(), body or b"", expiry)
         case _:
@@ -839,24 +875,14 @@ def _entry(partner: int, name: bytes, value: bytes) -> ExchangeRecord | InboxEnt
 
 
 def _key_value(key: KeyRecord) -> bytes:
-    return struct.pack(">d", key.until) + _parts(key.key, key.retiring, key.pin)
+    return struct.pack(">d", key.until) + parts(key.key, key.retiring, key.pin)
 
 
 def _key_record(name: bytes, value: bytes) -> KeyRecord:
-    key, retiring, pin = _split(value, 8)
+    key, retiring, pin = split(value, 8)
     (until,) = struct.unpack_from(">d", value)
     return KeyRecord(_u64(name), key, retiring, until, pin)
 
 
 def _fact(name: bytes, value: bytes) -> Fact:
     return Fact(_u64(name[:8]), name[8:].decode(), value.decode())
-
-
-def _audit_value(row: AuditRow) -> bytes:
-    return struct.pack(">QQQ", row.partner, row.sequence_id, row.type) + _parts(row.token, row.outcome.encode())
-
-
-def _audit_row(at: float, value: bytes) -> AuditRow:
-    partner, sequence_id, kind = struct.unpack_from(">QQQ", value, 12)
-    token, outcome = _split(value, 36)
-    return AuditRow(at, partner, sequence_id, kind, token or b"", (outcome or b"").decode())

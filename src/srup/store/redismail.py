@@ -5,34 +5,42 @@ Each order has a stream of its own for what becomes of it, which ends by itself.
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from redis import Redis
 from redis.exceptions import ResponseError
 
 from ..errors import StoreError
-from .keyspace import Keyspace, Script
-from .mailbox import CAPACITY, ORDER_ID, PAGE, Entry, Mailbox, Position, check_post
+from .keyspace import Call, Keyspace, Script
+from .mailbox import CAPACITY, ORDER_ID, PAGE, Entry, Mailbox, Position, Post, check_post
 from .partition import partition_of
 
-__all__ = ["RedisMailbox", "report_key"]
+__all__ = ["RedisMailbox", "by_key", "report_key"]
 
 log: Final = logging.getLogger("srup.store")
 
-# KEYS: meta, orders, reports of this order, urgent. ARGV: store id, how many may wait, id, order, first report, whether
-# it is urgent ("1"): then it does not wait for room, and only as many urgent ones may wait.
+# KEYS: meta, orders, urgent, and the reports of each order. ARGV: store id, how many may wait, and of each order its
+# id, itself, the first report, and whether it is urgent ("1"): then it does not wait for room, and only as many urgent
+# ones may wait. Answers how many are there now: behind the first that has no room none is put in. And how many wait.
 # An order that was posted already is not posted again: the answer to the first try may have been lost.
 _POST: Final = Script("""
 local store = redis.call('HGET', KEYS[1], 'id')
 if store ~= ARGV[1] then return {'store', store or ''} end
-if redis.call('EXISTS', KEYS[3]) == 1 then return {'ok', ''} end
-local waiting = redis.call('XLEN', KEYS[ARGV[6] == '1' and 4 or 2])
-if waiting >= tonumber(ARGV[2]) then return {'full', tostring(waiting)} end
-local place = redis.call('XADD', KEYS[2], '*', 'id', ARGV[3], 'order', ARGV[4])
-if ARGV[6] == '1' then redis.pcall('XADD', KEYS[4], place, 'id', ARGV[3], 'order', ARGV[4]) end
-redis.call('XADD', KEYS[3], '*', 'report', ARGV[5])
-return {'ok', ''}
+local done, waiting = 0, 0
+for at = 3, #ARGV, 4 do
+    local reports = KEYS[4 + done]
+    if redis.call('EXISTS', reports) == 0 then
+        local urgent = ARGV[at + 3] == '1'
+        waiting = redis.call('XLEN', KEYS[urgent and 3 or 2])
+        if waiting >= tonumber(ARGV[2]) then break end
+        local place = redis.call('XADD', KEYS[2], '*', 'id', ARGV[at], 'order', ARGV[at + 1])
+        if urgent then redis.pcall('XADD', KEYS[3], place, 'id', ARGV[at], 'order', ARGV[at + 1]) end
+        redis.call('XADD', reports, '*', 'report', ARGV[at + 2])
+    end
+    done = done + 1
+end
+return {'ok', done, waiting}
 """)
 
 
@@ -67,19 +75,47 @@ class RedisMailbox(Mailbox):
         """See :meth:`Mailbox.post`."""
         check_post(order_id, order, capacity)
         partition = partition_of(device, self.partitions)
-        keys = [self.keyspace.key(partition, each) for each in ("meta", "orders", report_key(order_id), "urgent")]
-        arguments = [self._store, capacity, order_id, order, report, int(urgent)]
-        word, told = self.keyspace.run(_POST, keys, arguments)
-        match word:
-            case b"full":
-                raise StoreError(
-                    f"{self.keyspace}: the mailbox of partition {partition} is full: {told.decode()} orders wait for a "
-                    "worker to take them; start one (srup server --workers), or post again later"
-                )
-            case b"store" if not told:
-                raise StoreError(self.keyspace.missing())
-            case b"store":
-                raise StoreError(f"{self.keyspace}: this is store {told.hex()}, not {self._store.hex()} as before")
+        post = Post(device, order_id, order, report, urgent)
+        [answer] = self.keyspace.run_all([self._call(partition, [post], capacity)])
+        done, waiting = self._counted(answer)
+        if not done:
+            raise StoreError(
+                f"{self.keyspace}: the mailbox of partition {partition} is full: {waiting} orders wait for a "
+                "worker to take them; start one (srup server --workers), or post again later"
+            )
+
+    def post_all(self, posts: Sequence[Post], capacity: int = CAPACITY) -> set[bytes]:
+        """Post orders that were checked, in one round trip; return the ids of those that are there now.
+
+        What stands behind an order of its partition that has no room is not posted either.
+        """
+        shares: dict[int, list[Post]] = {}
+        for post in posts:
+            shares.setdefault(partition_of(post.device, self.partitions), []).append(post)
+        answers = self.keyspace.run_all([self._call(number, share, capacity) for number, share in shares.items()])
+        there: set[bytes] = set()
+        for share, answer in zip(shares.values(), answers, strict=True):
+            there.update(post.id for post in share[: self._counted(answer)[0]])
+        return there
+
+    def _call(self, partition: int, posts: Sequence[Post], capacity: int) -> Call:
+        keys = [self.keyspace.key(partition, each) for each in ("meta", "orders", "urgent")]
+        keys += [self.keyspace.key(partition, report_key(post.id)) for post in posts]
+        arguments = [self._store, capacity]
+        for post in posts:
+            arguments += (post.id, post.order, post.report, int(post.urgent))
+        return Call(_POST, keys, arguments)
+
+    def _counted(self, answer: Any) -> tuple[int, int]:
+        """Return how many orders were put into a mailbox, and how many wait."""
+        if isinstance(answer, StoreError):
+            raise answer
+        word, *told = answer
+        if word == b"ok":
+            return int(told[0]), int(told[1])
+        if not told[0]:
+            raise StoreError(self.keyspace.missing())
+        raise StoreError(f"{self.keyspace}: this is store {told[0].hex()}, not {self._store.hex()} as before")
 
     def waiting(self) -> dict[int, int]:
         """Return how many orders wait in each partition that has any."""
@@ -134,12 +170,12 @@ class RedisMailbox(Mailbox):
         client, patience = self.keyspace.client, min(patience, self._patience)
         if self._blocks and patience > 0:
             with self.keyspace.asking(but=ResponseError):
-                return _by_key(client.xread(dict(places), count=PAGE, block=max(1, round(patience * 1000))))
+                return by_key(client.xread(dict(places), count=PAGE, block=max(1, round(patience * 1000))))
         with self.keyspace.asking(but=ResponseError):
             pipe = client.pipeline(transaction=False)
             for key, place in places.items():
                 pipe.xread({key: place}, count=PAGE)
-            found = {key: rows for answer in pipe.execute() for key, rows in _by_key(answer).items()}
+            found = {key: rows for answer in pipe.execute() for key, rows in by_key(answer).items()}
         if not found and patience > 0:
             self._closed.wait(patience)
         return found
@@ -148,7 +184,7 @@ class RedisMailbox(Mailbox):
         """Read a single mailbox; one that cannot be read has nothing, which is told."""
         with self.keyspace.asking(but=ResponseError):
             try:
-                rows = _by_key(self.keyspace.client.xread({key: place}, count=PAGE)).get(key, [])
+                rows = by_key(self.keyspace.client.xread({key: place}, count=PAGE)).get(key, [])
             except ResponseError as error:
                 if self._told.get(key) != str(error):
                     self._told[key] = str(error)
@@ -158,8 +194,8 @@ class RedisMailbox(Mailbox):
         return rows
 
 
-def _by_key(answer: Any) -> dict[bytes, list[tuple[bytes, Any]]]:
-    """The rows by stream, of an answer to XREAD in either version of Redis' protocol."""
+def by_key(answer: Any) -> dict[bytes, list[tuple[bytes, Any]]]:
+    """Return the rows by stream, of an answer to XREAD in either version of Redis' protocol."""
     if isinstance(answer, dict):
         return {key: [row for rows in pages for row in rows] for key, pages in answer.items()}
     return dict(answer or ())

@@ -29,9 +29,20 @@ from typing import Any, Final
 from ..errors import StoreError
 from ..files import sync_folder
 from ..records import AuditRow, Changes, ExchangeRecord, Fact, InboxEntry, KeyRecord, OutboxEntry, PartnerRecord, State
-from .bounds import MAX_TIME, check_int, check_time
+from .auditing import Span, span_of
+from .bounds import check_int, check_time
 from .directory import KnownDevice
 from .mailbox import ORDER_ID
+from .sqliteaudit import (
+    PAGE,
+    pack_audit,
+    pack_signer,
+    prune_rows,
+    prune_signers,
+    read_page,
+    read_signer,
+    unpack_page,
+)
 from .sqlitefile import (
     ADOPT,
     APPLICATION,
@@ -51,10 +62,9 @@ from .sqlitefile import (
 from .sqlitemail import SqliteMailbox
 from .witness import Position, Witness
 
-__all__ = ["SqliteStore", "known_devices"]
+__all__ = ["SqliteStore", "facts_named", "known_devices"]
 
-_PAGE: Final = 1000  # audit rows that are read, and
-_PRUNED: Final = 10_000  # deleted, at a time: between them commits get their turn
+_PRUNED: Final = 10_000  # audit rows that are deleted at a time: between them commits get their turn
 _WAL_PAGES: Final = 1000  # the log begins anew when it has so many and is copied back: 4 MB and one commit
 _PATIENCE: Final = 2.0  # seconds that a commit waits while an order is being posted
 _CACHE: Final = -16_384  # KiB of memory for pages, taken as needed
@@ -70,7 +80,6 @@ _PARTNER: Final = struct.Struct(">QBQQ")
 _INBOX: Final = struct.Struct(">QQHH")
 _OUTBOX: Final = struct.Struct(">QQdH")
 _KEY: Final = struct.Struct(">QdBII")
-_AUDIT: Final = struct.Struct(">dQQBH")
 
 Row = Sequence[Any]
 
@@ -160,19 +169,6 @@ def _pack_fact(identity: int, name: str, value: str | None) -> bytes:
     return _named(identity, name.encode(), (value or "").encode())
 
 
-def _pack_audit(at: float, partner: int, sequence_id: int, kind: int, token: bytes, outcome: str) -> bytes:
-    if not 0 <= at <= MAX_TIME:
-        raise ValueError(f"{at!r} is no time of an audit row")
-    return _AUDIT.pack(at, partner, sequence_id, kind, len(token)) + token + outcome.encode()
-
-
-def _unpack_audit(row: Row) -> AuditRow:
-    at, _, partner, record = row
-    at, partner, sequence_id, kind, token = _AUDIT.unpack_from(at + partner + record)
-    rest = record[_AUDIT.size - 16 :]
-    return AuditRow(at, partner, sequence_id, kind, rest[:token], rest[token:].decode())
-
-
 def known_devices(db: sqlite3.Connection, first: int, limit: int) -> list[KnownDevice]:
     """Return what a database knows of devices from an identity on; in a transaction, for it takes several queries."""
     of_each = "SELECT identity FROM (SELECT identity FROM {} WHERE identity >= ?1 ORDER BY identity LIMIT ?2)"
@@ -191,6 +187,14 @@ def known_devices(db: sqlite3.Connection, first: int, limit: int) -> list[KnownD
     for identity, name, value in rows("facts"):
         facts.setdefault(identity, {})[name.decode()] = value.decode()
     return [KnownDevice(_integer(each), keys.get(each), partners.get(each), facts.get(each, {})) for (each,) in found]
+
+
+def facts_named(db: sqlite3.Connection, identity: int, names: Sequence[str]) -> list[str]:
+    """Return what a database has of facts with these names about an identity."""
+    places = ", ".join("?" * len(names))
+    query = f"SELECT record FROM facts WHERE identity = ? AND name IN ({places})"  # noqa: S608
+    wanted = NUMBER.pack(identity), *(name.encode() for name in names)
+    return [record.decode() for (record,) in db.execute(query, wanted)]
 
 
 def _pack_report(order: bytes, body: bytes) -> bytes:
@@ -283,10 +287,11 @@ _LISTS: Final = (
     _List("unknown", _pack_fact, "identity:8, name:n", _remove("facts", "identity, name")),
     _List(
         "audit",
-        _pack_audit,
-        "at:8, (SELECT commits FROM store) << 24 | key, partner:8, record:*",
-        ("INSERT INTO audit(at, number, partner, record) {rows}",),
+        pack_audit,
+        "at:8, (SELECT commits FROM store) << 24 | key, partner:8, form:1, record:*",
+        ("INSERT INTO audit(at, number, partner, form, record) {rows}",),
     ),
+    _List("signers", pack_signer, "fingerprint:32, used:8, key:*", _put("signers")),
     _List("ended", _named, "partner:8, token:n", _remove("exchanges", "partner, token")),
     _List("finished", _PAIR.pack, "partner:8, number:8", _remove("inbox", "partner, number")),
     _List("settled", _PAIR.pack, "partner:8, number:8", _remove("outbox", "partner, number")),
@@ -428,30 +433,35 @@ class SqliteStore:
             self._commits += 1
             self._witness.note(self._commits)
 
-    def audit(self, since: float = 0.0, partner: int | None = None) -> Iterator[AuditRow]:
-        """Return the audit rows from ``since`` on, the oldest first; of one partner or of all."""
-        since = check_time(since, "since")
-        if partner is not None:
-            check_int(partner, "partner", 0, _LARGEST)
-        return self._rows(TIME.pack(max(since, 0.0)), b"" if partner is None else NUMBER.pack(partner))
+    def audit(
+        self,
+        since: float = 0.0,
+        partner: int | None = None,
+        until: float | None = None,
+        *,
+        newest_first: bool = False,
+    ) -> Iterator[AuditRow]:
+        """See :meth:`Store.audit`."""
+        return self._rows(span_of(since, partner, until, newest_first))
 
-    def _rows(self, at: bytes, of: bytes) -> Iterator[AuditRow]:
-        number = -1
+    def _rows(self, span: Span) -> Iterator[AuditRow]:
+        after: tuple[bytes, int] | None = None
         while True:
             with self._lock, self._translated():
-                rows = self._db.execute(
-                    "SELECT * FROM audit WHERE (at, number) > (?, ?) AND (?3 = x'' OR partner = ?3)"
-                    " ORDER BY at, number LIMIT ?",
-                    (at, number, of, _PAGE),
-                ).fetchall()
-                found = [*map(_unpack_audit, rows)]
+                page = read_page(self._db, span, after)
+                found = unpack_page(page)
             yield from found
-            if len(rows) < _PAGE:
+            if len(page) < PAGE:
                 return
-            at, number = rows[-1][:2]
+            after = page[-1][0], page[-1][1]
+
+    def signer(self, fingerprint: bytes) -> bytes | None:
+        """See :meth:`Store.signer`."""
+        with self._lock, self._translated():
+            return read_signer(self._db, fingerprint)
 
     def prune(self, before: float, limit: int | None = None) -> int:
-        """Delete the audit rows that are older than that, the oldest first, ``limit`` at most; return how many."""
+        """See :meth:`Store.prune`."""
         before = check_time(before, "before")
         if limit is not None:
             check_int(limit, "limit", 0, _LARGEST)
@@ -460,11 +470,9 @@ class SqliteStore:
             most = _PRUNED if limit is None else min(_PRUNED, limit - pruned)
             with self._lock, self._translated():
                 self._check_writable()
-                deleted = self._db.execute(
-                    "DELETE FROM audit WHERE (at, number) IN"
-                    " (SELECT at, number FROM audit WHERE at < ? ORDER BY at, number LIMIT ?)",
-                    (TIME.pack(max(before, 0.0)), most),
-                ).rowcount
+                deleted = prune_rows(self._db, before, most)
+                if deleted < most:
+                    prune_signers(self._db, before, most)
             pruned += deleted
             if deleted < most or pruned == limit:
                 return pruned
@@ -720,6 +728,13 @@ class SqliteStore:
         self._witness.open()
         self._adopt = False
 
+    def _keys(self) -> Iterator[KeyRecord]:
+        """Give the keys one at a time, for those of a large fleet are most of what it has, and fill no cache."""
+        with self._translated():
+            self._db.execute("PRAGMA cache_size = 0")
+            yield from map(_unpack_key, self._db.execute("SELECT * FROM keys"))
+            self._db.execute(f"PRAGMA cache_size = {_CACHE}")
+
     def _state(self) -> State:
         def rows(query: str) -> sqlite3.Cursor:
             return self._db.execute(f"SELECT {query}")
@@ -729,7 +744,7 @@ class SqliteStore:
             [*map(_unpack_exchange, rows("* FROM exchanges"))],
             [*map(_unpack_inbox, rows("* FROM inbox ORDER BY number, partner"))],
             [*map(_unpack_outbox, rows("* FROM outbox ORDER BY number, partner"))],
-            [*map(_unpack_key, rows("* FROM keys"))],
+            self._keys(),
             [fingerprint.decode() for (fingerprint,) in rows("* FROM barred")],
             [Fact(_integer(row[0]), row[1].decode(), row[2].decode()) for row in rows("* FROM facts")],
             bool(rows("adopted FROM store").fetchone()[0]),

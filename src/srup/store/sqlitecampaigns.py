@@ -2,17 +2,13 @@
 
 import os
 import sqlite3
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from ..errors import StoreError
 from .campaigns import CampaignStore, KeptCampaign
 from .mailbox import CAPACITY, Post, check_post
-from .sqlitefile import NUMBER, check_log, connect, forget_at_fork, never_close, translated
+from .sqlitefile import NUMBER, Visitor
 from .sqlitemail import insert_order
 
 __all__ = ["SqliteCampaigns"]
@@ -25,25 +21,25 @@ class SqliteCampaigns(CampaignStore):
     """See :class:`CampaignStore`. The database must be that of server ``identity``."""
 
     def __init__(self, path: str | os.PathLike[str], identity: int) -> None:
-        self.path: Final = Path(os.path.realpath(path))
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
+        self._visitor = Visitor(path, identity, "campaigns", _PATIENCE)
+        self.path: Final = self._visitor.path
         self._version: Any = None
-        with translated(self.path):
-            check_log(self.path)
-            self._db: sqlite3.Connection | None = connect(self.path, identity, _PATIENCE)
-        forget_at_fork(self)
+
+    def revision(self) -> int:
+        """See :meth:`CampaignStore.revision`."""
+        with self._visitor.transaction("BEGIN") as db:
+            return _revision(db)
 
     def campaigns(self) -> tuple[int, Sequence[KeptCampaign]]:
         """See :meth:`CampaignStore.campaigns`."""
-        with self._transaction("BEGIN") as db:
+        with self._visitor.transaction("BEGIN") as db:
             rows = db.execute("SELECT name, document, record FROM campaigns ORDER BY name").fetchall()
             return _revision(db), [KeptCampaign(name, document, record, {}) for name, document, record in rows]
 
     def load(self, names: Iterable[str]) -> tuple[int, Sequence[KeptCampaign]]:
         """See :meth:`CampaignStore.load`."""
         found = []
-        with self._transaction("BEGIN") as db:
+        with self._visitor.transaction("BEGIN") as db:
             for name in names:
                 row = db.execute("SELECT document, record FROM campaigns WHERE name = ?", (name,)).fetchone()
                 if row is not None:
@@ -67,7 +63,7 @@ class SqliteCampaigns(CampaignStore):
         for post in posts:
             check_post(post.id, post.order, capacity)
         now = time.time()
-        with self._transaction("BEGIN IMMEDIATE") as db:
+        with self._visitor.transaction("BEGIN IMMEDIATE") as db:
             if _revision(db) != revision:
                 return False
             if document is not None:
@@ -75,66 +71,53 @@ class SqliteCampaigns(CampaignStore):
                     return False
                 db.execute("INSERT INTO campaigns VALUES(?, 1, ?, ?)", (name, document, record))
             else:
-                db.execute("UPDATE campaigns SET saves = saves + 1, record = ? WHERE name = ?", (record, name))
+                update = "UPDATE campaigns SET saves = saves + 1, record = ? WHERE name = ?"
+                if not db.execute(update, (record, name)).rowcount:
+                    return False
             rows = [(name, NUMBER.pack(device), each) for device, each in devices.items()]
             db.executemany("INSERT OR REPLACE INTO campaign_devices VALUES(?, ?, ?)", rows)
             for post in posts:
                 insert_order(db, self.path, now, post, capacity)
             return True
 
-    def last_reports(self, orders: Iterable[bytes]) -> Mapping[bytes, bytes]:
-        """See :meth:`CampaignStore.last_reports`."""
-        query = "SELECT body FROM reports WHERE id = ? ORDER BY number DESC LIMIT 1"
-        with self._transaction("BEGIN") as db:
+    def flush(self, capacity: int = CAPACITY) -> int:
+        """See :meth:`CampaignStore.flush`: none wait, for a save has put them into the mailbox."""
+        return 0
+
+    def news(self, orders: Mapping[bytes, int], since: Any = None) -> tuple[Any, Mapping[bytes, bytes]]:
+        """See :meth:`CampaignStore.news`: what was reported since then is read, whatever it is about."""
+        with self._visitor.transaction("BEGIN") as db:
+            (mark,) = db.execute("SELECT coalesce(max(number), 0) FROM reports").fetchone()
+            if since is not None:
+                rows = db.execute("SELECT id, body FROM reports WHERE number > ? ORDER BY number", (since,))
+                return mark, {order: body for order, body in rows if order in orders}
+            query = "SELECT body FROM reports WHERE id = ? ORDER BY number DESC LIMIT 1"
             found = {order: db.execute(query, (order,)).fetchone() for order in orders}
-        return {order: row[0] for order, row in found.items() if row is not None}
+        return mark, {order: row[0] for order, row in found.items() if row is not None}
+
+    def claim(self) -> bool:
+        """See :meth:`CampaignStore.claim`: it is one machine, whoever is quicker does it."""
+        return True
+
+    def release(self) -> None:
+        """See :meth:`CampaignStore.release`."""
 
     def await_change(self, patience: float) -> bool:
         """See :meth:`CampaignStore.await_change`: nothing is read while no other connection has written."""
         deadline = time.monotonic() + patience
         while True:
-            with self._lock, translated(self.path):
-                db = self._connection()
+            with self._visitor() as db:
                 version = db.execute("PRAGMA data_version").fetchone(), db.total_changes
             if version != self._version:
                 self._version = version
                 return True
             left = deadline - time.monotonic()
-            if left <= 0 or self._closed.wait(min(_LOOK, left)):
+            if left <= 0 or self._visitor.closed.wait(min(_LOOK, left)):
                 return False
 
     def close(self) -> None:
         """See :meth:`CampaignStore.close`."""
-        self._closed.set()
-        with self._lock:
-            if self._db is not None:
-                self._db.close()
-                self._db = None
-
-    def abandon(self) -> None:
-        """In a forked child: leave the connection to the parent."""
-        self._lock = threading.Lock()
-        if self._db is not None:
-            never_close(self._db)
-            self._db = None
-
-    def _connection(self) -> sqlite3.Connection:
-        if self._db is None:
-            raise StoreError(f"the campaigns of {self.path} are not open")
-        return self._db
-
-    @contextmanager
-    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        with self._lock, translated(self.path):
-            db = self._connection()
-            db.execute(begin)
-            try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
+        self._visitor.close()
 
     def __repr__(self) -> str:
         return f"<SqliteCampaigns {self.path}>"

@@ -8,6 +8,7 @@ import fcntl
 import os
 import sqlite3
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "REMEDIES",
     "TIME",
     "LogKeeper",
+    "Visitor",
     "check_log",
     "connect",
     "damaged",
@@ -75,6 +77,13 @@ MIGRATIONS: Final = (
         WITHOUT ROWID;
     CREATE TABLE campaign_devices(campaign TEXT NOT NULL, device BLOB NOT NULL, record BLOB NOT NULL,
         PRIMARY KEY(campaign, device)) WITHOUT ROWID;
+    """,
+    # The audit of both directions: rows have another form (those from before keep theirs), and keys that signed them.
+    """
+    ALTER TABLE audit ADD COLUMN form INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX audit_of ON audit(partner, at, number);
+    CREATE TABLE signers(fingerprint BLOB PRIMARY KEY, used BLOB NOT NULL, key BLOB NOT NULL) WITHOUT ROWID;
+    CREATE INDEX signers_used ON signers(used);
     """,
 )
 """What leads from each version of the schema to the next; a new file starts at version 0."""
@@ -146,8 +155,10 @@ def check_log(path: Path) -> None:
         )
 
 
-def connect(path: Path, owner: int, patience: float, *, read_only: bool = False) -> sqlite3.Connection:
+def connect(path: Path, owner: int | None, patience: float, *, read_only: bool = False) -> sqlite3.Connection:
     """Return a connection to the database of ``owner``, beside that of its server, which may run or not.
+
+    None stands for whoever owns it.
 
     It waits for others that write for ``patience`` seconds. StoreError when there is none, or when it is of another
     server or version; nothing is made or changed.
@@ -169,9 +180,10 @@ def connect(path: Path, owner: int, patience: float, *, read_only: bool = False)
             remedy = "start its server with this srup once" if older else "use a newer srup"
             raise StoreError(f"{path} has version {version}, and this srup uses {len(MIGRATIONS)}: {remedy}")
         (present,) = db.execute("SELECT owner FROM store").fetchone()
-        if present != NUMBER.pack(owner):
+        if present is None or (owner is not None and present != NUMBER.pack(owner)):
             whose = "nobody yet" if present is None else f"{int.from_bytes(present, 'big'):x}"
-            raise StoreError(f"{path} belongs to {whose}, not to {owner:x}")
+            wanted = "" if owner is None else f", not to {owner:x}"
+            raise StoreError(f"{path} belongs to {whose}{wanted}")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 0")  # the server does that, or whoever closes it last
     except BaseException:
@@ -241,3 +253,56 @@ def _abandon_all() -> None:
 
 
 os.register_at_fork(after_in_child=_abandon_all)
+
+
+class Visitor:
+    """A connection to the database of ``owner`` beside its server, used by one thread at a time, for ``what`` is in it.
+
+    It waits for others that write for ``patience`` seconds. StoreError as from :func:`connect`, and once it is closed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], owner: int, what: str, patience: float) -> None:
+        self.path: Final = Path(os.path.realpath(path))
+        self.closed: Final = threading.Event()
+        self._what = what
+        self._lock = threading.Lock()
+        with translated(self.path):
+            check_log(self.path)
+            self._db: sqlite3.Connection | None = connect(self.path, owner, patience)
+        forget_at_fork(self)
+
+    @contextmanager
+    def __call__(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection within a block."""
+        with self._lock, translated(self.path):
+            if self._db is None:
+                raise StoreError(f"the {self._what} of {self.path} is not open")
+            yield self._db
+
+    @contextmanager
+    def transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        """Give the connection within a transaction, which an error takes back."""
+        with self() as db:
+            db.execute(begin)
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Close the connection, and let whoever waits for ``closed`` go on."""
+        self.closed.set()
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def abandon(self) -> None:
+        """In a forked child: leave the connection to the parent."""
+        self._lock = threading.Lock()
+        if self._db is not None:
+            never_close(self._db)
+            self._db = None

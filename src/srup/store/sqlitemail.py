@@ -5,7 +5,6 @@ The server goes on with the database meanwhile, and is kept waiting for no longe
 
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Final
 
 from ..errors import StoreError
 from .mailbox import CAPACITY, PAGE, Entry, Mailbox, Position, Post, check_post
-from .sqlitefile import TIME, check_log, connect, forget_at_fork, never_close, translated
+from .sqlitefile import TIME, Visitor
 
 __all__ = ["SqliteMailbox", "insert_order"]
 
@@ -43,13 +42,8 @@ class SqliteMailbox(Mailbox):
     partitions = 1
 
     def __init__(self, path: str | os.PathLike[str], identity: int) -> None:
-        self.path: Final = Path(os.path.realpath(path))
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
-        with translated(self.path):
-            check_log(self.path)
-            self._db: sqlite3.Connection | None = connect(self.path, identity, _PATIENCE)
-        forget_at_fork(self)
+        self._visitor = Visitor(path, identity, "mailbox", _PATIENCE)
+        self.path: Final = self._visitor.path
 
     def post(
         self,
@@ -63,21 +57,13 @@ class SqliteMailbox(Mailbox):
     ) -> None:
         """See :meth:`Mailbox.post`."""
         check_post(order_id, order, capacity)
-        with self._lock, translated(self.path):
-            db = self._connection()
-            now = time.time()
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                insert_order(db, self.path, now, Post(device, order_id, order, report, urgent), capacity)
-                old = "SELECT id FROM told WHERE until < ? LIMIT ?"
-                for (gone,) in db.execute(old, (TIME.pack(now), _CLEARED)).fetchall():
-                    db.execute("DELETE FROM reports WHERE id = ?", (gone,))
-                    db.execute("DELETE FROM told WHERE id = ?", (gone,))
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
+        now = time.time()
+        with self._visitor.transaction("BEGIN IMMEDIATE") as db:
+            insert_order(db, self.path, now, Post(device, order_id, order, report, urgent), capacity)
+            old = "SELECT id FROM told WHERE until < ? LIMIT ?"
+            for (gone,) in db.execute(old, (TIME.pack(now), _CLEARED)).fetchall():
+                db.execute("DELETE FROM reports WHERE id = ?", (gone,))
+                db.execute("DELETE FROM told WHERE id = ?", (gone,))
 
     def waiting(self) -> dict[int, int]:
         """See :meth:`Mailbox.waiting`."""
@@ -115,31 +101,15 @@ class SqliteMailbox(Mailbox):
 
     def close(self) -> None:
         """See :meth:`Mailbox.close`."""
-        self._closed.set()
-        with self._lock:
-            if self._db is not None:
-                self._db.close()
-                self._db = None
-
-    def abandon(self) -> None:
-        """In a forked child: leave the connection to the parent."""
-        self._lock = threading.Lock()
-        if self._db is not None:
-            never_close(self._db)
-            self._db = None
-
-    def _connection(self) -> sqlite3.Connection:
-        if self._db is None:
-            raise StoreError(f"the mailbox of {self.path} is not open")
-        return self._db
+        self._visitor.close()
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
-        with self._lock, translated(self.path):
-            return self._connection().execute(query, values).fetchall()
+        with self._visitor() as db:
+            return db.execute(query, values).fetchall()
 
     def _own_changes(self) -> int:
-        with self._lock:
-            return self._connection().total_changes
+        with self._visitor() as db:
+            return db.total_changes
 
     def _await(self, look: Callable[[], list[Any]], patience: float) -> list[Any]:
         """Return what there is, waiting for it; nothing is read while nothing has changed."""
@@ -151,7 +121,7 @@ class SqliteMailbox(Mailbox):
                 return found
             version = now
             left = deadline - time.monotonic()
-            if left <= 0 or self._closed.wait(min(_LOOK, left)):
+            if left <= 0 or self._visitor.closed.wait(min(_LOOK, left)):
                 return []
 
     def __repr__(self) -> str:

@@ -39,13 +39,26 @@ class Stream:
     """A socket for paho, which may call the methods up to ``setsockopt``; ``sock`` is connected, TLS included.
 
     ``is_5`` says that MQTT 5 is spoken, else 3.1.1. ``limit`` is how many bytes a packet may have. ``fault`` says what
-    the broker has sent that it must not; nothing is read after that. A stream is used by one thread at a time.
+    the broker has sent that it must not; nothing is read after that. ``heard`` becomes true when something has come. A
+    stream is used by one thread at a time.
     """
 
-    __slots__ = ("_for_paho", "_hungry", "_is_5", "_limit", "_outgoing", "_over", "_received", "_sock", "fault")
+    __slots__ = (
+        "_drained",
+        "_for_paho",
+        "_is_5",
+        "_limit",
+        "_outgoing",
+        "_over",
+        "_received",
+        "_sock",
+        "fault",
+        "heard",
+    )
 
     def __init__(self, sock: socket.socket, is_5: bool, limit: int) -> None:
         self.fault: str | None = None
+        self.heard = False
         self._sock = sock
         self._is_5 = is_5
         self._limit = limit
@@ -53,7 +66,8 @@ class Stream:
         self._for_paho = b""
         self._outgoing = bytearray()
         self._over = False  # nothing more will come
-        self._hungry = True  # no whole packet is left of what was received: else nothing more is, for the bound's sake
+        self._drained = True  # read() has given every whole packet that was received; as long as it has not, it gives
+        # those before it receives anything, so that what is kept here stays bounded however seldom it is called
 
     def recv(self, size: int) -> bytes:
         """Return what is left of a packet that is paho's to read, b"" at the end, or raise BlockingIOError."""
@@ -123,19 +137,19 @@ class Stream:
 
         The end of the connection is paho's to hear, too; a ``fault`` is the caller's to look at.
         """
-        fresh = self._hungry
-        if fresh:
+        has_received = self._drained  # in this call
+        if has_received:
             self._receive()
-        self._hungry = False
+        self._drained = False
         received, begin = bytes(self._received), 0  # slices of it are what goes on, without another copy
         try:
             while self.fault is None:
                 end, topics, payloads, acknowledgements = cut(received, begin, self._is_5, self._limit, most)
                 if end == begin:
-                    if fresh:
-                        self._hungry = True
+                    if has_received:
+                        self._drained = True
                         break
-                    fresh = True
+                    has_received = True
                     del self._received[:begin]
                     self._receive()
                     received, begin = bytes(self._received), 0
@@ -159,6 +173,7 @@ class Stream:
                 chunk = self._sock.recv(_CHUNK)
                 self._received += chunk
                 self._over = not chunk
+                self.heard = True
                 # What TLS has decrypted already does not make the socket readable again.
                 if not (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending()):
                     return

@@ -49,7 +49,8 @@ class Values(Flow):
 
     def data(self, partner: int, data_id: str, data: bytes, now: float, nonce: bytes) -> list[Send]:
         """Send a value. There is no answer to it, except DataRefused when the partner does not know ``data_id``."""
-        return self.session.ask(partner, _S.SENT, Data, now, nonce, None, resend=False, data_id=data_id, data=data)
+        asked = partner, _S.SENT, Data, now, nonce, None
+        return self.session.ask(*asked, resend=False, remembered=False, data_id=data_id, data=data)
 
     def check_data(self, data_id: str, data: bytes) -> None:
         """Raise EncodeError unless a message can hold this value."""
@@ -69,13 +70,12 @@ class Values(Flow):
             raise PolicyError(f"{partner:x} does not bind its tokens, and knows of no receipts")
         lifetime = session.policy.update_lifetime if lifetime is None else lifetime
         place = session.streams.next_sent(partner, session.unix(now))
-        sends = session.ask(
-            partner, _S.UNCONFIRMED, Data, now, nonce, lifetime, detail=place, place=place, data_id=data_id, data=data
-        )
+        asked = partner, _S.UNCONFIRMED, Data, now, nonce, lifetime
+        sends = session.ask(*asked, remembered=False, detail=place, place=place, data_id=data_id, data=data)
         session.streams.set_sent(partner, place)
         return sends
 
-    def has_room(self, partner: int) -> bool:
+    def may_send_confirmed(self, partner: int) -> bool:
         """Return whether one more value may be sent to this partner now.
 
         Not if it would be one request too many, nor while values of an earlier stream are not confirmed: a partner that

@@ -224,7 +224,11 @@ class ServerJoins(Flow):
         peer.member = status is Status.JOIN_SUCCESS
         if not peer.member:
             return [*outputs, *session.membership_lost(peer, exchange.token, now.time)]
-        return [*outputs, *self.obeyed(peer, now, handed_over=False), *session.hurry(peer.identity, now.time)]
+        return [
+            *outputs,
+            *self.obeyed(peer, now, handed_over=False),
+            *session.repeat_unanswered(peer.identity, now.time),
+        ]
 
     def repeat_join_answer(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
         """Answer as before, unless the device has been put out since: it may have missed both."""
@@ -299,7 +303,7 @@ class ServerJoins(Flow):
     def _to_be_compared(exchange: Exchange) -> list[Output]:
         peer, moderated = exchange.peer.identity, exchange.detail
         if moderated.observer is not None:
-            return [ObservedJoinRequested(peer, exchange.token, moderated.observer, moderated.signer)]
+            return [ObservedJoinRequested(peer, exchange.token, moderated.observer, moderated.signer, exchange.expiry)]
         return [HumanJoinRequested(peer, exchange.token, exchange.expiry, moderated.signer)]
 
     def _moderate(self, exchange: Exchange, moderated: Moderated, now: Now) -> list[Output]:

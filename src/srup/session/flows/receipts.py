@@ -127,7 +127,7 @@ class Receipts(Flow):
         reached, bound = there.reached(position.stream), tokens.parse(first.token)
         if reached is None or bound is None or reached >= bound.after:
             return []
-        return [*self._reissue(first, position, reached, now.nonce), *self.session.send_again(first)]
+        return [*self._reissue(first, position, reached, now.nonce), *self.session.send_again(first, now.time)]
 
     def _reissue(self, mine: Exchange, position: StreamPosition, after: int, nonce: bytes) -> list[Output]:
         """Give a value another position in its token; it is to be sent again."""

@@ -1,13 +1,15 @@
 """Firmware updates, for both ends (docs/protocol/flows.md#updates)."""
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from ... import tokens
 from ...errors import PolicyError
 from ...messages import Activate, Data, Initiate, Message, Response
 from ...printable import printable
 from ...update import FETCH_FAILURES, MAX_REASON, UpdateState, check_order, is_digest
-from ...wire import UPDATE_CANCEL, UPDATE_REASON, Status
+from ...versions import shown_version
+from ...wire import UPDATE_ACTIVATE, UPDATE_CANCEL, UPDATE_REASON, Status
 from ..events import ActivationRequested, Event, FetchCancelled, FetchRequested, Unexpected, UpdateChanged
 from ..exchange import Exchange
 from ..flow import Flow, Now, Output, Send
@@ -51,15 +53,20 @@ class Failure(NamedTuple):
 
 @record("Order")
 class Order(NamedTuple):
-    """An update order; with ``hold`` it is activated when the owner says so. ``reason`` says why it failed."""
+    """An update order; with ``hold`` it is activated when the owner says so. ``reason`` says why it failed.
+
+    ``until`` is the Unix time up to which the device may activate it; 0 for as long as the order is good.
+    """
 
     url: str
     digest: str
     hold: bool
     reason: str = ""
+    until: float = 0.0
 
 
 _S = UpdateState
+_DIGITS: Final = 18  # of a Unix time
 _OVERTAKEN: Final = "a newer order has come"
 _LEFT: Final = "the device has left"
 
@@ -102,7 +109,8 @@ class DeviceUpdates(Flow):
         (_S.ACTIVATING, Trigger.RESTART): Transition(_S.ACTIVATING, "activation_again"),
     }
     starts = {Initiate: ExchangeStart(_S.NEW), Activate: ExchangeStart(_S.NEW)}
-    starts_by_data_id = {UPDATE_CANCEL: ExchangeStart(_S.NEW)}
+    starts_by_data_id = {UPDATE_CANCEL: ExchangeStart(_S.NEW), UPDATE_ACTIVATE: ExchangeStart(_S.NEW)}
+    causes_by_data_id: ClassVar[Mapping[str, type[Message]]] = {UPDATE_ACTIVATE: Activate}
 
     def __init__(self, session: "Session") -> None:
         super().__init__(session)
@@ -145,8 +153,7 @@ class DeviceUpdates(Flow):
         exchange.detail = Download(cause.url, cause.digest, cause.sequence_id)
         version, floor = self._version(exchange), self.session.version_floor
         if floor is not None and (version is None or version < floor):
-            named = "names no version" if version is None else f"is of version {version}"
-            why = f"the firmware {named}, and the floor is {floor}"
+            why = f"the firmware {_named(version)}, and the floor is {shown_version(floor)}"
             unexpected = Unexpected(exchange.peer.identity, exchange.token, Initiate, why)
             return [unexpected, *self._fail(exchange, why, now)]
         others = [other for other in exchange.peer.in_state(_S.FETCHING) if other is not exchange]
@@ -180,8 +187,9 @@ class DeviceUpdates(Flow):
             return self.report_failure(exchange, Failure(exchange.status, order.why), now)
         return self.repeat_answer(exchange, cause, now)
 
-    def begin_activation(self, exchange: Exchange, cause: Activate, now: Now) -> list[Output]:
-        """The server wants what was fetched to be activated."""
+    def begin_activation(self, exchange: Exchange, cause: Activate | Data, now: Now) -> list[Output]:
+        """The server wants what was fetched to be activated, at any time or, in a Data message, until one."""
+        self._check_in_time(cause, now)
         if not exchange.peer.member:
             raise PolicyError(f"{exchange.peer.identity:x} is not our server any more")
         if self._is_overtaken(exchange):
@@ -189,7 +197,7 @@ class DeviceUpdates(Flow):
             return [*self.session.step(exchange, Trigger.ACTIVATION_FAILED, failure, now)]
         version, floor = self._version(exchange), self._activation_floor()
         if floor is not None and (version is None or version < floor):
-            why = f"the firmware is of version {version}, and by now the floor is {floor}"
+            why = f"the firmware {_named(version)}, and by now the floor is {shown_version(floor)}"
             unexpected = Unexpected(exchange.peer.identity, exchange.token, Activate, why)
             failure = Failure(Status.ACTIVATE_FAIL, why)
             return [unexpected, *self.session.step(exchange, Trigger.ACTIVATION_FAILED, failure, now)]
@@ -238,7 +246,7 @@ class DeviceUpdates(Flow):
         """The time of the order is over before the firmware is here."""
         return [self._fetch_ended(exchange, None, "the order has expired")]
 
-    def refuse_activation(self, exchange: Exchange, cause: Activate, now: Now) -> list[Output]:
+    def refuse_activation(self, exchange: Exchange, cause: Activate | Data, now: Now) -> list[Output]:
         """There is nothing to activate under this token; what was said about that before is said again."""
         known: Download | None = exchange.detail
         why = (known.why if known else "") or "nothing was fetched for it"
@@ -246,6 +254,15 @@ class DeviceUpdates(Flow):
         return [unexpected, *self.report_failure(exchange, Failure(Status.ACTIVATE_FAIL, why), now)]
 
     # Mechanism.
+
+    def _check_in_time(self, cause: Activate | Data, now: Now) -> None:
+        """Raise PolicyError if it is too late to do as a server says, as far as we know what time it is (T41)."""
+        if isinstance(cause, Data):
+            if not cause.data.isdigit() or len(cause.data) > _DIGITS:
+                raise PolicyError(f"{cause.data[:80]!r} is no time until which firmware may be activated")
+            policy, late = self.session.policy, self.session.unix(now.time) - int(cause.data)
+            if policy.has_clock and late > policy.clock_skew:
+                raise PolicyError(f"the firmware was to be activated {late:.0f} seconds ago at the latest")
 
     def ordered(self) -> set[str]:
         """Return the digests of all firmware that is to be fetched or activated; any thread may ask."""
@@ -312,6 +329,7 @@ class ServerUpdates(Flow):
         **{(state, Data): Transition(state, "reason_received") for state in (_S.FETCHING, _S.READY, _S.ACTIVATING)},
         (_S.FAILED, Data): Transition(_S.FAILED, "late_reason_received"),
         (_S.READY, Trigger.ACTIVATE): Transition(_S.ACTIVATING, "send_activate"),
+        (_S.ACTIVATING, Trigger.ACTIVATE): Transition(_S.ACTIVATING, "send_activate_again"),
         (_S.READY, Status.UPDATE_SUCCESS): Transition(_S.READY),
         (_S.ACTIVATING, Status.UPDATE_SUCCESS): Transition(_S.ACTIVATING),
         (_S.ACTIVATING, Status.ACTIVATE_SUCCESS): Transition(_S.ACTIVATED, "update_changed"),
@@ -364,9 +382,18 @@ class ServerUpdates(Flow):
         """
         return self.session.decide(device, token, Trigger.CANCEL, "the order was taken back", now)
 
-    def activate(self, device: int, token: bytes, now: float) -> list[Output]:
-        """Let a device activate what it has fetched under this token; PolicyError if it has nothing."""
-        return self.session.decide(device, token, Trigger.ACTIVATE, None, now)
+    def activate(self, device: int, token: bytes, now: float, until: float | None = None) -> list[Output]:
+        """Let a device activate what it has fetched under this token; PolicyError if it has nothing.
+
+        It is not told again after the Unix time ``until``, nor does it obey then if it binds its tokens and has a
+        clock; it may be told anew.
+        """
+        return self.session.decide(device, token, Trigger.ACTIVATE, until, now)
+
+    def goes_on_asking(self, exchange: Exchange, unix: float) -> bool:
+        """See :meth:`Flow.goes_on_asking`."""
+        order = exchange.detail
+        return exchange.state is not _S.ACTIVATING or not order.until or unix < order.until
 
     # Effects.
 
@@ -377,19 +404,31 @@ class ServerUpdates(Flow):
             return [ready]
         return [ready, *self.session.step(exchange, Trigger.ACTIVATE, None, now)]
 
-    def send_activate(self, exchange: Exchange, cause: Any, now: Now) -> list[Output]:
-        """The device is to activate the file."""
-        if not exchange.peer.member:
-            raise PolicyError(f"{exchange.peer.identity:x} is not joined: it would not take Activate")
-        send = self.session.send(exchange, Activate)
-        self.session.expect(exchange, send.message, resend=True)
-        told: list[Output] = [
-            send,
-            UpdateChanged(exchange.peer.identity, exchange.token, UpdateState.ACTIVATING, None),
-        ]
+    def send_activate(self, exchange: Exchange, cause: float | None, now: Now) -> list[Output]:
+        """The device is to activate the file, until a Unix time if there is a ``cause``."""
+        changed = UpdateChanged(exchange.peer.identity, exchange.token, UpdateState.ACTIVATING, None)
+        told: list[Output] = [self._tell(exchange, cause), changed]
         if self.session.binds_tokens(exchange.peer):
             return told
         return [*told, *self.session.step(exchange, Trigger.TOLD, None, now)]
+
+    def send_activate_again(self, exchange: Exchange, cause: float | None, now: Now) -> list[Output]:
+        """The device, which may not have heard it in time, is to activate the file until another time."""
+        if not exchange.detail.until or cause is None:
+            raise PolicyError(f"{exchange.peer.identity:x} was told already, and is told again until it answers")
+        return [self._tell(exchange, cause)]
+
+    def _tell(self, exchange: Exchange, until: float | None) -> Send:
+        """Tell the device to activate the file."""
+        if not exchange.peer.member:
+            raise PolicyError(f"{exchange.peer.identity:x} is not joined: it would not take Activate")
+        if until is None or not self.session.binds_tokens(exchange.peer):
+            send = self.session.send(exchange, Activate)
+        else:
+            send = self.session.send(exchange, Data, data_id=UPDATE_ACTIVATE, data=b"%d" % until)
+        exchange.detail = exchange.detail._replace(until=until or 0.0)
+        self.session.expect(exchange, send.message, resend=True)
+        return send
 
     def update_changed(self, exchange: Exchange, cause: Message | None, now: Now) -> list[Output]:
         """The update came to its end: activated, failed, or the time is over."""
@@ -429,3 +468,7 @@ class ServerUpdates(Flow):
             return []
         failed = UpdateState.FAILED
         return [UpdateChanged(exchange.peer.identity, exchange.token, failed, exchange.status, exchange.detail.reason)]
+
+
+def _named(version: int | None) -> str:
+    return "names no version" if version is None else f"is of version {shown_version(version)}"
