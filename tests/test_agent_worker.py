@@ -1,5 +1,6 @@
 """Workers that share the devices of a server: a real Redis, a real broker, real leases."""
 
+import os
 import threading
 from collections import defaultdict
 
@@ -251,3 +252,20 @@ def test_the_listed_keys_of_all_partitions_follow_a_list(site):
     site.devices[gone].join()
     wait_until(lambda: gone in second.server_of(gone).members, "who is listed again joins")
     assert others[0] not in second.server_of(others[0]).devices
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_gives_back_no_lease_of_its_parent(site):
+    worker = site.worker()
+    wait_until(lambda: site.served(worker), "one worker serves everything")
+    held = {lease.token for lease in worker.leases}
+    child = os.fork()
+    if child == 0:
+        try:
+            worker.stop(1.0)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    client = site.redis.client
+    keys = list(client.scan_iter("*lease*"))
+    assert {client.get(key).decode() for key in keys} == held

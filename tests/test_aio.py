@@ -2,16 +2,18 @@
 
 import asyncio
 import threading
+from functools import partial
 
 import pytest
 
 from srup import Device, KeyRing, PolicyError, Server, Status, TransportError
 from srup.aio import AsyncDevice, AsyncServer
 from srup.fetch import MemoryFetcher
+from srup.store import MemoryStore
 from srup.transport import MemoryNetwork, MemoryTransport
 from srup.update import UpdateState
 
-from .fleet import DIGEST, FIRMWARE, SERVER, URL, WAIT, key_of
+from .fleet import DIGEST, FIRMWARE, SERVER, URL, WAIT, key_of, wait_until
 
 pytestmark = pytest.mark.backend
 
@@ -107,6 +109,74 @@ def test_who_stops_waiting_does_not_end_what_was_asked(tmp_path):
             assert not asked.done()
             go_on.set()
             assert await asked is Status.ACTION_SUCCESS
+
+    run(main())
+
+
+def test_what_a_handler_waits_for_may_be_cancelled(tmp_path):
+    async def main():
+        pair = Pair(tmp_path)
+
+        @pair.device.on_action(1)
+        async def act(server):
+            raise asyncio.CancelledError
+
+        async with pair.server, pair.device:
+            await pair.device.wait_joined(WAIT)
+            assert await pair.server.action(DEVICE, 1) is Status.ACTION_FAIL
+
+    run(main())
+
+
+def test_a_handler_whose_loop_has_ended_has_done_nothing(tmp_path):
+    store, heard = MemoryStore(), []
+    pair = Pair(tmp_path, device=Device, server=partial(AsyncServer, store=store))
+
+    async def main():
+        begun = asyncio.Event()
+
+        @pair.server.on_data("n", "uint32")
+        async def take(device, name, value):
+            begun.set()
+            await asyncio.Event().wait()
+
+        await pair.server.start()  # and nobody stops it
+        with pair.device:
+            await asyncio.to_thread(pair.device.wait_joined, WAIT)
+            for value in range(3):
+                await pair.device.send("n", value, "uint32")
+            await begun.wait()
+
+    run(main())
+    asyncio.run(pair.server.stop())
+    name = f"srup-{SERVER:x}-application"
+    wait_until(lambda: not any(thread.name.startswith(name) for thread in threading.enumerate()))
+    network = MemoryNetwork()
+    again = Server(SERVER, key_of(SERVER), devices=KeyRing(), broker=MemoryTransport(network, "server"), store=store)
+    again.on_data("n", "uint32")(lambda device, name, value: heard.append(value))
+    with again:
+        wait_until(lambda: heard == [0, 1, 2])
+
+
+def test_a_start_that_is_cancelled_leaves_nothing_that_runs(tmp_path):
+    opening, go_on = threading.Event(), threading.Event()
+
+    class SlowStore(MemoryStore):
+        def open(self, owner):
+            opening.set()
+            go_on.wait(WAIT)
+            return super().open(owner)
+
+    async def main():
+        pair = Pair(tmp_path, server=partial(AsyncServer, store=SlowStore()))
+        entering = asyncio.ensure_future(pair.server.__aenter__())
+        await asyncio.to_thread(opening.wait, WAIT)
+        entering.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+        assert pair.server.stopped
 
     run(main())
 

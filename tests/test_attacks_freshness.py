@@ -17,11 +17,13 @@ from srup import (
     UnansweredError,
     peek,
 )
+from srup.session import DeviceSession
+from srup.session.events import FetchRequested
 from srup.simulation import Clock
 from srup.tokens import bind
 from srup.update import UpdateState
 
-from .fleet import DIGEST, SERVER, URL
+from .fleet import DIGEST, SERVER, URL, key_of
 from .hostile import HostileFleet
 
 pytestmark = pytest.mark.backend
@@ -343,6 +345,66 @@ def test_t30_firmware_that_a_retiring_key_orders_keeps_none_of_its_successor_awa
         update = fleet.server.update(DEVICE, NEW_URL, NEW_DIGEST)
         fleet.settle()
         assert update.result(0) is UpdateState.ACTIVATED
+
+
+@pytest.mark.parametrize("stolen", [True, False], ids=["of a retiring key", "control"])
+def test_t30_a_download_that_lasts_keeps_no_order_of_a_successor_away(stolen):
+    old, new = (key_of(identity).public_key for identity in (SERVER, DEVICE))
+    device = DeviceSession(DEVICE, [SERVER])
+    device.known.peers[SERVER] = peer = device.peer(SERVER)
+    peer.member = True
+
+    def order(sequence_id, signer):
+        token = bind(SERVER, DEVICE, 60, sequence_id.to_bytes(16, "big"))
+        message = Initiate(sequence_id=sequence_id, sender_id=SERVER, token=token, url=URL, digest=DIGEST)
+        outputs = device.receive(message, 0.0, bytes(16), signer, retiring=signer is old)
+        return any(isinstance(each, FetchRequested) for each in outputs)
+
+    assert order(TOP - 9, old if stolen else new)
+    assert order(TOP - 10, new) is stolen
+
+
+@pytest.mark.parametrize("place", [(TOP, TOP), (0, TOP)], ids=["a later stream", "the same stream"])
+def test_t30_a_place_that_a_retiring_key_gives_bars_no_value_of_its_successor(tmp_path, place):
+    with HostileFleet(tmp_path, durable=True) as fleet:
+        fleet.joined()
+        assert said(fleet, b"first") == [(DEVICE, "t", b"first")]
+        rotated(fleet, "device")
+        last = fleet.server.engine.session.streams.received[DEVICE]
+        place = place[0] or last.stream, place[1]
+        token = bind(DEVICE, SERVER, fleet.clock() + 60, bytes(16), receipt=True, place=place, after=0)
+        fleet.hand.write(Data, DEVICE, SERVER, token=token, data_id="t", data=b"forged")
+        assert said(fleet, b"next")[-1] == (DEVICE, "t", b"next")
+
+
+def said(fleet, value):
+    """Have the device send a value that is confirmed; return what the server has heard."""
+    sent = fleet.device.send("t", value)
+    fleet.pass_time(60)
+    assert sent.result(0) is None
+    return [each for each in fleet.done if each[0] == DEVICE and len(each) == 3]
+
+
+def ordered_before_a_restart(fleet, ids):
+    """Have a retiring key order firmware, restart the device, and have that activated; then update as its owner."""
+    fleet.fetcher.contents[NEW_URL] = NEW_FIRMWARE
+    fleet.joined()
+    rotated(fleet, "server")
+    token = bind(SERVER, DEVICE, fleet.clock() + 60, bytes(16))
+    fleet.hand.write(Initiate, SERVER, DEVICE, sequence_id=ids[0], token=token, url=URL, digest=DIGEST)
+    fleet.device.stop()
+    fleet.add(DEVICE).start(threads=False)
+    fleet.settle()
+    fleet.hand.write(Activate, SERVER, DEVICE, sequence_id=ids[1], token=token)
+    active = (fleet.tmp_path / f"{DEVICE:x}" / "current").resolve().name
+    update = fleet.server.update(DEVICE, NEW_URL, NEW_DIGEST)
+    fleet.settle()
+    return active, update.result(0)
+
+
+def test_t30_the_same_with_a_restart_between_its_order_and_its_word_to_activate(tmp_path):
+    with HostileFleet(tmp_path, durable=True) as fleet:
+        assert ordered_before_a_restart(fleet, [TOP - 9, TOP - 8]) == (DIGEST, UpdateState.ACTIVATED)
 
 
 def value_replayed_over_a_restart(fleet, when):

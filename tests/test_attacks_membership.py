@@ -16,9 +16,13 @@ from srup import (
     Status,
     SyndicatedAction,
     SyndicatedData,
+    SyndicatedEndRequest,
+    SyndicationDevice,
+    SyndicationInit,
     TerminateCommand,
     rotation,
 )
+from srup.seal import seal
 from srup.session.flows.key_rotation import MAX_OFFERS
 from srup.store import MemoryStore
 from srup.wire import KEY_ROTATION
@@ -403,6 +407,62 @@ def test_t34_control_within_its_syndication_it_is_done(world, network):
     hand.deliver()
     assert world.done == [(LAMP, 1)]
     assert future.result(0) is Status.ACTION_SUCCESS
+
+
+# What home asked the device for is held over the end of it, and over a restart of the device.
+
+
+def offer_held(tmp_path, between):
+    """Hold home's offer while ``between`` happens to home, have the device start again, deliver the offer."""
+    with Federation(tmp_path, stores={HOME_ID: MemoryStore()}) as world:
+        hand = Broker(world, world.networks["home"])
+        world.start()
+        hand.hold(SyndicationInit, by=HOME)
+        world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE)
+        world.settle()
+        assert len(hand.held) == 1
+        hand.hold()
+        between(world)
+        world.settle()
+        world.bridge.stop()
+        world.everybody.remove(world.bridge)
+        world.bridge = SyndicationDevice(HOME_ID, key_of(HOME_ID, world.scheme), **world.options(HOME_ID, HOME, "home"))
+        world.bridge.on_syndication_init(world.enter)
+        world.everybody.append(world.bridge)
+        world.bridge.start(threads=False)
+        world.settle()
+        hand.deliver()
+        world.settle()
+        return len(world.values)
+
+
+def test_t34_an_offer_is_held_over_its_end_and_a_restart_of_the_device(tmp_path):
+    assert offer_held(tmp_path, lambda world: world.home.end_syndication(HOME_ID)) == 0
+
+
+def test_t34_control_an_offer_that_counts_is_taken_after_a_restart(tmp_path):
+    assert offer_held(tmp_path, lambda world: None) == 1
+
+
+@pytest.mark.parametrize("cls", [SyndicationInit, SyndicatedEndRequest])
+def test_t30_what_a_retiring_key_says_of_a_syndication_keeps_none_of_its_successor_away(tmp_path, cls):
+    with Federation(tmp_path) as world:
+        world.start()
+        world.home.rotate_key(PrivateKey.generate("ed25519"))
+        world.settle()
+        hand = Broker(world, world.networks["home"])
+        fields = {"url": KEY_SERVICE, "sealed": seal(VALUE, world.key(HOME_ID).public_key)}
+        signed = hand.signed(
+            *(cls, HOME, HOME_ID),
+            key=world.key(HOME),
+            sequence_id=2**64 - 9,
+            **{name: fields[name] for name in fields if cls is SyndicationInit},
+        )
+        hand.deliver((f"SRUP/{HOME_ID:x}", signed))
+        assert len(world.values) == (cls is SyndicationInit)
+        begun = world.home.syndicate(HOME_ID, KEY_SERVICE, VALUE)
+        world.pass_time(1)
+        assert begun.result(0) is None
 
 
 def allowed_and_ended(world, end):

@@ -23,7 +23,7 @@ from srup.session.syndications import LIST_TURN, MAX_SHARED, RESEND, Role, Syndi
 from srup.session.table import Trigger
 from srup.wire import IDENTIFICATION_RESPONSE, Status
 
-from .session_link import T0, OldPeer, make, nonce, sends, snapshot
+from .session_link import T0, OldPeer, events, make, nonce, sends, snapshot
 from .syndication_link import AWAY, AWAY_ID, HOME, HOME_ID, KEY_SERVICE, LAMPS, NEIGHBOUR, Chain
 
 LAMP = LAMPS[1]
@@ -1144,6 +1144,48 @@ WORDS = {
     m.SyndicatedTerminate: {},
 }
 PLACES = {"home": (HOME, HOME_ID), "away side": (AWAY_ID, AWAY)}
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["in the next one", "control"])
+def test_t34_a_request_for_an_earlier_syndication_is_refused(chain, again):
+    peer = chain.away.known.peers[AWAY_ID]
+    token = tokens.bind(AWAY_ID, AWAY, chain.now + 60, nonce())
+    late = make(m.SyndicationRequest, peer.window.highest + 1, AWAY_ID, token, sealed=b"an older value")
+    chain.away_side.known.peers[AWAY].last_sent += 1
+    if again:
+        begun_again(chain)
+        with pytest.raises(PolicyError, match="before it joined"):
+            chain.away.receive(late, chain.now, nonce())
+    else:
+        assert events(chain.away.receive(late, chain.now, nonce()), e.SyndicationRequested)
+
+
+class Stolen:
+    """A key that is retiring, and in other hands."""
+
+    signing_fingerprint = "5" * 64
+
+
+def said_by_a_stolen_key(chain, session, sender, cls, **fields):
+    """Have a session hear what a retiring key of a partner says, under one of the highest sequence ids."""
+    token = tokens.bind(sender, session.identity, chain.now + 60, nonce())
+    message = make(cls, 2**64 - 9, sender, token, **fields)
+    chain.perform(session, session.receive(message, chain.now, nonce(), Stolen(), retiring=True))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_t30_a_list_of_a_retiring_key_keeps_none_of_its_successor_away(chain, place):
+    session, sender = (chain.home, HOME_ID) if place == "home" else (chain.away_side, AWAY)
+    said_by_a_stolen_key(chain, session, sender, m.SyndicatedDeviceCount, count=1)
+    assert chain.home.syndication(HOME_ID).count == 1
+    chain.perform(chain.away, chain.away.share(AWAY_ID, LAMPS[:2], chain.now, nonce()))
+    assert tuple(chain.home.syndication(HOME_ID).devices.values()) == LAMPS[:2]
+
+
+def test_t30_a_syndication_that_a_retiring_key_begins_hears_its_successor(chain):
+    said_by_a_stolen_key(chain, chain.away, AWAY_ID, m.SyndicationRequest, sealed=b"v")
+    chain.ask(chain.home.syndicated_action, LAMP, 7)
+    assert sum(chain.done.values()) == 1
 
 
 @pytest.mark.parametrize("cls", WORDS)

@@ -685,6 +685,24 @@ def test_a_process_that_forks_after_the_start_is_told_so(tmp_path):
         assert os.waitstatus_to_exitcode(status) == 0
 
 
+@pytest.mark.process
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_that_leaves_the_block_stops_nothing_of_its_parent(tmp_path):
+    with HostileFleet(tmp_path, durable=True) as fleet:
+        for agent in fleet.agents:
+            agent.start()
+        wait_until(fleet.all_joined)
+        child = os.fork()
+        if child == 0:
+            try:
+                for agent in fleet.agents:
+                    agent.stop()
+            finally:
+                os._exit(sum(agent.engine.stopping.is_set() for agent in fleet.agents))
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+
+
 # What an application gets wrong.
 
 

@@ -6,18 +6,25 @@ store have threads of their own, so that neither holds up the loop. The futures 
     async with AsyncDevice(0xD1, key, server=0x5E, server_key=server_key, broker=url) as device:
         await device.wait_joined(30)
         await device.send("temperature", 21.5)
+
+A handler that is cancelled from outside, as all are when ``asyncio.run`` ends, or whose event loop is closed, has done
+nothing: an action has no answer, and with a store a value is handed over again after the next start.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import wait
 from functools import wraps
 from inspect import isawaitable
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from .agent import Agent, Device, Server
+from .agent.handlers import Interrupted
 from .agent.joining import Joining
 
 __all__ = ["AsyncDevice", "AsyncServer"]
+
+_LOOK: Final = 0.5  # seconds until a thread that waits for a handler looks whether the event loop is closed
 
 
 class _Shell(Agent):
@@ -30,9 +37,16 @@ class _Shell(Agent):
         self.engine.handlers.adapt = self._adapt
 
     async def start(self) -> Self:  # type: ignore[override]
-        """See :meth:`Agent.start`; handlers run in the event loop that runs now."""
+        """See :meth:`Agent.start`; handlers run in the event loop that runs now. If it is cancelled, it has stopped."""
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(super().start)
+        starting = asyncio.ensure_future(asyncio.to_thread(super().start))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait([starting])  # a thread goes on, and nobody would stop what it has started
+            if starting.exception() is None:
+                await self.stop()
+            raise
         return self
 
     async def stop(self, timeout: float = 5.0) -> None:  # type: ignore[override]
@@ -64,14 +78,35 @@ class _Shell(Agent):
             raise TypeError(f"a handler is a function, which {handler!r} is not")
 
         async def run(arguments: tuple[Any, ...]) -> Any:
-            result = handler(*arguments)
-            return await result if isawaitable(result) else result
+            try:
+                result = handler(*arguments)
+                return await result if isawaitable(result) else result
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise  # somebody has cancelled the handler: asyncio.run does when it ends
+                raise RuntimeError("the handler has waited for something that was cancelled") from None
 
         @wraps(handler)
         def call(*arguments: Any) -> Any:
-            return asyncio.run_coroutine_threadsafe(run(arguments), self._loop).result()
+            return _result(run(arguments), self._loop)
 
         return call
+
+
+def _result(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> Any:
+    """Have a loop run a coroutine; Interrupted if the loop is closed before its end, or it is cancelled."""
+    try:
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError:
+        coroutine.close()
+        raise Interrupted from None
+    while not wait([future], _LOOK).done:
+        if loop.is_closed() and not future.done():  # which forgets what waits in it
+            raise Interrupted
+    if future.cancelled():
+        raise Interrupted
+    return future.result()
 
 
 class AsyncDevice(_Shell, Device):  # type: ignore[misc]

@@ -113,7 +113,8 @@ class Agent:
         """End: send what can be sent within ``timeout`` seconds, disconnect, let the running handler finish.
 
         Requests without an answer end with TransportError, and so do all later ones. With a store the next start goes
-        on with the former, and with what the running handler asks for. A second call does nothing.
+        on with the former, and with what the running handler asks for. A second call does nothing, nor does one in a
+        process that was forked after the start.
         """
         self._shell.stop(timeout)
 

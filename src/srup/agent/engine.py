@@ -294,11 +294,16 @@ class Engine:
 
     def post(self, work: Work) -> None:
         """Have work done in a turn. On any thread; TransportError in a process that was forked after the start."""
-        if self._process not in (None, os.getpid()):
+        if self.forked:
             raise TransportError(f"{self.journal} was started before this process was forked; start it afterwards")
         self.inbox.put(work)
         if self.stopped.is_set():
             self._do_late_work()  # nobody else would
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process was forked after the start: then all that runs, and the store, are its parent's."""
+        return self._process not in (None, os.getpid())
 
     def report_link(self, connected: bool, why: str) -> None:
         """Take note in a turn that the link to the broker has come or gone. On any thread."""

@@ -45,6 +45,10 @@ class Inline(Executor):
         return future
 
 
+class Interrupted(BaseException):
+    """Raised in the place of a handler that was not let come to its end: what it was called for is not done."""
+
+
 def check_plain(handler: Callable[..., Any]) -> Callable[..., Any]:
     """Return a handler; TypeError for what is no plain function."""
     if not callable(handler) or iscoroutinefunction(handler):
@@ -261,9 +265,14 @@ class Handlers:
     def _run_call(self, call: Call) -> None:
         self.backlog.start(call)
         self._running, self.began = call, time.monotonic()
-        self._journal.log_exceptions(self._make, call)
-        self._running = self.began = None
-        self.progress()
+        try:
+            self._journal.log_exceptions(self._make, call)
+        except Interrupted:
+            self._journal.log(logging.WARNING, "%s: a handler was interrupted; what it was called for is not done")
+            return
+        finally:
+            self._running = self.began = None
+            self.progress()
         if call.number and call.peer is not None:
             self.finished(call.peer, call.number)
 

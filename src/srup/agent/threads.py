@@ -107,8 +107,13 @@ class Threads:
             self._turn.release()
 
     def stop(self, timeout: float) -> None:
-        """End within ``timeout`` seconds, if possible. The first call does it, others wait for the last turn."""
+        """End within ``timeout`` seconds, if possible. The first call does it, others wait for the last turn.
+
+        In a process that was forked after the start there is nothing to end: all that runs is its parent's.
+        """
         engine = self._engine
+        if engine.forked:
+            return
         if engine.stopping.is_set():
             self.join(timeout)
             return

@@ -150,6 +150,7 @@ class Worker:
         self._setting_up = threading.Lock()  # an application may share between its servers what it makes at the first
         self._leaving: dict[int, Future[None]] = {}
         self._given_up: queue.SimpleQueue[Lease] = queue.SimpleQueue()
+        self._process: int | None = None  # in which it was started
         self._stopping = threading.Event()
         self._stopped = threading.Event()
         self._leases_due = threading.Event()  # the next look at the leases is due
@@ -228,13 +229,17 @@ class Worker:
         """Begin to take partitions, in the background. A worker is started once."""
         if self._stopping.is_set() or self._threads[0].ident is not None:
             raise TransportError(f"{self!r} was started before; make a new one")
+        self._process = os.getpid()
         for thread in [*self._threads, self._reader]:
             thread.start()
         return self
 
     def stop(self, timeout: float = 10.0) -> None:
-        """End: finish what is under way, let running handlers end, and give the partitions to others at once."""
-        if self._stopping.is_set():
+        """End: finish what is under way, let running handlers end, and give the partitions to others at once.
+
+        In a process that was forked after the start it does nothing: the leases are its parent's.
+        """
+        if self._stopping.is_set() or self._process not in (None, os.getpid()):
             return
         deadline = time.monotonic() + timeout
         self._stopping.set()

@@ -263,6 +263,9 @@ class Session:
         outputs: list[Output]
         position = repeated = None
         if bound is not None and bound.place is not None:
+            if horizon is not peer.horizon and peer.horizon.highest:
+                # In other hands it could give a value the last place of all. Its owner sends what it said before anew.
+                raise PolicyError(f"{peer.identity:x} has another key, and this one gives values no place any more")
             position = StreamPosition(*bound.place)
             repeated = not self.streams.is_next(peer.identity, position, bound.after)
         if repeated:

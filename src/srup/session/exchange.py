@@ -88,6 +88,13 @@ class Peer:
         """What is known of the key that signed what is being heard, or last was."""
         return self.hearing or self.horizon
 
+    def counting(self, sequence_id: int) -> int:
+        """Return a sequence id that was just heard as the later ones under the key that counts are compared with it.
+
+        A retiring key may be in other hands: nothing that it says is newer than what its successor has said (T30).
+        """
+        return min(sequence_id, self.horizon.highest)
+
     def room(self, mine: bool) -> Room:
         """Return the room of our exchanges, or of theirs."""
         room = self.ours if mine else self.theirs

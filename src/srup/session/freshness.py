@@ -17,7 +17,7 @@ membership: what is known of a key stays known when it is removed, rotated or re
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from .. import tokens
 from ..errors import PolicyError, StoreError
@@ -34,6 +34,7 @@ __all__ = [
     "Freshness",
     "Horizon",
     "Horizons",
+    "Offers",
     "Signer",
     "key_number",
     "key_text",
@@ -88,6 +89,17 @@ def token_expiry(expiry: float, sequence_id: int, policy: Policy) -> float:
     return min(FIRST_UNDATED + sequence_id, NO_EXPIRY)
 
 
+class Offers(NamedTuple):
+    """The sequence ids of the newest words of a home server about its syndication."""
+
+    begun: int = 0
+    ended: int = 0
+
+    def newest(self, other: "Offers") -> "Offers":
+        """Return the newer word of each kind."""
+        return Offers(max(self.begun, other.begun), max(self.ended, other.ended))
+
+
 @dataclass(slots=True, eq=False)
 class Horizon(ReplayWindow):
     """What has been heard from an identity under one key: nothing older is heard again.
@@ -102,6 +114,7 @@ class Horizon(ReplayWindow):
     dated_floor: int = 0  # no token that expires at or before this time begins an exchange
     undated_floor: int = 0  # nor does one that never expires and was made at or before this sequence id
     activated_sequence_id: int = 0  # of the newest update order whose firmware was activated
+    offers: Offers | None = None  # of a home server, if that has said something
 
     def made(self, bound: tokens.BoundToken) -> bool:
         """Return whether this token says that it was made under this key."""
@@ -148,7 +161,7 @@ class Horizon(ReplayWindow):
     def dump(self) -> list[object]:
         """Return what a store keeps of it besides the window."""
         numbers = self.membership_sequence_id, self.dated_floor, self.undated_floor, self.activated_sequence_id
-        return [key_text(self.key), *numbers]
+        return [key_text(self.key), *numbers, *([self.offers] if self.offers else ())]
 
 
 class Horizons:
@@ -238,13 +251,15 @@ class Horizons:
 
 
 def _read(horizon: Horizon, kept: list[object]) -> None:
-    key, membership, dated, undated, activated, *_ = kept  # earlier versions named tokens of a peer that was revoked
-    for number in (membership, dated, undated, activated):
+    key, membership, dated, undated, activated, *others = kept
+    # Texts are tokens of a peer that was revoked, which earlier versions named.
+    offers = next((Offers(*each) for each in others if type(each) is list), None)
+    for number in (membership, dated, undated, activated, *(offers or ())):
         if type(number) is not int:
             raise ValueError(f"{number!r} is no number")
     horizon.key = int(str(key) or "0", 16)
     horizon.membership_sequence_id, horizon.dated_floor, horizon.undated_floor = membership, dated, undated  # type: ignore[assignment]
-    horizon.activated_sequence_id = activated  # type: ignore[assignment]
+    horizon.activated_sequence_id, horizon.offers = activated, offers  # type: ignore[assignment]
 
 
 class Freshness:

@@ -33,6 +33,7 @@ from ...wire import Status
 from ..events import Event, RelayFailed, SyndicationAnswered, SyndicationEnded, SyndicationOffered
 from ..exchange import Exchange, Peer
 from ..flow import Now, Output, Send
+from ..freshness import Offers
 from ..policy import check_status
 from ..syndications import ACTION_RESULTS, END_RESULTS, JOIN_RESULTS, RESEND
 from ..table import Cause, ExchangeStart, State, Table, Transition, Trigger
@@ -232,8 +233,6 @@ class HomeRelay(RelayFlow):
     }
     volatile = frozenset({_S.OFFERED})  # home asks again, and so the owner is asked again
     _listing: tuple[bytes, bytes] | None = None  # the token of the newest count, there and here
-    _offered = 0  # the sequence id of home's newest offer
-    _ended = 0  # that of its newest word that it is over
 
     def answer_init(self, token: bytes, status: Status, now: float) -> list[Output]:
         """Answer a SyndicationOffered with JOIN_SUCCESS, JOIN_REFUSED or JOIN_FAIL."""
@@ -242,9 +241,9 @@ class HomeRelay(RelayFlow):
 
     def syndication_offered(self, exchange: Exchange, cause: SyndicationInit, now: Now) -> list[Output]:
         """Home wants a syndication; it is told no more of the one before, which would pass for this one."""
-        if cause.sequence_id < max(self._ended, self._offered):
+        if cause.sequence_id < max(self._offers(exchange.peer)):
             raise PolicyError("home has ended the syndication since it asked for it, or has asked for another one")
-        self._offered = cause.sequence_id
+        self._note(exchange.peer, Offers(begun=cause.sequence_id))
         self._listing = None
         for former in exchange.peer.in_state(_S.RELAYED):
             self.session.known.forget(former)
@@ -257,15 +256,28 @@ class HomeRelay(RelayFlow):
 
     def pass_on(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
         """See :meth:`RelayFlow.pass_on`; home's end also ends what is only offered, which nobody there knows of yet."""
-        if cause.sequence_id < self._offered:
+        offered = self._offers(exchange.peer).begun
+        if cause.sequence_id < offered:
             raise PolicyError("home asked for this before it offered the present syndication")
         outputs: list[Output] = []
         if isinstance(cause, SyndicatedEndRequest):
-            self._ended = max(self._ended, cause.sequence_id)
-            if self._offered < cause.sequence_id:
+            self._note(exchange.peer, Offers(ended=cause.sequence_id))
+            if offered < cause.sequence_id:
                 offers = exchange.peer.in_state(_S.OFFERED)
                 outputs += self.session.step_all(offers, Trigger.LEAVE, None, now)
         return [*outputs, *super().pass_on(exchange, cause, now)]
+
+    @staticmethod
+    def _offers(peer: Peer) -> Offers:
+        """Return what home has said last, under the key that signed what is heard or the one that counts."""
+        return (peer.heard.offers or Offers()).newest(peer.horizon.offers or Offers())
+
+    def _note(self, peer: Peer, said: Offers) -> None:
+        """Remember what home has said about its syndication, for as long as anything of its key (T34)."""
+        peer.heard.offers = said.newest(peer.heard.offers or Offers())
+        capped = Offers(*(peer.counting(number) for number in said))
+        peer.horizon.offers = capped.newest(peer.horizon.offers or Offers())
+        self.session.known.mark_freshness(peer.identity)
 
     def _pass_on(self, event: Relayed, now: float, nonce: bytes) -> list[Send]:
         """Pass a message on; an entry of the list goes under the token of its count."""
@@ -330,7 +342,7 @@ class AwayRelay(RelayFlow):
         """The away server begins the syndication, or does not want it; its first word is as good as an answer."""
         status = Status(cause.status) if isinstance(cause, Response) else Status.JOIN_SUCCESS
         self.syndicated = status is Status.JOIN_SUCCESS
-        self._began = cause.sequence_id
+        self._began = exchange.peer.counting(cause.sequence_id)
         return [SyndicationAnswered(self.session.server, exchange.token, status)]
 
     def pass_on(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
@@ -341,7 +353,7 @@ class AwayRelay(RelayFlow):
             raise PolicyError("the count is older than one that was passed on")
         begun = self._heard(exchange.peer, cause, now)
         if isinstance(cause, SyndicatedDeviceCount):
-            self._counted, self._listing = cause.sequence_id, exchange.token
+            self._counted, self._listing = exchange.peer.counting(cause.sequence_id), exchange.token
         return [*begun, *super().pass_on(exchange, cause, now)]
 
     def pass_entry_on(self, exchange: Exchange, cause: SyndicatedDeviceList, now: Now) -> list[Output]:

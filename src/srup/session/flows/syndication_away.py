@@ -189,7 +189,9 @@ class AwaySyndications(Replying):
         known = self.session.syndications.by_device.get(identity)
         if identity not in self.session.syndication_devices or (known is not None and known.role is Role.HOME):
             raise PolicyError(f"{identity:x} is not registered as a syndication device here")
-        exchange.detail = cause.sequence_id
+        if self.session.freshness.overtaken(exchange.peer, cause) or (known and cause.sequence_id < known.began):
+            raise PolicyError(f"{identity:x} asked for this before it joined, or before the present syndication began")
+        exchange.detail = exchange.peer.counting(cause.sequence_id)
         return [SyndicationRequested(identity, exchange.token, cause.sealed)]
 
     def begin_sharing(self, exchange: Exchange, cause: tuple[int, ...], now: Now) -> list[Output]:

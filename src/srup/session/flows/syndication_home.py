@@ -194,7 +194,7 @@ class HomeSyndications(Replying):
     def syndication_begun(self, exchange: Exchange, cause: Message, now: Now) -> list[Output]:
         """The syndication device is in at the away server."""
         syndication = self._required(exchange.peer)
-        syndication.began = cause.sequence_id
+        syndication.began = exchange.peer.counting(cause.sequence_id)
         self._expect_list(syndication, now.time)
         return [SyndicationAnswered(exchange.peer.identity, exchange.token, Status.JOIN_SUCCESS)]
 
@@ -221,7 +221,8 @@ class HomeSyndications(Replying):
             return outputs  # overtaken by a newer one
         unbound = tokens.parse(exchange.token) is None
         kept = syndication.devices if unbound and syndication.count is None else {}
-        syndication.token, syndication.count, syndication.counted = exchange.token, cause.count, cause.sequence_id
+        syndication.token, syndication.count = exchange.token, cause.count
+        syndication.counted = exchange.peer.counting(cause.sequence_id)
         syndication.list_anew({})
         for number, device in kept.items():
             if not syndication.contradicts(number):

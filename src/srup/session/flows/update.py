@@ -157,7 +157,7 @@ class DeviceUpdates(Flow):
             unexpected = Unexpected(exchange.peer.identity, exchange.token, Initiate, why)
             return [unexpected, *self._fail(exchange, why, now)]
         others = [other for other in exchange.peer.in_state(_S.FETCHING) if other is not exchange]
-        newer = any(other.detail.sequence_id > cause.sequence_id for other in others)
+        newer = any(self._number(other, exchange.horizon) > cause.sequence_id for other in others)
         if newer or self._is_overtaken(exchange):  # it got here first
             return self._fail(exchange, _OVERTAKEN, now)
         ended = self.session.step_all(others, Trigger.SUPERSEDE, _OVERTAKEN, now)
@@ -297,6 +297,12 @@ class DeviceUpdates(Flow):
         """Return the lowest version that may be activated now: not below what is just being activated (T12)."""
         versions = [each.version for each in self.activating.values() if each.version is not None]
         return None if self.session.version_floor is None else max(self.session.version_floor, *versions, 0)
+
+    @staticmethod
+    def _number(order: Exchange, signer: Horizon | None) -> int:
+        """Return the sequence id of an order as one of ``signer`` is compared with it (T30)."""
+        number: int = order.detail.sequence_id
+        return number if order.horizon is signer else order.peer.counting(number)
 
     def _is_overtaken(self, order: Exchange) -> bool:
         """Return whether firmware of a newer order of this server was activated, or is just being (T12)."""
