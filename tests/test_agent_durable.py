@@ -1128,7 +1128,7 @@ def test_values_of_a_sender_that_goes_on_from_a_backup_are_not_taken_for_repetit
 def test_a_partner_cannot_name_a_stream_that_leaves_none(fleet):
     fleet.joined()
     identity = fleet.device.identity
-    fleet.device.engine.inbound.deliver = lambda transaction, batch: None
+    fleet.device.engine.inbound.deliver = lambda transaction, batch, more=False: None
     future = fleet.server.send_data(identity, "n", 1, "uint8", lifetime=60.0)
     fleet.settle()
     data = ((1 << 64) - 1).to_bytes(8, "little") + bytes(8)

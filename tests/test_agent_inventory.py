@@ -6,7 +6,7 @@ import pytest
 
 from srup import Fleet, MemoryStore, PolicyError, SqliteStore
 from srup.agent.inventory import LONGEST_FACT, MAX_FACTS
-from srup.fleet.campaigns import candidate
+from srup.fleet.campaignview import candidate
 from srup.fleet.where import where
 
 from .fleet import DIGEST, SERVER, URL

@@ -15,7 +15,8 @@ T7   algorithm confusion             here; test_attacks_codec.py
 T8   thread killer                   here
 T9   memory exhaustion               here; test_attacks_floods.py, test_agent.py, test_agent_fairness.py,
                                      test_cli_logs.py, test_cli_terminal.py, test_fleet_audit.py,
-                                     test_keyex_attacks.py, test_keyex_limits.py, test_keyex_service.py
+                                     test_fleet_joins.py, test_agent_inventory.py, test_keyex_attacks.py,
+                                     test_keyex_limits.py, test_keyex_service.py
 T10  hijack by join command          here
 T11  update substitution             here; test_attacks_session.py
 T12  rollback                        here
@@ -38,11 +39,11 @@ T26  flood of a member               test_attacks_bounds.py, test_attacks_handle
 T27  flood of observations           test_attacks_bounds.py
 T28  memory of one, room of others   test_attacks_bounds.py
 T29  late activation                 test_attacks_freshness.py
-T30  spent sequence ids              test_attacks_freshness.py
+T30  spent sequence ids              test_attacks_freshness.py, test_attacks_membership.py, test_session_syndication.py
 T31  false source                    test_attacks_membership.py
 T32  raising                         test_attacks_bounds.py, test_attacks_last_ids.py
 T33  lost rotation                   test_attacks_membership.py
-T34  over the end                    test_attacks_membership.py
+T34  over the end                    test_attacks_membership.py, test_session_syndication.py
 T35  late revocation                 test_attacks_orders.py, test_attacks_workers.py
 T36  closed envelope                 test_attacks_bounds.py
 T37  next key                        test_attacks_freshness.py

@@ -44,6 +44,8 @@ MQTT = {"paho-mqtt", "urllib3"}
 CONSOLE = {"itsdangerous", "jinja2", "mnemonic", "segno", "starlette", "uvicorn"}
 BROKER = "mqtt://127.0.0.1:1"  # nobody is there, and both sides try again and again
 REDIS = "redis://127.0.0.1:1"
+JOIN = f"join --store {REDIS} --identity 5e"
+AUDIT = f"audit --store {REDIS} --identity 5e"
 ORDER = f"order --store {REDIS} --identity 5e"
 NO_REDIS = {"needs": {"redis"}, "says": "Redis at 127.0.0.1:1", "status": 2}
 CAMPAIGN = "campaign --store none.db --identity 5e"
@@ -102,6 +104,12 @@ TRIALS = {
         Trial("inspect traffic.pcap", {"dpkt"}, says="cannot be read", status=2),
     ],
     "store create": [Trial(f"store create {REDIS} --identity 5e", **NO_REDIS)],
+    "join accept": [Trial(f"{JOIN} accept d1 --id 00", **NO_REDIS)],
+    "join refuse": [Trial(JOIN, **NO_REDIS), Trial(f"{JOIN} refuse d1", **NO_REDIS)],
+    "join fail": [Trial(f"{JOIN} fail d1", **NO_REDIS)],
+    "audit export": [Trial(AUDIT, **NO_REDIS), Trial(f"{AUDIT} export out.jsonl", **NO_REDIS)],
+    "audit verify": [Trial("audit verify none.jsonl", says="none.jsonl", status=2)],
+    "store backup": [Trial("store backup none.db copy.db", says="none.db is missing", status=2)],
     "store audit": [Trial("store audit none.db --identity 5e", says="none.db", status=2)],
     "order action": [Trial(f"{ORDER} action d1 1", **NO_REDIS)],
     "order identify": [Trial(f"{ORDER} identify d1", **NO_REDIS)],
@@ -110,6 +118,7 @@ TRIALS = {
     "order cancel": [Trial(f"{ORDER} cancel d1.{'0' * 32}", **NO_REDIS)],
     "order send": [Trial(f"{ORDER} send d1 name value", **NO_REDIS)],
     "order join": [Trial(f"{ORDER} join d1", **NO_REDIS)],
+    "order decide": [Trial(f"{ORDER} decide d1 {'0' * 32} refuse", **NO_REDIS)],
     "order register": [Trial(f"{ORDER} register d1 d1.pem.pub", **NO_REDIS)],
     "order remove": [Trial(f"{ORDER} remove d1", **NO_REDIS)],
     "order revoke": [Trial(f"{ORDER} revoke d1", **NO_REDIS)],

@@ -246,7 +246,7 @@ def test_two_changes_of_a_key_at_once_are_made_one_after_the_other(site, url, tm
 
 def test_a_renewal_does_not_bring_back_a_key_that_was_changed_meanwhile(site, url, tmp_path, monkeypatch):
     enrolled(site, url).save(tmp_path / "d")
-    renew = broker_transport(tmp_path / "d", Enrolment.load(tmp_path / "d"))._before_connect
+    renew = broker_transport(tmp_path / "d", Enrolment.load(tmp_path / "d"))._endpoint.before_connect
     site.clock.now += 4 * DAY
     monkeypatch.setattr("srup.agent.enrolment.time.time", site.clock)
     real, new = Enrolment.renewed, PrivateKey.generate("ed25519")
@@ -378,11 +378,11 @@ def test_the_link_renews_the_certificate_before_it_connects(site, url, tmp_path,
     enrolled(site, url).save(folder)
     before = Enrolment.load(folder)
     transport = broker_transport(folder, before)
-    transport._before_connect()
+    transport._endpoint.before_connect()
     assert Enrolment.load(folder).certificate == before.certificate
     site.clock.now += 4 * DAY
     monkeypatch.setattr("srup.agent.enrolment.time.time", site.clock)
-    transport._before_connect()
+    transport._endpoint.before_connect()
     assert Enrolment.load(folder).expires == before.expires + 4 * DAY
 
 
@@ -392,7 +392,7 @@ def test_a_link_whose_service_is_gone_keeps_the_certificate(site, tmp_path, monk
         enrolled(site, url).save(folder)
     before = Enrolment.load(folder)
     monkeypatch.setattr("srup.agent.enrolment.time.time", lambda: before.expires)
-    broker_transport(folder, before)._before_connect()
+    broker_transport(folder, before)._endpoint.before_connect()
     assert Enrolment.load(folder).certificate == before.certificate
     assert "is not renewed" in caplog.text
 

@@ -267,6 +267,7 @@ Update.READY Data -> READY:
 Update.ACTIVATING Data -> ACTIVATING:
 Update.FAILED Data -> FAILED: UpdateChanged
 Update.READY ACTIVATE -> ACTIVATING: Activate UpdateChanged
+Update.ACTIVATING ACTIVATE -> ACTIVATING: PolicyError
 Update.READY UPDATE_SUCCESS -> READY:
 Update.READY EXPIRE -> UNANSWERED: UpdateChanged
 Update.ACTIVATING UPDATE_SUCCESS -> ACTIVATING:
@@ -462,6 +463,10 @@ def test_every_row_does_what_is_written(role, state, trigger):
         token = exchange.token
     session.known.peers[partner].binds = trigger is Trigger.ACTIVATE  # so it confirms
     if isinstance(trigger, Trigger):
+        if expected == ["PolicyError"]:
+            with pytest.raises(PolicyError):
+                drive(session, partner, exchange, trigger)
+            return
         outputs = drive(session, partner, exchange, trigger)
     else:
         fitting = FITTING.get((role, state, trigger)) or FITTING.get((state, trigger), {})
