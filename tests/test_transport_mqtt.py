@@ -949,7 +949,7 @@ class TestAHostileBroker:
         one = Peer(MqttTransport(script.url, "one"))
         one.start()
         assert one.transport.lend_thread(turn, lambda: float("inf"))
-        wait_until(lambda: one.transport._connecting)
+        wait_until(lambda: one.transport._connecting or in_a_turn.is_set())
         one.transport.wake()
         with script.accept():
             one.wait(True)
