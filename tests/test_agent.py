@@ -761,6 +761,7 @@ def test_a_callback_that_raises_does_not_end_the_thread(pair, caplog):
 # The end.
 
 
+@pytest.mark.slow
 def test_stop_ends_everything_that_is_under_way(pair):
     begun, go_on = threading.Event(), threading.Event()
     pair.device.on_action(1)(lambda partner: (begun.set(), go_on.wait(WAIT)))

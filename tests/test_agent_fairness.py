@@ -77,6 +77,7 @@ def test_t9_answers_never_wait_for_handlers(flooded):
     assert flooded.heard == []
 
 
+@pytest.mark.slow
 def test_t9_a_flood_from_many_leaves_room_for_one_more(tmp_path):
     with Fleet(tmp_path, size=12) as fleet:
         heard = []
@@ -95,6 +96,7 @@ def test_t9_a_flood_from_many_leaves_room_for_one_more(tmp_path):
         assert heard.index(OTHER) <= 8 * len(fleet.devices)
 
 
+@pytest.mark.slow
 def test_a_partner_that_is_the_only_one_is_not_refused(tmp_path):
     """It keeps nobody waiting; the broker holds what it sends."""
     with Fleet(tmp_path, size=1) as fleet:

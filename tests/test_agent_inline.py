@@ -242,6 +242,7 @@ def calls_of(job):
     return count
 
 
+@pytest.mark.slow
 def test_the_4000th_command_to_one_device_is_no_more_work_than_the_first():
     """What is remembered of a partner is counted, not scanned."""
     pair = Pair()

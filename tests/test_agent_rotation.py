@@ -502,6 +502,7 @@ def test_changes_of_all_keys_at_once_whatever_the_network_does(tmp_path, seed):
         assert fleet.faults() == 0
 
 
+@pytest.mark.slow
 def test_with_real_threads(tmp_path):
     """Keys change under traffic; nothing is lost, refused or done twice."""
     from .test_agent import DEVICE, Pair

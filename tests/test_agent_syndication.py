@@ -128,6 +128,7 @@ def test_a_revoked_syndication_device_has_no_syndication(world):
     assert world.home.debug.session.syndication(HOME_ID) is world.away.debug.session.syndication(AWAY_ID) is None
 
 
+@pytest.mark.slow
 def test_keys_change_under_a_running_syndication(world):
     """Each side of the device, and either server, has its own key, and changes it alone."""
     for agent in (world.bridge, world.bridge.away, world.home, world.away):
@@ -732,6 +733,7 @@ def test_in_threads(tmp_path, brokers):
         world.home.syndicated_request(HOME_ID, 1, b"please").result(WAIT)
 
 
+@pytest.mark.slow
 def test_a_device_is_stopped_while_it_is_getting_in(tmp_path, memory):
     before = set(threading.enumerate())
     with Threads(tmp_path, memory) as world:

@@ -181,6 +181,7 @@ def test_a_start_that_is_cancelled_leaves_nothing_that_runs(tmp_path):
     run(main())
 
 
+@pytest.mark.slow
 def test_a_join_that_is_not_answered_or_refused(tmp_path):
     async def main():
         pair = Pair(tmp_path)

@@ -436,6 +436,7 @@ def test_t25_a_list_goes_on_after_a_restart(tmp_path):
         assert world.home.shared_devices(HOME_ID) == tuple(world.shared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["a join", "a receipt for a later stream"])
 def test_t25_what_was_not_answered_is_sent_again_over_turns(tmp_path, what):
     """Three devices come back, or say that they do, for which much waits."""
@@ -552,6 +553,7 @@ def test_t26_a_device_joins_during_a_flood_of_values(busy):
     wait_until(lambda: THIRD in busy.server.members)
 
 
+@pytest.mark.slow
 def test_t26_answers_are_heard_however_many_handlers_wait(busy):
     flooded(busy, 10_500)
     assert busy.server.action(OTHER, 1).result(PATIENCE) is Status.ACTION_SUCCESS

@@ -540,6 +540,7 @@ def test_t38_a_stolen_key_that_has_used_the_future_up_and_is_replaced(tmp_path, 
         fleet.works()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restarts", [0, 1, 8])
 def test_t38_a_stolen_key_that_uses_the_future_up_while_it_is_retiring(tmp_path, small, restarts):
     """Again and again, with a restart of the server each time."""

@@ -84,6 +84,7 @@ def post(fleet, kind, **details):
     return fleet.store(SERVER).post(fleet.clock.now, VERBS[kind](DEVICE, **details))
 
 
+@pytest.mark.slow
 def test_t35_a_revocation_behind_10_000_orders_takes_effect_first(fleet):
     reports = handed_over(fleet, "revoke")
     assert reports[-1].state == "DONE"

@@ -126,6 +126,7 @@ def test_after_the_log_in_one_is_where_one_wanted_to_be(place):
         assert page.path == "/"
 
 
+@pytest.mark.slow
 def test_attempts_to_log_in_are_bounded(tmp_path, users_file, place):
     site = Site(place.fleet, place.users, clock=place.site.clock)
     browser = Browser(application(site))

@@ -315,6 +315,7 @@ def test_few_keys_are_remembered_and_written_again_in_time():
     assert len(signers) <= 2 * SIGNER_PRECISION / 60.0 + 1_001
 
 
+@pytest.mark.slow
 def test_t9_a_flood_of_values_costs_no_order_its_row(fleet):
     fleet.joined()
     for _ in range(2 * BURST):

@@ -902,6 +902,7 @@ def test_the_device_disappears(chain):
 # Everything else: a defined outcome, and no effect where none is due.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["home", "away", "home_side", "away_side"])
 def test_any_message_under_any_token_has_a_defined_outcome(name):
     """No exception but those of the contract, and whatever is refused leaves no trace."""

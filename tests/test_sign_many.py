@@ -86,6 +86,7 @@ def test_messages_of_any_length(scheme_keys, lanes):
     assert srup.sign_many(several, key, 1, lanes) == [srup.encode(message, key) for message in several]
 
 
+@pytest.mark.slow
 def test_both_backends(twins, scheme_keys):
     signeds = [srup_native.pack(message) for message in messages(20)]
     for scheme in DETERMINISTIC:

@@ -678,6 +678,7 @@ class Model:
         return plain(State(named("partners"), named("exchanges"), *entries, named("keys"), named("barred"), facts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STORES)
 def test_it_does_what_a_dictionary_does(name):
     class Machine(RuleBasedStateMachine):

@@ -502,6 +502,7 @@ class NumberedTransport(MemoryTransport):
         ack()
 
 
+@pytest.mark.slow
 def test_messages_are_settled_in_the_order_of_their_arrival(tmp_path):
     """Handlers have fallen behind; one that catches up settles messages, and meanwhile another one comes in."""
     with HostileFleet(tmp_path) as fleet:

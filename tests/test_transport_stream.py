@@ -106,6 +106,7 @@ def packets(draw, is_5):
     return publish(topic, mid, payload, flags=flags, properties=properties), Publication(topic, mid, payload)
 
 
+@pytest.mark.slow
 @given(st.data(), st.booleans())
 def test_whatever_the_pieces_every_packet_is_heard_once_and_in_order(data, is_5):
     drawn = data.draw(st.lists(packets(is_5), max_size=8))
