@@ -67,6 +67,11 @@ def test_the_attacker_asks_for_a_join_that_is_compared():
     assert ran(72027, durable=True).passed
 
 
+def test_a_relay_waits_in_vain_for_an_answer_that_is_held_back():
+    """It tells home so and resigns; that ends what the away server had agreed to."""
+    assert ran(80011, durable=True).passed
+
+
 def test_a_relay_that_leaves_home_unheard_leaves_the_other_network_too(tmp_path):
     with Federation(tmp_path, scheme="ed25519") as world:
         world.syndicated()

@@ -12,17 +12,18 @@ from typing import Any, ClassVar, Final
 from ...agent.joining import REJOIN
 from ...codec import decode
 from ...fetch import MemoryFetcher
-from ...messages import SCHEMA, Action, ResignRequest, SyndicatedData
+from ...messages import SCHEMA, Action, ResignRequest, Response, SyndicatedData
 from ...session import Policy
 from ...session.syndication import Role
 from ...transport import parse_topic
+from ...wire import Status
 from ..attacker import Attacker
 from ..base import BaseWorld
 from ..options import Options
 from ..party import Party
 from .attacker import SYNDICATION
 from .operators import Operators
-from .oracle import LinkView, Oracle
+from .oracle import LinkView, Oracle, Side
 from .parties import Lamp, Relay, SharingServer
 
 __all__ = ["SyndicationWorld"]
@@ -142,6 +143,10 @@ class SyndicationWorld(BaseWorld):
         frame = decode(wire)
         if isinstance(party, Relay) and frame.sender_id == party.away_id and SCHEMA[frame.type] is ResignRequest:
             party.farewells += 1
+        if isinstance(party, Relay) and frame.sender_id == party.identity and SCHEMA[frame.type] is Response:
+            answer = frame.verify(party.key.public_key)
+            if isinstance(answer, Response) and answer.status == Status.JOIN_FAIL:
+                self.oracle.ends(party.identity, Side.AWAY)  # it waits no longer for the answer of the away server
         if party.identity not in self.servers or frame.sender_id != party.identity:
             return
         message = frame.verify(party.key.public_key)
