@@ -45,6 +45,7 @@ CONSOLE = {"itsdangerous", "jinja2", "mnemonic", "segno", "starlette", "uvicorn"
 BROKER = "mqtt://127.0.0.1:1"  # nobody is there, and both sides try again and again
 REDIS = "redis://127.0.0.1:1"
 JOIN = f"join --store {REDIS} --identity 5e"
+JOIN_NEEDS = {"needs": {"mnemonic", "redis", "segno"}}
 AUDIT = f"audit --store {REDIS} --identity 5e"
 ORDER = f"order --store {REDIS} --identity 5e"
 NO_REDIS = {"needs": {"redis"}, "says": "Redis at 127.0.0.1:1", "status": 2}
@@ -105,7 +106,7 @@ TRIALS = {
     ],
     "store create": [Trial(f"store create {REDIS} --identity 5e", **NO_REDIS)],
     "join accept": [Trial(f"{JOIN} accept d1 --id 00", **NO_REDIS)],
-    "join refuse": [Trial(JOIN, **NO_REDIS), Trial(f"{JOIN} refuse d1", **NO_REDIS)],
+    "join refuse": [Trial(JOIN, **NO_REDIS | JOIN_NEEDS), Trial(f"{JOIN} refuse d1", **NO_REDIS)],
     "join fail": [Trial(f"{JOIN} fail d1", **NO_REDIS)],
     "audit export": [Trial(AUDIT, **NO_REDIS), Trial(f"{AUDIT} export out.jsonl", **NO_REDIS)],
     "audit verify": [Trial("audit verify none.jsonl", says="none.jsonl", status=2)],

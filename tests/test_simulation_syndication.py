@@ -72,6 +72,20 @@ def test_a_relay_waits_in_vain_for_an_answer_that_is_held_back():
     assert ran(80011, durable=True).passed
 
 
+def test_a_device_is_not_shared_any_more_when_the_syndication_ends_that_it_was_asked_in():
+    """The away server asks it no more for what home wanted, though nothing was shared at the end."""
+    assert ran(80084, durable=False).passed
+
+
+def test_an_action_that_is_done_again_after_a_crash_may_fail():
+    assert ran(80089, durable=True).passed
+
+
+def test_an_end_that_is_ordered_twice_is_told_once_more():
+    """The second order is refused, for nothing is left to end; the first one was not heard."""
+    assert ran(80104, durable=False).passed
+
+
 def test_a_relay_that_leaves_home_unheard_leaves_the_other_network_too(tmp_path):
     with Federation(tmp_path, scheme="ed25519") as world:
         world.syndicated()

@@ -36,6 +36,7 @@ from srup.records import (
     OutboxEntry,
     PartnerRecord,
     ReportRecord,
+    SignerRecord,
 )
 from srup.store import Leases, RedisStore, commit_many
 from srup.store.keyspace import Keyspace, Script
@@ -355,6 +356,7 @@ WHOLE = Changes(
     barred=["aa"],
     facts=[Fact(1, "name", "value"), Fact(1, "gone", None)],
     audit=[row(1)],
+    signers=[SignerRecord(bytes(32), b"pem", 1.0)],
     reports=[ReportRecord(b"o" * 16, b"1-1", b"{}", 60.0, urgent=True)],
 )
 

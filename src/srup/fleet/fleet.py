@@ -109,12 +109,13 @@ class Fleet:
         """See :meth:`Server.update`; the result is an UpdateState, the reports tell of each state."""
         return self.post(Update(device, url, digest, hold, version, lifetime))
 
-    def activate(self, update: PostedOrder | str) -> PostedOrder:
+    def activate(self, update: PostedOrder | str, lifetime: float | None = None) -> PostedOrder:
         """Let a device activate what it was to hold: name the order of the update, its id, or its token.
 
-        The result is PolicyError unless it waits for that; how the activation ends is told by the update.
+        After ``lifetime`` seconds it is not told any more, and does not obey. The result is PolicyError unless it waits
+        for that; how the activation ends is told by the update.
         """
-        return self.post_about(Activate, update)
+        return self.post_about(Activate, update, lifetime=lifetime)
 
     def cancel(self, order: PostedOrder | str) -> PostedOrder:
         """Take any order back that has had no effect yet: name it, its id, or the token of an update.
@@ -193,16 +194,16 @@ class Fleet:
         self._mailbox.post(order.device, posted.number, *content, urgent=order.urgent)
         return posted
 
-    def post_about(self, verb: type[AboutUpdate], update: PostedOrder | str) -> PostedOrder:
+    def post_about(self, verb: type[AboutUpdate], update: PostedOrder | str, **details: Any) -> PostedOrder:
         """Post an order about an update, named as for :meth:`activate`; ValueError for what names none."""
         if isinstance(update, PostedOrder):
-            return self.post(verb(update.device, update.number.hex()))
+            return self.post(verb(update.device, update.number.hex(), **details))
         if (named := parse_id(update)) is not None:
-            return self.post(verb(named[0], named[1].hex()))
+            return self.post(verb(named[0], named[1].hex(), **details))
         bound = parse(update.encode())
         if bound is None:
             raise ValueError(f"{update!r} names no update: neither the id of an order nor a token")
-        return self.post(verb(bound.recipient, update))
+        return self.post(verb(bound.recipient, update, **details))
 
     def find(self, order_id: str) -> PostedOrder:
         """Return the order with this id; ValueError for what is none. Whether it is known, its reports say."""

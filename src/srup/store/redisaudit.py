@@ -57,7 +57,7 @@ def at_of(row: AuditRow) -> float:
 def audit_value(row: AuditRow) -> bytes:
     """Return a row as bytes, without its time."""
     told = row.token, row.outcome.encode(), row.wire, row.signer, row.order, row.posted_by.encode()
-    return _HEAD.pack(row.partner, row.sequence_id, row.type) + parts(*told, _SENT * row.sent)
+    return _HEAD.pack(row.partner, row.sequence_id, row.type) + parts(*told, _SENT if row.sent else b"")
 
 
 def _row(at: float, member: bytes) -> AuditRow:

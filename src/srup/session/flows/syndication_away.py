@@ -291,7 +291,7 @@ class AwaySyndications(Replying):
         if not self._is_away_with(peer):
             return []
         ended = self.session.syndications.drop(peer.identity)
-        asked = [] if ended is None else self._ask_no_more(ended, now)
+        asked = [] if ended is None else self._ask_no_more(ended, self._asked(peer), now)
         return [SyndicationEnded(peer.identity, b""), *asked]
 
     def on_membership_lost(self, peer: Peer, token: bytes, now: float) -> list[Output]:
@@ -312,22 +312,26 @@ class AwaySyndications(Replying):
     def _drop(self, peer: Peer, now: float) -> list[Output]:
         """Forget a syndication, and end what was still asked in it: nothing of that is done or answered any more."""
         ended = self.session.syndications.drop(peer.identity)
-        asked = peer.in_state(_S.MODERATING, _S.CARRYING)
-        self.session.step_all(asked, Trigger.LEAVE, None, Now(now, b""))
-        return [] if ended is None else self._ask_no_more(ended, now)
+        devices = self._asked(peer)
+        self.session.step_all(peer.in_state(_S.MODERATING, _S.CARRYING), Trigger.LEAVE, None, Now(now, b""))
+        return [] if ended is None else self._ask_no_more(ended, devices, now)
 
     def _stop_terminating(self, peer: Peer) -> None:
         """Repeat the end of an earlier syndication no more: it would come after the beginning, and undo it."""
         for ending in peer.in_state(_S.TERMINATING):
             ending.retry = 0.0
 
-    def _ask_no_more(self, syndication: Syndication, now: float) -> list[Output]:
-        """End what shared devices were asked for home."""
-        devices = dict.fromkeys(syndication.devices.values())
-        asked = [each for device in devices for each in self.session.known.open_of(device)]
-        carried = [each for each in asked if isinstance(each.detail, Exchange)]
-        ours = [each for each in carried if each.detail.peer.identity == syndication.device]
-        return self.session.abandon(ours, now)
+    def _asked(self, peer: Peer) -> list[int]:
+        """Return the devices that are asked for home now, those too that are not shared any more."""
+        asked = [each.detail.request.fields for each in peer.in_state(_S.CARRYING)]
+        return [value for fields in asked for name, value in fields if name == "target_id"]
+
+    def _ask_no_more(self, syndication: Syndication, asked: Iterable[int], now: float) -> list[Output]:
+        """End what these devices, and those that are shared, were asked for home."""
+        devices = dict.fromkeys([*syndication.devices.values(), *asked])
+        ours = [each for device in devices for each in self.session.known.open_of(device)]
+        carried = [each for each in ours if isinstance(each.detail, Exchange)]
+        return self.session.abandon([each for each in carried if each.detail.peer.identity == syndication.device], now)
 
     def _share(self, syndication: Syndication, devices: tuple[int, ...], now: float, nonce: bytes) -> list[Output]:
         """Share these devices, and send the list of them."""

@@ -346,8 +346,9 @@ class Oracle:
             case "syndicated action" if isinstance(said, Status):
                 carried = self._ledger.find("action", self._relays[order.target].away, *what)
                 succeeded = carried is not None and carried.done
+                failed = carried is not None and not all(each.good for each in carried.effects)  # when done again
                 forgotten = not self._durable and self._first_lives[order.number] != self._on_the_way(order.target)
-                return succeeded if said is Status.ACTION_SUCCESS else forgotten or not succeeded
+                return succeeded if said is Status.ACTION_SUCCESS else forgotten or failed or not succeeded
         return True
 
     # The end.
