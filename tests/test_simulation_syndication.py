@@ -86,6 +86,18 @@ def test_an_end_that_is_ordered_twice_is_told_once_more():
     assert ran(80104, durable=False).passed
 
 
+def test_an_away_server_goes_on_after_a_restart_with_what_it_has_allowed():
+    assert ran(81095, durable=True).passed
+
+
+def test_a_home_that_has_put_a_relay_out_unheard_says_that_it_is_over_when_something_comes():
+    assert ran(81135, durable=True).passed
+
+
+def test_a_relay_that_has_not_heard_of_the_end_enters_as_long_as_the_word_to_do_so_is_good():
+    assert ran(81145, durable=True).passed
+
+
 def test_a_relay_that_leaves_home_unheard_leaves_the_other_network_too(tmp_path):
     with Federation(tmp_path, scheme="ed25519") as world:
         world.syndicated()

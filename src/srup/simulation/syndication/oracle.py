@@ -164,7 +164,7 @@ class Oracle:
                 "forged", f"{history.away:x} is asked for the syndication {number} of {relay:x}: there is none"
             )
         ended = self._clock() - history.ended.get(number, self._clock())
-        if ended > self._policy.lifetime + 2 * self._policy.clock_skew:
+        if ended > self._policy.update_lifetime + 2 * self._policy.clock_skew:  # which home's word may have lived
             self._violate(
                 "overtaken",
                 f"{history.away:x} is asked for the syndication {number} of {relay:x}, ended {ended:.0f} s ago",
@@ -274,11 +274,12 @@ class Oracle:
     def opened(self, relay: int, side: Side, mark: int) -> None:
         """A server has another syndication than it had, if any; ``mark`` is the away server's mark of it."""
         history = self._relays[relay]
-        if side is Side.AWAY and history.open[side] is not None:
-            self._end_permissions(relay)
-        history.open[side] = history.begun
+        number = history.begun
         if side is Side.AWAY:
-            history.open[side] = history.numbers.setdefault(mark, history.accepted)
+            number = history.numbers.setdefault(mark, history.accepted)
+            if history.open[side] not in (None, number):  # not the same one after a restart
+                self._end_permissions(relay)
+        history.open[side] = number
         self._ledger.counts[f"opened {side.value}"] += 1
 
     def closed(self, relay: int, side: Side) -> None:

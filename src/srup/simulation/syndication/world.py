@@ -185,6 +185,8 @@ class SyndicationWorld(BaseWorld):
             if rounds % REVIEWED == 0:
                 for relay in self.relays.values():
                     self.operators.review(relay)
+                for lamp in self.lamps.values():  # for whoever forgot a syndication hears of it by what comes
+                    self.operators.data(lamp)
 
     def link_view(self, relay: Relay) -> LinkView:
         """Return what can be seen of the syndication by a relay."""
