@@ -75,12 +75,10 @@ def _serve(
         raise
     with serving, fleet, explained():
         site = Site(fleet, Users(users), serving.names, serving.secure, firmware=images, fetch_ca=fetch_ca)
-        _say(f"console of server {identity:x} at {serving.url}")
-        if site.invitation.token is not None:
-            _say(
-                f"nobody has an account yet; make the first one here: {serving.url}/first?token={site.invitation.token}"
-            )
         with told_to_end(lambda _signal: serving.end()):
+            _say(f"console of server {identity:x} at {serving.url}")
+            if (token := site.invitation.token) is not None:
+                _say(f"nobody has an account yet; make the first one here: {serving.url}/first?token={token}")
             serving.run(site)
 
 

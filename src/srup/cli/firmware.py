@@ -57,10 +57,10 @@ def serve(
             raise ValueError(f"cannot listen on {host}, port {port}: {complaint(error)}") from None
     if cert is None:
         (say if logged else tell)("without TLS: whoever is in between sees the firmware; devices need --allow-http", "")
-    print(f"firmware of {folder} at {serving.url}")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.flush()
     with told_to_end(serving.end):
+        print(f"firmware of {folder} at {serving.url}")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.flush()
         serving.run()
 
 

@@ -86,6 +86,7 @@ class Serving:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         self._server = uvicorn.Server(config)
         self._server.handle_exit = lambda *_: self.end()  # type: ignore[method-assign]  # its own breaks off at the second
+        self._server.should_exit = self._streams.closing.is_set()  # it was told to end before it began
         self._server.run(sockets=[self._listener])
 
     def end(self) -> None:
