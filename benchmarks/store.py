@@ -107,7 +107,7 @@ def executemany(folder: Path, identities: list[int]) -> Iterator[Commit]:
         )
         db.executemany(
             "INSERT INTO audit VALUES(?, ?, ?, ?, ?, ?)",
-            [(each.at, number(each.partner), number(each.sequence_id), *each[3:]) for each in changes.audit],
+            [(each.at, number(each.partner), number(each.sequence_id), *each[3:6]) for each in changes.audit],
         )
         db.execute("COMMIT")
 
