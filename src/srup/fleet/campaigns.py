@@ -119,7 +119,7 @@ class Campaigns:
                 raise PolicyError(f"there is a campaign {document.name} already; choose another name")
             if self._store.save(revision, document.name, campaign.dump(), {}, document=json.dumps(content).encode()):
                 return CampaignView(document, campaign, {})
-        raise StoreError(_toobusy_devices(document.name))
+        raise StoreError(_too_busy(document.name))
 
     def pause(self, name: str, by: str = "") -> CampaignView:
         """Order nothing more for now. What was ordered goes on; what is held is not activated."""
@@ -196,7 +196,7 @@ class Campaigns:
             campaign, changed = edit(view, self._clock())
             if self._store.save(revision, name, campaign.dump(), dumped(changed)):
                 return CampaignView(view.document, campaign, {**view.members, **changed})
-        raise StoreError(_toobusy_devices(name))
+        raise StoreError(_too_busy(name))
 
     def _load(self, name: str) -> tuple[int, CampaignView]:
         revision, found = self._store.load([name])
@@ -264,5 +264,5 @@ def _check_state(view: CampaignView, verb: str, allowed: set[State]) -> None:
         raise PolicyError(f"campaign {view.name} is {state}: it cannot be {verb} now")
 
 
-def _toobusy_devices(name: str) -> str:
+def _too_busy(name: str) -> str:
     return f"campaign {name} is being changed by others all the time: try again"

@@ -77,9 +77,9 @@ class MqttTransport:
     ) -> None:
         if not HAS_PAHO:
             raise TransportError("MQTT needs paho-mqtt: pip install 'srup[mqtt]'")
+        credentials, files = (username, password), (ca_file, cert_file, key_file)
         self._endpoint = Endpoint(
-            *(url, client_id, (username, password), (ca_file, cert_file, key_file), alpn, tls),
-            *(keepalive, session_expiry, before_connect),
+            url, client_id, credentials, files, alpn, tls, keepalive, session_expiry, before_connect
         )
         demand(0 < min_pause <= max_pause, f"pauses grow from min_pause to max_pause, not {min_pause} to {max_pause}")
         demand(max_queued > 0, f"max_queued is at least 1, not {max_queued}")
@@ -317,7 +317,7 @@ class MqttTransport:
         self._reactor.employ(partial(self._connect, link))
 
     def _make_link(self) -> Link:
-        return Link(*(self._endpoint, self._sizes, self._wanted, self._fence, self._reactor, self, self._wake))
+        return Link(self._endpoint, self._sizes, self._wanted, self._fence, self._reactor, self, self._wake)
 
     def _connect(self, link: Link) -> None:
         """Do what blocks, on a connector thread."""
